@@ -1,0 +1,64 @@
+//! The configuration model of the data plane: plain data, no live state, no I/O.
+//!
+//! The proxy owns this model because the consumer owns the shape of its input; `agent::translate` builds it from
+//! Istio YAML or from xDS. Every type derives `PartialEq`, so that an identical configuration is recognised and drains
+//! nothing, and `Serialize`, so that the admin page can show it. Names are Envoy's; each type mirrors the Envoy v3
+//! message of the same name.
+//!
+//! Two lifetimes, two modules: `config::Cluster` is data, [`crate::upstream::Cluster`] is the live thing compiled from it.
+
+mod access_log;
+mod cluster;
+mod http;
+mod listener;
+mod matcher;
+mod rbac;
+mod route;
+mod tls;
+
+pub use access_log::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat};
+pub use cluster::{
+    CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, DnsCluster, Endpoint, EndpointAddress, HashConfig,
+    HealthStatus, LbPolicy, LeastRequest, Locality, LocalityEndpoints, OutlierDetection, Service, SlowStart, TcpKeepalive,
+    TransportSocket, TransportSocketMatch, UpstreamHttpOptions, UpstreamProtocol, Workload,
+};
+pub use http::{
+    AlpnOverride, Codec, EscapedSlashesAction, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, HttpFilter,
+    RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails, StatsLabels,
+};
+pub use listener::{
+    Address, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TrafficDirection, TransportProtocol,
+};
+pub use matcher::{Fraction, HeaderMatch, HeaderMatcher, Regex, StringMatch, StringMatcher};
+pub use rbac::{MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
+pub use route::{
+    AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,
+    HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, Redirect, RedirectPath, RetryOn, RetryPolicy, Route,
+    RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
+};
+pub use tls::{
+    CertificateSource, DownstreamTls, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion, TrustDomain, UpstreamTls,
+};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+/// One whole configuration: what [`crate::Proxy::apply`] takes.
+///
+/// Maps are keyed by resource name. References between resources are by name and are resolved at apply; a route to a
+/// cluster that does not exist answers `503 NC` as Envoy does, it is not an error of the snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// Opaque version shown on the admin page and in the `skiff_config_version` metric.
+    pub version: String,
+    /// Listeners by name.
+    pub listeners: BTreeMap<String, Arc<Listener>>,
+    /// Route configurations that listeners name with [`RouteSource::Named`].
+    pub routes: BTreeMap<String, Arc<RouteConfiguration>>,
+    /// Clusters by name.
+    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    /// Load assignments by the service name that the cluster asks for ([`ClusterDiscovery::Eds`]).
+    pub endpoints: BTreeMap<String, Arc<ClusterLoadAssignment>>,
+}

@@ -1,0 +1,222 @@
+//! TLS (Envoy `extensions.transport_sockets.tls.v3`) and SPIFFE identities.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Serialize, Serializer};
+
+use super::StringMatcher;
+
+/// Where a certificate or a trust bundle comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum CertificateSource {
+    /// A secret of this name given to [`crate::Proxy::set_secret`]; Istio's are `default` and `ROOTCA`.
+    Secret(String),
+    /// PEM files, read at apply.
+    Files {
+        /// Certificate chain, or trust bundle.
+        certificates: PathBuf,
+        /// Private key; `None` for a trust bundle.
+        key: Option<PathBuf>,
+    },
+    /// The system's trust store.
+    System,
+}
+
+/// What an accepted peer certificate must carry.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub enum SanMatcher {
+    /// A URI SAN.
+    Uri(StringMatcher),
+    /// A DNS SAN.
+    Dns(StringMatcher),
+    /// A SAN of any type (Envoy's deprecated `match_subject_alt_names`, which istiod still uses).
+    Any(StringMatcher),
+}
+
+/// TLS protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    Tls12,
+    /// TLS 1.3.
+    Tls13,
+}
+
+/// TLS termination (Envoy `DownstreamTlsContext`).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DownstreamTls {
+    /// Our certificate and key.
+    pub certificate: CertificateSource,
+    /// Who signed acceptable clients; `None` asks for no client certificate.
+    pub trust: Option<CertificateSource>,
+    /// A client without certificate is refused.
+    pub require_client_certificate: bool,
+    /// Any of these must match a client certificate; empty accepts every one that [`Self::trust`] signed.
+    pub sans: Vec<SanMatcher>,
+    /// Protocols we accept, by our preference.
+    pub alpn: Vec<String>,
+    /// Lowest and highest version.
+    pub versions: (TlsVersion, TlsVersion),
+}
+
+/// TLS origination (Envoy `UpstreamTlsContext`).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UpstreamTls {
+    /// Our certificate for mutual TLS.
+    pub certificate: Option<CertificateSource>,
+    /// Who signed acceptable servers. `None` accepts any certificate, as Envoy does; translation never leaves it out for mesh traffic.
+    pub trust: Option<CertificateSource>,
+    /// Any of these must match; empty accepts every server certificate that [`Self::trust`] signed.
+    pub sans: Vec<SanMatcher>,
+    /// Server name to send; empty sends none.
+    pub sni: String,
+    /// Protocols to offer.
+    pub alpn: Vec<String>,
+    /// Lowest and highest version.
+    pub versions: (TlsVersion, TlsVersion),
+}
+
+/// A certificate with its key, or a trust bundle: what [`CertificateSource::Secret`] names.
+#[derive(Clone)]
+pub enum Secret {
+    /// A workload certificate.
+    Certificate {
+        /// Leaf first, without the root.
+        chain: Vec<CertificateDer<'static>>,
+        /// Its private key.
+        key: Arc<PrivateKeyDer<'static>>,
+    },
+    /// Trust anchors.
+    Trust {
+        /// Root certificates.
+        roots: Vec<CertificateDer<'static>>,
+    },
+}
+
+// By hand, so that a key can never reach a log.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate { chain, .. } => write!(f, "Certificate {{ chain: {} certificates, key: <hidden> }}", chain.len()),
+            Self::Trust { roots } => write!(f, "Trust {{ {} roots }}", roots.len()),
+        }
+    }
+}
+
+/// A trust domain: the authority part of a SPIFFE id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrustDomain(String);
+
+impl TrustDomain {
+    /// As text, without scheme.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TrustDomain {
+    type Err = SpiffeIdError;
+
+    fn from_str(text: &str) -> Result<Self, SpiffeIdError> {
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+        if text.is_empty() || text.len() > 255 || !text.bytes().all(legal) {
+            return Err(SpiffeIdError::TrustDomain(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for TrustDomain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// An Istio workload identity, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpiffeId {
+    /// Trust domain.
+    pub trust_domain: TrustDomain,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Kubernetes service account.
+    pub service_account: String,
+}
+
+/// Why a text is not a SPIFFE id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpiffeIdError {
+    /// The trust domain is empty or has other characters than `a-z 0-9 . - _`.
+    #[error("trust domain {0:?}: expected 1 to 255 characters of a-z, 0-9, '.', '-', '_'")]
+    TrustDomain(String),
+    /// Not Istio's form.
+    #[error("SPIFFE id {0:?}: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>")]
+    Form(String),
+}
+
+impl FromStr for SpiffeId {
+    type Err = SpiffeIdError;
+
+    fn from_str(text: &str) -> Result<Self, SpiffeIdError> {
+        let form = || SpiffeIdError::Form(text.to_owned());
+        let mut parts = text.strip_prefix("spiffe://").ok_or_else(form)?.split('/');
+        let mut next = || parts.next().filter(|part| !part.is_empty()).ok_or_else(form);
+        let (domain, ns, namespace, sa, service_account) = (next()?, next()?, next()?, next()?, next()?);
+        let legal = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        if ns != "ns" || sa != "sa" || parts.next().is_some() || !legal(namespace) || !legal(service_account) {
+            return Err(form());
+        }
+        Ok(Self { trust_domain: domain.parse()?, namespace: namespace.to_owned(), service_account: service_account.to_owned() })
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+    }
+}
+
+impl Serialize for SpiffeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spiffe_ids_are_parsed_strictly() {
+        let id: SpiffeId = "spiffe://cluster.local/ns/bookinfo/sa/ratings-vm".parse().unwrap();
+        assert_eq!(id.to_string(), "spiffe://cluster.local/ns/bookinfo/sa/ratings-vm");
+        for bad in [
+            "cluster.local/ns/a/sa/b",
+            "spiffe:///ns/a/sa/b",
+            "spiffe://td/ns/a/sa/",
+            "spiffe://td/ns/a/sa/b/c",
+            "spiffe://td/ns/a/sa/b ",
+            "spiffe://TD/ns/a/sa/b",
+            "spiffe://td/ns/a/sa/b\0",
+        ] {
+            assert!(bad.parse::<SpiffeId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_never_shows_in_debug_output() {
+        let key = PrivateKeyDer::Pkcs8(vec![1, 2, 3].into());
+        let shown = format!("{:?}", Secret::Certificate { chain: vec![], key: Arc::new(key) });
+        assert_eq!(shown, "Certificate { chain: 0 certificates, key: <hidden> }");
+    }
+}

@@ -1,0 +1,8 @@
+//! HTTP: two codecs meet in one head and one body, so that routing, filters and logs know neither version.
+
+pub mod body;
+pub mod forwarding;
+pub mod h1;
+pub mod head;
+pub mod path;
+pub mod route;

@@ -1,0 +1,143 @@
+//! What is known about one request or one TCP connection: what access logs and metrics are made of (Envoy `StreamInfo`).
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crate::flags::ResponseFlags;
+use crate::http::head::{Headers, RequestHead, ResponseHead, Version};
+use crate::tls::PeerCertificate;
+
+/// Facts of a downstream connection, shared by its requests.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Unique in the process, for logs.
+    pub id: u64,
+    /// The address that the caller connected to.
+    pub local: SocketAddr,
+    /// The caller's own address (`%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`).
+    pub remote: SocketAddr,
+    /// SNI of the `ClientHello`, as the caller sent it.
+    pub server_name: Option<Box<str>>,
+    /// `TLSv1.3` and so on; `None` in plaintext.
+    pub tls_version: Option<&'static str>,
+    /// OpenSSL's name of the cipher suite.
+    pub tls_cipher: Option<&'static str>,
+    /// The verified client certificate.
+    pub peer: Option<Arc<PeerCertificate>>,
+    /// URI SAN of our own certificate on this connection, for `By=` and `%DOWNSTREAM_LOCAL_URI_SAN%`.
+    pub local_uri_san: Option<Arc<str>>,
+    /// When it was accepted.
+    pub start: Instant,
+}
+
+impl ConnectionInfo {
+    /// Whether the caller proved an identity.
+    pub fn is_mtls(&self) -> bool {
+        self.peer.is_some()
+    }
+}
+
+/// Facts of an upstream connection, as its requests' logs show them.
+#[derive(Debug)]
+pub struct UpstreamConnectionInfo {
+    /// `%UPSTREAM_LOCAL_ADDRESS%`; `None` for Unix sockets.
+    pub local: Option<SocketAddr>,
+    /// The verified server certificate.
+    pub peer: Option<Arc<PeerCertificate>>,
+    /// TLS version; `None` in plaintext.
+    pub tls_version: Option<&'static str>,
+}
+
+/// One request, or one TCP connection.
+#[derive(Debug)]
+pub struct StreamInfo {
+    /// The downstream connection.
+    pub connection: Rc<ConnectionInfo>,
+    /// Wall clock at the start (`%START_TIME%`).
+    pub start_time: SystemTime,
+    /// Monotonic clock at the start; every duration is counted from it.
+    pub start: Instant,
+    /// The client, from x-forwarded-for where that is trusted (`%DOWNSTREAM_REMOTE_ADDRESS%`).
+    pub remote: SocketAddr,
+    /// Downstream HTTP version; `None` on TCP.
+    pub protocol: Option<Version>,
+    /// Status sent downstream; 0 when none was.
+    pub response_code: u16,
+    /// What went wrong.
+    pub flags: ResponseFlags,
+    /// `%RESPONSE_CODE_DETAILS%`; empty is logged as `-`.
+    pub details: Cow<'static, str>,
+    /// `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination_details: Option<Cow<'static, str>>,
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub upstream_transport_failure: Option<Rc<str>>,
+    /// Body bytes from the caller (all bytes on TCP).
+    pub bytes_received: u64,
+    /// Body bytes to the caller (all bytes on TCP).
+    pub bytes_sent: u64,
+    /// The last byte of the request was received.
+    pub request_end: Option<Instant>,
+    /// The first byte went to the upstream.
+    pub upstream_start: Option<Instant>,
+    /// The response head came from the upstream.
+    pub response_start: Option<Instant>,
+    /// The last byte of the response came from the upstream.
+    pub response_end: Option<Instant>,
+    /// Display form of the endpoint that was tried last (`%UPSTREAM_HOST%`).
+    pub upstream_host: Option<Arc<str>>,
+    /// `%UPSTREAM_CLUSTER_RAW%`.
+    pub upstream_cluster: Option<Arc<str>>,
+    /// The upstream connection.
+    pub upstream: Option<Rc<UpstreamConnectionInfo>>,
+    /// `%ROUTE_NAME%`.
+    pub route_name: Option<Arc<str>>,
+    /// Upstream attempts made.
+    pub attempts: u32,
+}
+
+impl StreamInfo {
+    /// A stream that starts now.
+    pub fn new(connection: Rc<ConnectionInfo>) -> Self {
+        Self {
+            start_time: SystemTime::now(),
+            start: Instant::now(),
+            remote: connection.remote,
+            connection,
+            protocol: None,
+            response_code: 0,
+            flags: ResponseFlags::NONE,
+            details: Cow::Borrowed(""),
+            termination_details: None,
+            upstream_transport_failure: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            request_end: None,
+            upstream_start: None,
+            response_start: None,
+            response_end: None,
+            upstream_host: None,
+            upstream_cluster: None,
+            upstream: None,
+            route_name: None,
+            attempts: 0,
+        }
+    }
+}
+
+/// Everything that a format can name.
+#[derive(Clone, Copy)]
+pub struct FormatContext<'a> {
+    /// The stream.
+    pub info: &'a StreamInfo,
+    /// Request head as it went upstream; `None` on TCP and for heads that could not be parsed.
+    pub request: Option<&'a RequestHead>,
+    /// Response head as it went downstream.
+    pub response: Option<&'a ResponseHead>,
+    /// Response trailers.
+    pub trailers: Option<&'a Headers>,
+    /// When the stream ended, for durations.
+    pub now: Instant,
+}
