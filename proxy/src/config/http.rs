@@ -83,7 +83,7 @@ pub struct SetCurrentClientCertDetails {
 }
 
 /// Options of the HTTP/1 codec.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Http1Options {
     /// Accept HTTP/1.0 (otherwise 426).
     pub accept_http_10: bool,
@@ -97,19 +97,6 @@ pub struct Http1Options {
     pub proper_case: bool,
     /// Accept CL together with TE: chunked (TE wins). Never a mesh default.
     pub allow_chunked_length: bool,
-}
-
-impl Default for Http1Options {
-    fn default() -> Self {
-        Self {
-            accept_http_10: false,
-            default_host_for_http_10: None,
-            enable_trailers: false,
-            preserve_case: false,
-            proper_case: false,
-            allow_chunked_length: false,
-        }
-    }
 }
 
 /// Options of the HTTP/2 codec.

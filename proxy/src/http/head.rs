@@ -66,14 +66,12 @@ macro_rules! known {
 
         impl Known {
             /// The id of a lower-case name.
+            #[expect(non_upper_case_globals, reason = "the constants are named after the variants")]
             pub fn of(name: &[u8]) -> Self {
                 $(const $name: &[u8] = $text.as_bytes();)*
-                #[expect(non_upper_case_globals, reason = "the constants are named after the variants")]
-                {
-                    match name {
-                        $($name => Self::$name,)*
-                        _ => Self::Other,
-                    }
+                match name {
+                    $($name => Self::$name,)*
+                    _ => Self::Other,
                 }
             }
 
