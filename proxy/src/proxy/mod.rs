@@ -1,12 +1,26 @@
 //! The running data plane: workers, publication of configuration, drain.
 
+mod publish;
+mod worker;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use serde::Serialize;
+use tokio::sync::Notify;
 
+pub use self::worker::{Connection, Worker};
+
+use self::publish::Published;
+use self::worker::{Command, Handle};
 use crate::config::{Secret, Snapshot};
+use crate::telemetry::access_log::LogWriter;
+use crate::telemetry::metrics::{ProxyMetrics, Registry};
+use crate::tls::{Secrets, TlsError};
+use crate::upstream::Cluster;
 
 /// Settings of the data plane that do not change while it runs.
 #[derive(Clone, Debug)]
@@ -113,7 +127,42 @@ pub struct CertificateStatus {
 /// A running data plane. Cheap to clone; the last clone that is dropped stops it.
 #[derive(Clone)]
 pub struct Proxy {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    published: Mutex<Published>,
+    secrets: Arc<Secrets>,
+    logs: LogWriter,
+}
+
+/// What workers and publication have in common.
+pub struct Shared {
+    options: Options,
+    workers: Vec<Handle>,
+    metrics: ProxyMetrics,
+    registry: Arc<Registry>,
+    /// Open downstream connections.
+    connections: AtomicUsize,
+    /// Told when there are none left.
+    idle: Notify,
+    /// For the periodic review of ejections.
+    clusters: ArcSwap<Vec<Arc<Cluster>>>,
+}
+
+impl Shared {
+    fn connection_closed(&self) {
+        if self.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.idle.notify_waiters();
+        }
+    }
+
+    fn sweep(&self, now: Instant) {
+        for cluster in self.clusters.load().iter() {
+            cluster.sweep(now);
+        }
+    }
 }
 
 impl Proxy {
@@ -122,55 +171,108 @@ impl Proxy {
     /// # Errors
     /// When a thread or its runtime cannot be created.
     pub fn start(options: &Options, recorder: Arc<dyn metrics::Recorder + Send + Sync>) -> std::io::Result<Self> {
-        let _ = (options, recorder);
-        Ok(Self { _inner: Arc::new(()) })
+        let count = match options.workers {
+            // What the cgroup grants; more than four are no use to a sidecar.
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            count => count,
+        };
+        let (workers, queues) = worker::handles(count);
+        let registry = Registry::new(recorder, options.max_series);
+        let metrics = ProxyMetrics::new(&registry);
+        let logs = LogWriter::start(options.access_log_queue, &metrics)?;
+        let shared = Arc::new(Shared {
+            options: options.clone(),
+            workers,
+            metrics,
+            registry,
+            connections: AtomicUsize::new(0),
+            idle: Notify::new(),
+            clusters: ArcSwap::default(),
+        });
+        for (index, queue) in queues.into_iter().enumerate() {
+            worker::start(index, queue, shared.clone())?;
+        }
+        let inner = Inner { shared, published: Mutex::default(), secrets: Secrets::new(), logs };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    fn published(&self) -> MutexGuard<'_, Published> {
+        // A panic while publishing leaves every resource in its old or its new version, never in between.
+        self.inner.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes a configuration. What is unchanged is left alone; what cannot be compiled keeps its last good version.
-    /// Returns once every listener of the snapshot has been bound or has failed to.
+    /// Returns once every listener of the snapshot has been bound or has failed to; those that failed are tried again every second.
     pub fn apply(&self, snapshot: Snapshot) -> ApplyReport {
-        let _ = snapshot;
-        ApplyReport::default()
+        let report = self.published().apply(snapshot, &self.inner);
+        self.inner.shared.metrics.config_applied(&report);
+        report
     }
 
     /// Publishes a certificate or trust bundle; new handshakes use it, open connections live on.
     ///
     /// # Errors
     /// When key and certificate do not belong together or a certificate cannot be parsed; the old secret keeps serving.
-    pub fn set_secret(&self, name: &str, secret: Secret) -> Result<(), String> {
-        let _ = (name, secret);
+    pub fn set_secret(&self, name: &str, secret: Secret) -> Result<(), TlsError> {
+        self.inner.secrets.set(name, secret)?;
+        for certificate in self.inner.secrets.certificates() {
+            self.inner.shared.metrics.certificate(&certificate);
+        }
         Ok(())
     }
 
     /// The configuration in force.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::new(Snapshot::default())
+        self.published().snapshot()
     }
 
     /// All listeners.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
-        Vec::new()
+        self.published().listeners()
     }
 
     /// All clusters.
     pub fn clusters(&self) -> Vec<ClusterStatus> {
-        Vec::new()
+        self.inner.shared.clusters.load().iter().map(|cluster| cluster.status()).collect()
     }
 
     /// All certificates in force.
     pub fn certificates(&self) -> Vec<CertificateStatus> {
-        Vec::new()
+        self.inner.secrets.certificates()
     }
 
     /// Stops accepting, tells peers to go elsewhere (`connection: close`, GOAWAY), finishes what is in flight. Inbound
     /// listeners only when `inbound_only`. Returns at once.
     pub fn drain(&self, inbound_only: bool) {
-        let _ = inbound_only;
+        self.published().drain(inbound_only);
     }
 
-    /// Waits until nothing is in flight, `deadline` at the most; whether everything finished.
+    /// Waits until nothing is in flight, `deadline` at the most; whether everything finished. The access log is written out then.
     pub async fn drained(&self, deadline: Duration) -> bool {
-        let _ = deadline;
-        true
+        let finished = tokio::time::timeout(deadline, async {
+            loop {
+                let idle = self.inner.shared.idle.notified();
+                if self.inner.shared.connections.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                idle.await;
+            }
+        });
+        let finished = finished.await.is_ok();
+        self.inner.logs.flush(Duration::from_secs(1));
+        finished
+    }
+
+    /// Opens the access log files again, after they have been rotated.
+    pub fn reopen_access_logs(&self) {
+        self.inner.logs.reopen();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for worker in &self.shared.workers {
+            worker.send(Command::Stop);
+        }
     }
 }

@@ -1,0 +1,256 @@
+//! One HTTP exchange, from the downstream request to the downstream response.
+//!
+//! [`handle`] holds the decisions only. The exchange is its own guard: when it is finished or dropped, even because the
+//! request was cancelled, it writes the access log line and records the metrics.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::Method;
+
+use super::body::BodySize;
+use super::filter::Verdict;
+use super::forward;
+use super::head::{Headers, Known, RequestHead, ResponseHead, Version};
+use super::local_reply::LocalReply;
+use super::manager::Connection;
+use super::request_body::RequestBody;
+use super::responder::Responder;
+use super::route::{Action, Route};
+use super::upgrade::Tunnel;
+use crate::error::ErrorKind;
+use crate::stream_info::{FormatContext, StreamInfo};
+use crate::telemetry::metrics::HttpSample;
+use crate::upstream::{Cluster, Endpoint};
+
+/// Everything known about one request.
+pub struct Exchange {
+    /// The downstream connection.
+    pub connection: Rc<Connection>,
+    /// What logs and metrics are made of.
+    pub info: StreamInfo,
+    /// The request, as it goes upstream.
+    pub request: RequestHead,
+    /// The response, as it goes downstream.
+    pub response: ResponseHead,
+    /// Response trailers.
+    pub trailers: Option<Box<Headers>>,
+    /// The cluster that was chosen.
+    pub cluster: Option<Arc<Cluster>>,
+    /// The endpoint that was tried last.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// The caller asked for trust that its address gives it: its x-envoy-* control headers count.
+    pub internal: bool,
+    /// The HTTP/1 connection must be closed after this response.
+    pub close: bool,
+    is_grpc: bool,
+    recorded: bool,
+}
+
+/// What the server does after an exchange.
+pub enum Outcome {
+    /// The response was sent, as far as that was possible.
+    Done,
+    /// The connection is a byte tunnel from now on.
+    Tunnel(Box<Tunnel>),
+}
+
+/// Serves one request.
+pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Responder) -> Outcome {
+    let connection = exchange.connection.clone();
+    let manager = &connection.manager;
+    if let Err(refusal) = manager.admit(exchange) {
+        return exchange.reply(&body, out, refusal).await;
+    }
+    let routes = manager.routes();
+    let route = routes.find(&exchange.request).map(|found| found.route.clone());
+    if let Some(route) = &route {
+        exchange.info.route_name = Some(route.name().clone());
+    }
+    match manager.filters.request(exchange, route.as_deref()).await {
+        Verdict::Continue => {}
+        Verdict::Reply(reply) => return exchange.reply(&body, out, reply).await,
+    }
+    let Some(route) = route else {
+        return exchange.fail(&body, out, ErrorKind::NoRoute).await;
+    };
+    match route.action() {
+        Action::Redirect(redirect) => {
+            let reply = redirect.reply(&exchange.request);
+            exchange.reply(&body, out, reply).await
+        }
+        Action::DirectResponse(direct) => {
+            let reply = direct.reply();
+            exchange.reply_on_route(&body, out, reply, &route).await
+        }
+        Action::Forward(action) => forward::run(exchange, &route, action, &mut body, out).await,
+    }
+}
+
+impl Exchange {
+    /// An exchange that starts now.
+    pub fn new(connection: Rc<Connection>, request: RequestHead) -> Self {
+        let mut info = StreamInfo::new(connection.info.clone());
+        info.protocol = Some(request.version);
+        let is_grpc = request.is_grpc();
+        Self {
+            connection,
+            info,
+            request,
+            response: ResponseHead::default(),
+            trailers: None,
+            cluster: None,
+            endpoint: None,
+            internal: false,
+            close: false,
+            is_grpc,
+            recorded: false,
+        }
+    }
+
+    /// The form of a log line at this moment.
+    pub fn format_context(&self) -> FormatContext<'_> {
+        FormatContext {
+            info: &self.info,
+            request: Some(&self.request),
+            response: (self.info.response_code != 0).then_some(&self.response),
+            trailers: self.trailers.as_deref(),
+            now: Instant::now(),
+        }
+    }
+
+    /// Whether the caller speaks gRPC.
+    pub fn is_grpc(&self) -> bool {
+        self.is_grpc
+    }
+
+    /// Answers with what `kind` means.
+    pub async fn fail(&mut self, body: &RequestBody, out: &mut Responder, kind: ErrorKind) -> Outcome {
+        let reply = kind.reply(None, false);
+        self.reply(body, out, reply.into()).await
+    }
+
+    /// As [`Exchange::reply`], with the response headers that the route adds.
+    pub async fn reply_on_route(&mut self, body: &RequestBody, out: &mut Responder, mut reply: LocalReply, route: &Route) -> Outcome {
+        reply.write(self.is_grpc, self.request.method == Method::HEAD, &mut self.response);
+        self.apply_response_headers(route);
+        self.send_local(body, out, reply).await
+    }
+
+    /// Answers here. Once a response has begun it can only be cut off.
+    pub async fn reply(&mut self, body: &RequestBody, out: &mut Responder, mut reply: LocalReply) -> Outcome {
+        reply.write(self.is_grpc, self.request.method == Method::HEAD, &mut self.response);
+        self.send_local(body, out, reply).await
+    }
+
+    async fn send_local(&mut self, body: &RequestBody, out: &mut Responder, reply: LocalReply) -> Outcome {
+        self.info.flags |= reply.flag;
+        self.info.details = reply.details;
+        self.info.bytes_received = body.received();
+        self.connection.clone().manager.finish_local(self);
+        self.info.response_code = self.response.status.as_u16();
+        self.note_request_end(body);
+        let size = BodySize::Known(reply.body.len() as u64);
+        let close = self.must_close(body, out);
+        // A caller that is gone by now has had its answer decided all the same: that is what is logged.
+        if let Ok(mut sink) = out.head(&self.response, if self.is_grpc { BodySize::Empty } else { size }, close) {
+            if !reply.body.is_empty() {
+                self.info.bytes_sent = reply.body.len() as u64;
+            }
+            forward::send_all(&mut sink, reply.body).await;
+        }
+        Outcome::Done
+    }
+
+    /// Whether this response is the connection's last. On HTTP/1 an answer before the end of the request is: what is left
+    /// of the request could not be told from the next one.
+    pub fn must_close(&mut self, body: &RequestBody, out: &Responder) -> bool {
+        if !out.is_multiplexed() && (!body.is_complete() || self.connection.drain.is_draining()) {
+            self.close = true;
+        }
+        self.close
+    }
+
+    /// Notes when the request was complete.
+    pub fn note_request_end(&mut self, body: &RequestBody) {
+        if self.info.request_end.is_none() && body.is_complete() {
+            self.info.request_end = Some(Instant::now());
+        }
+    }
+
+    /// Applies a route's response header mutations.
+    pub fn apply_response_headers(&mut self, route: &Route) {
+        if route.mutates_response() {
+            let mut response = std::mem::take(&mut self.response);
+            let context = FormatContext { response: Some(&response), ..self.format_context() };
+            let changes = route.response_changes(&context);
+            changes.apply(&mut response.headers);
+            self.response = response;
+        }
+    }
+
+    /// Writes the log line, records the metrics and gives the request head back to be used again.
+    pub fn finish(mut self) -> RequestHead {
+        self.record();
+        std::mem::take(&mut self.request)
+    }
+
+    fn record(&mut self) {
+        if std::mem::replace(&mut self.recorded, true) {
+            return;
+        }
+        let manager = &self.connection.manager;
+        let context = self.format_context();
+        manager.access_log.log(&context);
+        if let Some(metrics) = &manager.metrics {
+            metrics.record(&HttpSample {
+                service: self.cluster.as_ref().and_then(|c| c.config().service.as_ref()),
+                peer_workload: self.endpoint.as_ref().and_then(|e| e.workload()),
+                peer_principal: self.peer_principal(),
+                mtls: self.info.connection.is_mtls(),
+                is_grpc: self.is_grpc,
+                response_code: self.info.response_code,
+                grpc_status: self.grpc_status(),
+                flags: self.info.flags,
+                duration: context.now.duration_since(self.info.start),
+                request_bytes: self.info.bytes_received,
+                response_bytes: self.info.bytes_sent,
+            });
+        }
+    }
+
+    /// Who is at the other end: the caller of an inbound request, the endpoint of an outbound one.
+    fn peer_principal(&self) -> Option<&str> {
+        let peer = if self.connection.manager.is_inbound() {
+            self.info.connection.peer.as_ref()
+        } else {
+            self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref())
+        };
+        peer.map(|peer| peer.principal())
+    }
+
+    fn grpc_status(&self) -> Option<u16> {
+        let of = |headers: &Headers| std::str::from_utf8(headers.get(Known::GrpcStatus)?).ok()?.parse().ok();
+        self.trailers.as_deref().and_then(of).or_else(|| of(&self.response.headers))
+    }
+
+    /// Whether the downstream speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.info.protocol == Some(Version::Http2)
+    }
+}
+
+impl Drop for Exchange {
+    /// A cancelled exchange is one whose caller went away.
+    fn drop(&mut self) {
+        if !self.recorded {
+            let reply = ErrorKind::DownstreamClosed.reply(None, false);
+            if self.info.details.is_empty() || self.info.response_code == 0 {
+                self.info.details = reply.details;
+            }
+            self.info.flags |= reply.flag;
+            self.record();
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The way back to the caller: HTTP/1 or HTTP/2, until the head is written; then it is a [`Sink`].
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::server::SendResponse;
+
+use super::body::BodySize;
+use super::h1::server::{ServerConnection, WriteHead};
+use super::h2::{Outgoing, write_response};
+use super::head::ResponseHead;
+use super::pipe::{Sink, h2_error};
+use crate::error::{Error, ErrorKind};
+
+/// Where the response goes.
+pub enum Responder {
+    /// HTTP/1.
+    Http1 {
+        /// The connection.
+        connection: ServerConnection,
+        /// The request was HEAD: no body follows whatever the head says.
+        request_is_head: bool,
+        /// The caller speaks HTTP/1.0.
+        http10: bool,
+    },
+    /// HTTP/2.
+    Http2(SendResponse<Bytes>),
+}
+
+impl Responder {
+    /// Whether several requests share the connection.
+    pub fn is_multiplexed(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
+
+    /// Sends a 1xx head.
+    pub fn informational(&mut self, head: &ResponseHead) {
+        match self {
+            Self::Http1 { connection, .. } => connection.write_informational(head),
+            // Refused only on a stream that is gone; the final head reports that.
+            Self::Http2(send) => drop(send.send_informational(write_response(head))),
+        }
+    }
+
+    /// Writes the final head. The body, if there is one, goes into the sink that comes back.
+    ///
+    /// # Errors
+    /// When the stream is gone.
+    pub fn head(&mut self, head: &ResponseHead, size: BodySize, close: bool) -> Result<Sink, Error> {
+        match self {
+            Self::Http1 { connection, request_is_head, http10 } => {
+                connection.write_head(head, size, WriteHead { close, request_is_head: *request_is_head, http10: *http10 });
+                Ok(Sink::H1Server(connection.clone()))
+            }
+            Self::Http2(send) => {
+                let end = size.is_empty();
+                let stream = send.send_response(write_response(head), end).map_err(|error| h2_error(error, true))?;
+                Ok(Sink::H2(Outgoing::new(stream, end), false))
+            }
+        }
+    }
+
+    /// Resolves when the caller is gone: nobody waits for the answer any more.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
+        match self {
+            Self::Http1 { connection, .. } => connection.poll_closed(cx).map(|()| ErrorKind::DownstreamClosed),
+            Self::Http2(send) => send.poll_reset(cx).map(|reason| match reason {
+                Ok(_) => ErrorKind::DownstreamReset,
+                Err(_) => ErrorKind::DownstreamClosed,
+            }),
+        }
+    }
+
+    /// Gives up on the response: closes the connection, or resets the stream.
+    pub fn abort(&mut self, reason: Reason) {
+        match self {
+            Self::Http1 { connection, .. } => connection.abort(),
+            Self::Http2(send) => send.send_reset(reason),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A downstream HTTP connection: requests one after another on HTTP/1, many at once on HTTP/2.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::body::BodySize;
+use super::exchange::{Exchange, Outcome, handle};
+use super::h1::server::{ReadError, RequestStart, ServerConnection, ServerOptions};
+use super::h2;
+use super::head::RequestHead;
+use super::local_reply::LocalReply;
+use super::manager::Connection;
+use super::pipe::Source;
+use super::request_body::RequestBody;
+use super::responder::Responder;
+use crate::config::Codec;
+use crate::net;
+use crate::tls::{HttpSniff, sniff_http};
+
+/// Serves a connection until it closes.
+pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option<&[u8]>) {
+    let config = connection.manager.config.clone();
+    let codec = match (config.codec, alpn) {
+        (Codec::Http1, _) => Codec::Http1,
+        (Codec::Http2, _) | (Codec::Auto, Some(b"h2" | b"istio-h2")) => Codec::Http2,
+        (Codec::Auto, _) => Codec::Auto,
+    };
+    match codec {
+        Codec::Http2 => h2::server::serve(connection, stream).await,
+        Codec::Http1 => serve_http1(connection, stream).await,
+        // The HTTP/2 preface tells: read on HTTP/1's own terms until it does.
+        Codec::Auto => match detect(stream, config.idle_timeout).await {
+            Some((HttpSniff::Http2Preface, stream)) => h2::server::serve(connection, stream).await,
+            Some((_, stream)) => serve_http1(connection, stream).await,
+            None => {}
+        },
+    }
+}
+
+/// Tells the two HTTP versions apart by the first bytes.
+async fn detect(mut stream: net::Stream, idle: Option<Duration>) -> Option<(HttpSniff, net::Stream)> {
+    use tokio::io::AsyncReadExt;
+    let mut seen = Vec::new();
+    let read = async {
+        loop {
+            match sniff_http(&seen) {
+                HttpSniff::NeedMore => {}
+                known => return Some(known),
+            }
+            let mut chunk = [0; 1024];
+            match stream.read(&mut chunk).await {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => seen.extend_from_slice(&chunk[..n]),
+            }
+        }
+    };
+    let sniffed = match idle {
+        Some(idle) => tokio::time::timeout(idle, read).await.ok()?,
+        None => read.await,
+    }?;
+    Some((sniffed, stream.with_prefix(seen)))
+}
+
+async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
+    let config = connection.manager.config.clone();
+    let server = ServerConnection::new(stream, Rc::new(ServerOptions::from(&*config)));
+    let opened = Instant::now();
+    let mut head = RequestHead::new();
+    let mut served: u32 = 0;
+    loop {
+        match wait(&connection, &server, &mut head, served).await {
+            Next::Request(start) => {
+                served += 1;
+                let last = config.max_requests_per_connection.is_some_and(|max| served >= max)
+                    || config.max_connection_duration.is_some_and(|max| opened.elapsed() >= max);
+                match exchange(&connection, &server, std::mem::take(&mut head), &start, last).await {
+                    Some(recycled) => head = recycled,
+                    None => return,
+                }
+            }
+            Next::Malformed(error) => {
+                refuse(&connection, &server, std::mem::take(&mut head), error).await;
+                break;
+            }
+            Next::Close => break,
+        }
+    }
+    server.shutdown(config.delayed_close_timeout).await;
+}
+
+enum Next {
+    Request(RequestStart),
+    Malformed(ReadError),
+    Close,
+}
+
+/// Waits for the next request; an idle connection ends by its time-out, by a drain or by the caller.
+async fn wait(connection: &Connection, server: &ServerConnection, head: &mut RequestHead, served: u32) -> Next {
+    let config = &connection.manager.config;
+    if server.is_idle() {
+        let readable = server.wait_readable();
+        let idle = async {
+            match config.idle_timeout {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            open = readable => if !open { return Next::Close },
+            () = connection.drain.wait(), if served > 0 => return Next::Close,
+            () = idle => return Next::Close,
+        }
+    }
+    let read = server.read_head(head);
+    let result = match config.request_headers_timeout {
+        Some(limit) => match tokio::time::timeout(limit, read).await {
+            Ok(result) => result,
+            Err(_) => Err(ReadError::header_timeout()),
+        },
+        None => read.await,
+    };
+    match result {
+        Ok(Some(start)) => Next::Request(start),
+        Ok(None) => Next::Close,
+        Err(error) => Next::Malformed(error),
+    }
+}
+
+/// Serves one request; the head comes back to be used again, `None` when the connection is done.
+async fn exchange(
+    connection: &Rc<Connection>,
+    server: &ServerConnection,
+    head: RequestHead,
+    start: &RequestStart,
+    last: bool,
+) -> Option<RequestHead> {
+    let mut out = Responder::Http1 {
+        connection: server.clone(),
+        request_is_head: head.method == ::http::Method::HEAD,
+        http10: head.version == super::head::Version::Http10,
+    };
+    let source = if start.body.is_empty() { Source::Empty } else { Source::H1Server(server.clone()) };
+    let body = RequestBody::new(source, start.body);
+    let mut exchange = Exchange::new(connection.clone(), head);
+    exchange.close = last || !start.keep_alive;
+    let outcome = handle(&mut exchange, body, &mut out).await;
+    if let Outcome::Tunnel(tunnel) = outcome {
+        tunnel.run(&mut exchange).await;
+        exchange.finish();
+        return None;
+    }
+    let close = exchange.close;
+    let head = exchange.finish();
+    if close || !server.can_reuse() {
+        server.shutdown(connection.manager.config.delayed_close_timeout).await;
+        return None;
+    }
+    Some(head)
+}
+
+/// Answers a head that could not be read, with a log line of its own.
+async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, head: RequestHead, error: ReadError) {
+    let Some(reply) = error.reply() else { return };
+    let mut out = Responder::Http1 { connection: server.clone(), request_is_head: false, http10: false };
+    let mut exchange = Exchange::new(connection.clone(), head);
+    exchange.close = true;
+    let body = RequestBody::new(Source::Empty, BodySize::Empty);
+    exchange.reply(&body, &mut out, LocalReply::from(reply)).await;
+    exchange.finish();
+    let _ = poll_fn(|cx| server.poll_flush(cx)).await;
+}

@@ -1,0 +1,331 @@
+//! Publication: what changed is compiled and swapped in, what did not change is left alone.
+//!
+//! Three independent atomic publications: a listener's runtime, a route table, a cluster's endpoints. State such as pools,
+//! breakers and ejections belongs to the live cluster and survives an apply.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::ArcSwap;
+
+use super::worker::Command;
+use super::{ApplyReport, Inner, ListenerState, ListenerStatus, Rejected};
+use crate::config::{self, ClusterDiscovery, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection};
+use crate::http::filter::Filters;
+use crate::http::forwarding::Forwarding;
+use crate::http::manager::ConnectionManager;
+use crate::http::route::RouteTable;
+use crate::listener::{Acceptor, Drain, Filter, FilterChain, ListenerRuntime};
+use crate::rbac::Engine;
+use crate::tcp::TcpProxy;
+use crate::telemetry::access_log::AccessLogs;
+use crate::telemetry::metrics::{IstioHttpMetrics, IstioTcpMetrics};
+use crate::tls::ServerContext;
+use crate::upstream::Cluster;
+
+/// Everything that is in force.
+#[derive(Default)]
+pub(super) struct Published {
+    snapshot: Arc<Snapshot>,
+    clusters: HashMap<String, Arc<Cluster>>,
+    routes: HashMap<String, RouteSlot>,
+    listeners: BTreeMap<String, Slot>,
+    /// Replaced listeners that still have connections.
+    leaving: Vec<Arc<Acceptor>>,
+    draining: bool,
+    /// The last apply rejected something: the same snapshot is then looked at again.
+    rejected: bool,
+}
+
+/// A route table that listeners hold on to, whatever happens to its contents.
+struct RouteSlot {
+    config: Option<Arc<RouteConfiguration>>,
+    table: Arc<ArcSwap<RouteTable>>,
+}
+
+struct Slot {
+    config: Arc<config::Listener>,
+    acceptor: Arc<Acceptor>,
+}
+
+type Reason = String;
+
+impl Published {
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.clone()
+    }
+
+    pub(super) fn apply(&mut self, snapshot: Snapshot, inner: &Inner) -> ApplyReport {
+        if !self.rejected && *self.snapshot == snapshot {
+            return ApplyReport { unchanged: true, ..ApplyReport::default() };
+        }
+        let mut report = ApplyReport::default();
+        let clusters_changed = self.apply_clusters(&snapshot, inner, &mut report);
+        self.apply_routes(&snapshot, clusters_changed, &mut report);
+        self.apply_listeners(&snapshot, inner, clusters_changed, &mut report);
+        self.snapshot = Arc::new(snapshot);
+        self.rejected = !report.rejected.is_empty();
+        self.leaving.retain(|acceptor| acceptor.connections.load(Ordering::Relaxed) > 0);
+        report
+    }
+
+    /// Whether any name now leads to another live cluster than before, so that route tables must be compiled again.
+    fn apply_clusters(&mut self, snapshot: &Snapshot, inner: &Inner, report: &mut ApplyReport) -> bool {
+        let mut changed = false;
+        self.clusters.retain(|name, cluster| {
+            let kept = snapshot.clusters.contains_key(name);
+            if !kept {
+                cluster.retire();
+                changed = true;
+            }
+            kept
+        });
+        for (name, config) in &snapshot.clusters {
+            let current = self.clusters.get(name);
+            if current.is_none_or(|cluster| **cluster.config() != **config) {
+                match Cluster::new(config.clone(), &inner.secrets, current) {
+                    Ok(cluster) => {
+                        let cluster = Arc::new(cluster);
+                        if matches!(config.discovery, ClusterDiscovery::StrictDns(_) | ClusterDiscovery::LogicalDns(_)) {
+                            inner.shared.workers[0].send(Command::Resolve(Arc::downgrade(&cluster)));
+                        }
+                        if let Some(old) = self.clusters.insert(name.clone(), cluster) {
+                            old.retire();
+                        }
+                        changed = true;
+                    }
+                    Err(reason) => {
+                        report.rejected.push(Rejected { kind: "cluster", name: name.clone(), reason: reason.to_string() })
+                    }
+                }
+            }
+            if let (ClusterDiscovery::Eds(service), Some(cluster)) = (&config.discovery, self.clusters.get(name)) {
+                match snapshot.endpoints.get(service) {
+                    Some(endpoints) => cluster.set_endpoints(endpoints),
+                    None => cluster.set_endpoints(&config::ClusterLoadAssignment::default()),
+                }
+            }
+        }
+        if changed {
+            inner.shared.clusters.store(Arc::new(self.clusters.values().cloned().collect()));
+        }
+        changed
+    }
+
+    fn compile_routes(&self, config: &RouteConfiguration) -> Result<Arc<RouteTable>, Reason> {
+        RouteTable::compile(config, &|name| self.clusters.get(name).cloned()).map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    fn apply_routes(&mut self, snapshot: &Snapshot, clusters_changed: bool, report: &mut ApplyReport) {
+        self.routes.retain(|name, slot| snapshot.routes.contains_key(name) || Arc::strong_count(&slot.table) > 1);
+        for (name, config) in &snapshot.routes {
+            let unchanged = self.routes.get(name).is_some_and(|slot| slot.config.as_ref() == Some(config));
+            if unchanged && !clusters_changed {
+                continue;
+            }
+            match self.compile_routes(config) {
+                Ok(table) => {
+                    let slot = self.route_slot(name);
+                    slot.table.store(table);
+                    slot.config = Some(config.clone());
+                }
+                Err(reason) => report.rejected.push(Rejected { kind: "route", name: name.clone(), reason }),
+            }
+        }
+        for (name, slot) in &mut self.routes {
+            if !snapshot.routes.contains_key(name) && slot.config.take().is_some() {
+                slot.table.store(Arc::default());
+            }
+        }
+    }
+
+    fn route_slot(&mut self, name: &str) -> &mut RouteSlot {
+        self.routes.entry(name.to_owned()).or_insert_with(|| RouteSlot { config: None, table: Arc::new(ArcSwap::default()) })
+    }
+
+    fn apply_listeners(&mut self, snapshot: &Snapshot, inner: &Inner, clusters_changed: bool, report: &mut ApplyReport) {
+        // First, because a new name may want an address that goes with an old one.
+        let gone: Vec<String> = self.listeners.keys().filter(|name| !snapshot.listeners.contains_key(*name)).cloned().collect();
+        for name in gone {
+            if let Some(slot) = self.listeners.remove(&name) {
+                self.retire(slot.acceptor);
+            }
+        }
+        for (name, config) in &snapshot.listeners {
+            let current = self.listeners.get(name);
+            let same = current.is_some_and(|slot| slot.config == *config);
+            if same && !(clusters_changed && names_clusters(config)) {
+                continue;
+            }
+            let runtime = match self.compile_listener(config, inner) {
+                Ok(runtime) => Arc::new(runtime),
+                Err(reason) => {
+                    report.rejected.push(Rejected { kind: "listener", name: name.clone(), reason });
+                    continue;
+                }
+            };
+            self.replace_listener(name, config, runtime, inner, same);
+        }
+    }
+
+    /// `quietly`: only clusters were resolved anew, so connections need not be drained.
+    fn replace_listener(
+        &mut self,
+        name: &str,
+        config: &Arc<config::Listener>,
+        runtime: Arc<ListenerRuntime>,
+        inner: &Inner,
+        quietly: bool,
+    ) {
+        if let Some(slot) = self.listeners.get_mut(name)
+            && slot.config.address == config.address
+        {
+            let old = slot.acceptor.runtime.swap(runtime);
+            slot.config = config.clone();
+            if !quietly {
+                old.drain.begin();
+            }
+            return;
+        }
+        // Make before break: the new address accepts before the old one stops.
+        let acceptor = Acceptor::new(runtime);
+        if !self.draining {
+            listen(&acceptor, config, inner);
+        }
+        if let Some(old) = self.listeners.insert(name.to_owned(), Slot { config: config.clone(), acceptor }) {
+            self.retire(old.acceptor);
+        }
+    }
+
+    fn retire(&mut self, acceptor: Arc<Acceptor>) {
+        acceptor.stop.begin();
+        acceptor.runtime.load().drain.begin();
+        self.leaving.push(acceptor);
+    }
+
+    pub(super) fn listeners(&self) -> Vec<ListenerStatus> {
+        let status = |name: &str, acceptor: &Acceptor, state| ListenerStatus {
+            name: name.to_owned(),
+            address: acceptor.runtime.load().config.address,
+            state,
+            connections: acceptor.connections.load(Ordering::Relaxed),
+        };
+        let live = self.listeners.iter().map(|(name, slot)| {
+            let state = match &*slot.acceptor.failure.load() {
+                Some(reason) => ListenerState::Failed(reason.to_string()),
+                None if slot.acceptor.stop.is_draining() => ListenerState::Draining,
+                None => ListenerState::Active,
+            };
+            status(name, &slot.acceptor, state)
+        });
+        let leaving = self.leaving.iter().map(|acceptor| {
+            let name = acceptor.runtime.load().config.name.clone();
+            status(&name, acceptor, ListenerState::Draining)
+        });
+        live.chain(leaving).collect()
+    }
+
+    pub(super) fn drain(&mut self, inbound_only: bool) {
+        self.draining |= !inbound_only;
+        for slot in self.listeners.values() {
+            if !inbound_only || slot.config.traffic_direction == TrafficDirection::Inbound {
+                slot.acceptor.stop.begin();
+                slot.acceptor.runtime.load().drain.begin();
+            }
+        }
+    }
+
+    fn compile_listener(&mut self, config: &Arc<config::Listener>, inner: &Inner) -> Result<ListenerRuntime, Reason> {
+        let mut chains = Vec::with_capacity(config.filter_chains.len());
+        for (index, chain) in config.filter_chains.iter().enumerate() {
+            let compiled = self.compile_chain(chain, inner).map_err(|reason| format!("filter_chains[{index}]: {reason}"))?;
+            chains.push(Arc::new(compiled));
+        }
+        let default_chain = match &config.default_filter_chain {
+            Some(chain) => {
+                let compiled = self.compile_chain(chain, inner).map_err(|reason| format!("default_filter_chain: {reason}"))?;
+                Some(Arc::new(compiled))
+            }
+            None => None,
+        };
+        Ok(ListenerRuntime {
+            config: config.clone(),
+            chains,
+            default_chain,
+            access_log: access_logs(&config.access_log, inner)?,
+            drain: Arc::new(Drain::default()),
+        })
+    }
+
+    fn compile_chain(&mut self, chain: &config::FilterChain, inner: &Inner) -> Result<FilterChain, Reason> {
+        let tls = chain.tls.as_ref().map(|tls| ServerContext::new(&inner.secrets, tls)).transpose();
+        let rbac = chain.rbac.iter().map(|rules| Engine::compile(rules)).collect::<Result<_, _>>();
+        let filter = match &chain.filter {
+            NetworkFilter::Http(manager) => Filter::Http(Arc::new(self.compile_manager(manager, inner)?)),
+            NetworkFilter::Tcp(proxy) => Filter::Tcp(Arc::new(self.compile_tcp(proxy, inner)?)),
+        };
+        Ok(FilterChain {
+            name: chain.name.clone(),
+            matches: chain.matches.clone(),
+            tls: tls.map_err(|error| format!("tls: {error}"))?,
+            handshake_timeout: chain.handshake_timeout,
+            rbac: rbac.map_err(|error| format!("rbac: {error}"))?,
+            filter,
+        })
+    }
+
+    fn compile_manager(
+        &mut self,
+        config: &Arc<config::HttpConnectionManager>,
+        inner: &Inner,
+    ) -> Result<ConnectionManager, Reason> {
+        let routes = match &config.routes {
+            RouteSource::Inline(routes) => {
+                let table = self.compile_routes(routes).map_err(|reason| format!("route_config {}: {reason}", routes.name))?;
+                Arc::new(ArcSwap::new(table))
+            }
+            RouteSource::Named(name) => self.route_slot(name).table.clone(),
+        };
+        Ok(ConnectionManager {
+            config: config.clone(),
+            routes,
+            filters: Filters::compile(&config.filters).map_err(|error| format!("http_filters: {error}"))?,
+            forwarding: Forwarding::compile(config),
+            access_log: access_logs(&config.access_log, inner)?,
+            metrics: config.stats.as_ref().map(|labels| IstioHttpMetrics::new(&inner.shared.registry, labels)),
+        })
+    }
+
+    fn compile_tcp(&self, config: &Arc<config::TcpProxy>, inner: &Inner) -> Result<TcpProxy, Reason> {
+        let resolve = |weighted: &config::WeightedCluster| (self.clusters.get(&weighted.name).cloned(), weighted.clone());
+        Ok(TcpProxy {
+            config: config.clone(),
+            clusters: config.clusters.iter().map(resolve).collect(),
+            access_log: access_logs(&config.access_log, inner)?,
+            metrics: config.stats.as_ref().map(|labels| IstioTcpMetrics::new(&inner.shared.registry, labels)),
+        })
+    }
+}
+
+fn access_logs(config: &[config::AccessLog], inner: &Inner) -> Result<AccessLogs, Reason> {
+    AccessLogs::compile(config, &inner.logs).map_err(|error| format!("access_log: {error}"))
+}
+
+/// Binds at once, so that an apply can report what failed; the worker goes on trying.
+fn listen(acceptor: &Arc<Acceptor>, config: &config::Listener, inner: &Inner) {
+    let socket = Acceptor::bind(config.address);
+    if let Err(error) = &socket {
+        tracing::warn!(listener = config.name, address = %config.address, %error, "listener cannot be bound, trying again");
+        acceptor.failure.store(Some(Arc::new(error.to_string())));
+    }
+    inner.shared.workers[0].send(Command::Listen(acceptor.clone(), socket.ok()));
+}
+
+/// Whether a listener holds live clusters itself, instead of by a named route table.
+fn names_clusters(config: &config::Listener) -> bool {
+    config.filter_chains.iter().chain(&config.default_filter_chain).any(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => matches!(manager.routes, RouteSource::Inline(_)),
+        NetworkFilter::Tcp(_) => true,
+    })
+}

@@ -1,0 +1,227 @@
+//! Bytes both ways, with half-close, one idle deadline and no buffer while nothing flows.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use crate::net::Stream;
+
+const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    /// Every connection of a worker reads through this one buffer: an idle connection holds none.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+}
+
+/// Why copying ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides have finished.
+    Finished,
+    /// Nothing flowed for too long.
+    Idle,
+    /// It lived too long.
+    MaxDuration,
+    /// The caller's side failed.
+    Downstream(io::Error),
+    /// The endpoint's side failed.
+    Upstream(io::Error),
+}
+
+/// When copying must end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// No byte in either direction for this long.
+    pub idle: Option<Duration>,
+    /// Life at the most.
+    pub max_duration: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    /// What the writer has not taken yet.
+    rest: BytesMut,
+    read_done: bool,
+    shut: bool,
+    needs_flush: bool,
+}
+
+enum Failure {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+impl Direction {
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream, bytes: &mut u64) -> Poll<Result<(), Failure>> {
+        loop {
+            while !self.rest.is_empty() {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest)).map_err(Failure::Write)?;
+                if n == 0 {
+                    return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero.into())));
+                }
+                self.rest.advance(n);
+                *bytes += n as u64;
+                self.needs_flush = true;
+            }
+            if self.read_done {
+                break;
+            }
+            match self.poll_pass(cx, from, to, bytes) {
+                Poll::Ready(result) => result?,
+                Poll::Pending => {
+                    self.rest = BytesMut::new();
+                    if self.needs_flush {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Failure::Write)?;
+                        self.needs_flush = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        if !self.shut {
+            // The other side may have gone already: then there is nobody left to tell.
+            let _ = ready!(Pin::new(to).poll_shutdown(cx));
+            self.shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once into the worker's buffer and writes at once; only what the writer does not take is kept.
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+        bytes: &mut u64,
+    ) -> Poll<Result<(), Failure>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut read = ReadBuf::new(buffer);
+            ready!(Pin::new(from).poll_read(cx, &mut read)).map_err(Failure::Read)?;
+            let mut data = read.filled();
+            if data.is_empty() {
+                self.read_done = true;
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(result) = Pin::new(to).poll_write(cx, data) {
+                let n = result.map_err(Failure::Write)?;
+                data = &data[n..];
+                *bytes += n as u64;
+                self.needs_flush = true;
+            }
+            self.rest.extend_from_slice(data);
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+/// Copies until both sides have finished; a side that finishes first is passed on as a half-close. `received` and `sent` count
+/// bytes from and to the caller while it goes on, so that a cancelled copy is still accounted for.
+pub async fn copy_both_ways(
+    downstream: &mut Stream,
+    upstream: &mut Stream,
+    early: (BytesMut, BytesMut),
+    limits: Limits,
+    received: &mut u64,
+    sent: &mut u64,
+) -> End {
+    let mut up = Direction { rest: early.0, ..Direction::default() };
+    let mut down = Direction { rest: early.1, ..Direction::default() };
+    let start = Instant::now();
+    let mut last = start;
+    let until = |last: Instant| -> Option<(Instant, bool)> {
+        let idle = limits.idle.map(|d| (last + d, true));
+        let max = limits.max_duration.map(|d| (start + d, false));
+        [idle, max].into_iter().flatten().min()
+    };
+    let mut sleep = until(last).map(|(at, _)| Box::pin(tokio::time::sleep_until(at)));
+    poll_fn(|cx| {
+        let before = *received + *sent;
+        let up_end = up.poll(cx, downstream, upstream, received);
+        let down_end = down.poll(cx, upstream, downstream, sent);
+        match up_end {
+            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(End::Downstream(error)),
+            Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(End::Upstream(error)),
+            _ => {}
+        }
+        match down_end {
+            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(End::Upstream(error)),
+            Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(End::Downstream(error)),
+            _ => {}
+        }
+        if up_end.is_ready() && down_end.is_ready() {
+            return Poll::Ready(End::Finished);
+        }
+        let Some(sleep) = sleep.as_mut() else { return Poll::Pending };
+        if *received + *sent != before {
+            last = Instant::now();
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            // Only when the timer fires is the deadline moved to where the last byte put it.
+            match until(last) {
+                Some((at, is_idle)) if at <= Instant::now() => {
+                    return Poll::Ready(if is_idle { End::Idle } else { End::MaxDuration });
+                }
+                Some((at, _)) => sleep.as_mut().reset(at),
+                None => return Poll::Pending,
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    fn pair() -> (DuplexStream, Stream) {
+        let (near, far) = tokio::io::duplex(4096);
+        (near, Stream::Memory(far))
+    }
+
+    #[tokio::test]
+    async fn a_half_close_is_passed_on_and_the_answer_still_arrives() {
+        let (mut client, mut downstream) = pair();
+        let (mut server, mut upstream) = pair();
+        let copy = tokio::spawn(async move {
+            let (mut received, mut sent) = (0, 0);
+            let early = (BytesMut::from(&b"early "[..]), BytesMut::new());
+            let end = copy_both_ways(&mut downstream, &mut upstream, early, Limits::default(), &mut received, &mut sent).await;
+            (matches!(end, End::Finished), received, sent)
+        });
+        client.write_all(b"request").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut request = String::new();
+        server.read_to_string(&mut request).await.unwrap();
+        assert_eq!(request, "early request");
+        let answer = vec![7; 300_000];
+        let expected = answer.clone();
+        tokio::spawn(async move { server.write_all(&answer).await });
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, expected);
+        assert_eq!(copy.await.unwrap(), (true, 13, 300_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_pair_is_closed() {
+        let (_client, mut downstream) = pair();
+        let (_server, mut upstream) = pair();
+        let limits = Limits { idle: Some(Duration::from_secs(5)), max_duration: Some(Duration::from_secs(60)) };
+        let early = (BytesMut::new(), BytesMut::new());
+        let start = Instant::now();
+        let (mut received, mut sent) = (0, 0);
+        let end = copy_both_ways(&mut downstream, &mut upstream, early, limits, &mut received, &mut sent);
+        assert!(matches!(end.await, End::Idle));
+        assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,106 @@
+//! Making a connection to an endpoint: socket options, TLS, one deadline for all of it.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use super::{Cluster, Endpoint, TransportContext};
+use crate::config;
+use crate::config::EndpointAddress;
+use crate::error::{Error, ErrorKind, Retry};
+use crate::net;
+use crate::stream_info::UpstreamConnectionInfo;
+use crate::tls;
+
+/// A fresh connection and its facts.
+pub struct Connected {
+    /// The byte stream.
+    pub stream: net::Stream,
+    /// For logs and metrics.
+    pub info: UpstreamConnectionInfo,
+    /// ALPN that was agreed on.
+    pub alpn: Option<Vec<u8>>,
+}
+
+/// Connects to `endpoint` within the cluster's connect time-out, TLS included. `alpn` replaces the cluster's own offer.
+///
+/// # Errors
+/// [`ErrorKind::ConnectFailure`], [`ErrorKind::ConnectTimeout`] or [`ErrorKind::TlsFailure`], all of which may be repeated: nothing was sent.
+pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
+    let attempt = async {
+        let transport = dial(endpoint, cluster.config()).await?;
+        secure(transport, cluster.transport(endpoint), alpn).await
+    };
+    match tokio::time::timeout(cluster.config().connect_timeout, attempt).await {
+        Ok(result) => result.map_err(|error| error.retry(Retry::Yes)),
+        Err(_) => Err(Error::new(ErrorKind::ConnectTimeout).retry(Retry::Yes)),
+    }
+}
+
+async fn dial(endpoint: &Endpoint, cluster: &config::Cluster) -> Result<net::Transport, Error> {
+    match endpoint.address() {
+        EndpointAddress::Socket(address) => {
+            let stream = TcpStream::connect(address).await.map_err(connect_failure)?;
+            // Small writes are coalesced here already; Nagle would only add a delay.
+            let _ = stream.set_nodelay(true);
+            if let Some(keepalive) = cluster.tcp_keepalive {
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive_options(keepalive));
+            }
+            Ok(net::Transport::Tcp(stream))
+        }
+        EndpointAddress::Pipe(path) => UnixStream::connect(path).await.map(net::Transport::Unix).map_err(connect_failure),
+        EndpointAddress::Name(name, _) => {
+            Err(connect_failure(io::Error::new(io::ErrorKind::NotFound, format!("{name} has not been resolved"))))
+        }
+    }
+}
+
+/// `delayed connect error: Connection refused`: Envoy's words, which people search for.
+fn connect_failure(error: io::Error) -> Error {
+    let reason = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "Connection refused".to_owned(),
+        io::ErrorKind::HostUnreachable => "No route to host".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "Network is unreachable".to_owned(),
+        io::ErrorKind::TimedOut => "Connection timed out".to_owned(),
+        io::ErrorKind::NotFound => "No such file or directory".to_owned(),
+        _ => error.to_string(),
+    };
+    Error::with_source(ErrorKind::ConnectFailure, io::Error::new(error.kind(), format!("delayed connect error: {reason}")))
+}
+
+fn keepalive_options(keepalive: config::TcpKeepalive) -> TcpKeepalive {
+    let mut options = TcpKeepalive::new().with_time(keepalive.time.unwrap_or(Duration::from_secs(7200)));
+    if let Some(interval) = keepalive.interval {
+        options = options.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        options = options.with_retries(probes);
+    }
+    options
+}
+
+async fn secure(transport: net::Transport, context: &TransportContext, alpn: Option<&[String]>) -> Result<Connected, Error> {
+    let local = match &transport {
+        net::Transport::Tcp(stream) => stream.local_addr().ok(),
+        net::Transport::Unix(_) => None,
+    };
+    let TransportContext::Tls(context) = context else {
+        let stream = match transport {
+            net::Transport::Tcp(stream) => net::Stream::Tcp(stream),
+            net::Transport::Unix(stream) => net::Stream::Unix(stream),
+        };
+        return Ok(Connected { stream, info: UpstreamConnectionInfo { local, peer: None, tls_version: None }, alpn: None });
+    };
+    let tls_failure = |error: &io::Error| Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), tls::failure_reason(error)));
+    let config = context.config(alpn).ok_or_else(|| {
+        Error::with_source(ErrorKind::TlsFailure, io::Error::other("TLS error: Secret is not supplied by SDS"))
+    })?;
+    let stream = TlsConnector::from(config).connect(context.server_name(), transport).await.map_err(|error| tls_failure(&error))?;
+    let session = stream.get_ref().1;
+    let info = UpstreamConnectionInfo { local, peer: tls::peer_certificate(session), tls_version: tls::version_name(session) };
+    let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
+    Ok(Connected { stream: net::Stream::TlsClient(Box::new(stream)), info, alpn })
+}

@@ -1,0 +1,363 @@
+//! Upstream HTTP connections of one worker.
+//!
+//! Keyed by endpoint, protocol and ALPN offer, typed, owned by one thread: a request takes a connection and gives it back
+//! without a lock or a task hop. Nothing connects in the background, so circuit breakers see every connection.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::breaker::ConnectionPermit;
+use super::connect::connect;
+use super::{Cluster, Endpoint};
+use crate::config::AlpnOverride;
+use crate::error::{Error, ErrorKind, Retry};
+use crate::http::h1::client::{ClientConnection, ClientOptions};
+use crate::http::h2::client::H2Connection;
+use crate::stream_info::UpstreamConnectionInfo;
+
+/// Idle connections that one worker keeps to one endpoint.
+const MAX_IDLE_PER_HOST: usize = 256;
+
+/// HTTP version spoken upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    /// [`Endpoint::id`]: one per cluster, address and transport.
+    endpoint: u64,
+    protocol: Protocol,
+    /// Connections made with `istio.alpn`'s offer are not shared with those made without.
+    alpn_overridden: bool,
+}
+
+struct Host {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    idle: Vec<Idle>,
+    http2: Vec<Http2Entry>,
+    /// Somebody is connecting: others wait for it instead of connecting too.
+    connecting: Option<Rc<Notify>>,
+    /// HTTP/1 connections of this worker, idle ones included.
+    open: u32,
+}
+
+struct Idle {
+    connection: Http1,
+    since: Instant,
+}
+
+struct Http2Entry {
+    connection: H2Connection,
+    info: Rc<UpstreamConnectionInfo>,
+    created: Instant,
+}
+
+/// The connections of one worker.
+#[derive(Default)]
+pub struct Pool {
+    hosts: RefCell<HashMap<Key, Host>>,
+}
+
+/// A connection for one request.
+pub enum Lease {
+    /// Exclusive.
+    Http1(Http1Lease),
+    /// Shared with other streams.
+    Http2(H2Connection, Rc<UpstreamConnectionInfo>),
+}
+
+struct Http1 {
+    connection: ClientConnection,
+    info: Rc<UpstreamConnectionInfo>,
+    created: Instant,
+    requests: u32,
+    _permit: ConnectionPermit,
+}
+
+/// An HTTP/1 connection that goes back to the pool when it is dropped in a reusable state.
+pub struct Http1Lease {
+    inner: Option<Http1>,
+    pool: Rc<Pool>,
+    key: Key,
+    reused: bool,
+}
+
+impl Http1Lease {
+    /// The connection.
+    pub fn connection(&self) -> ClientConnection {
+        self.http1().connection.clone()
+    }
+
+    /// Its facts.
+    pub fn info(&self) -> Rc<UpstreamConnectionInfo> {
+        self.http1().info.clone()
+    }
+
+    /// Whether it has served a request before.
+    pub fn reused(&self) -> bool {
+        self.reused
+    }
+
+    fn http1(&self) -> &Http1 {
+        #[expect(clippy::expect_used, reason = "`inner` is taken only by Drop")]
+        self.inner.as_ref().expect("a lease holds its connection until it is dropped")
+    }
+}
+
+impl Drop for Http1Lease {
+    fn drop(&mut self) {
+        if let Some(mut http1) = self.inner.take() {
+            http1.requests += 1;
+            self.pool.give_back(self.key, http1);
+        }
+    }
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self::default())
+    }
+
+    /// A connection to `endpoint`: an idle one, or a new one when the cluster's limits allow.
+    ///
+    /// # Errors
+    /// What [`connect`] gives; [`ErrorKind::Overflow`] when too many requests wait already.
+    pub async fn get(
+        self: &Rc<Self>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        protocol: Protocol,
+        alpn: Option<&AlpnOverride>,
+    ) -> Result<Lease, Error> {
+        let key = Key { endpoint: endpoint.id(), protocol, alpn_overridden: alpn.is_some() };
+        match protocol {
+            Protocol::Http1 => match self.take_idle(key) {
+                Some(inner) => Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true })),
+                None => Box::pin(self.connect_http1(cluster, endpoint, key, alpn)).await,
+            },
+            Protocol::Http2 => match self.shared_http2(key) {
+                Some(lease) => Ok(lease),
+                None => Box::pin(self.connect_http2(cluster, endpoint, key, alpn)).await,
+            },
+        }
+    }
+
+    fn take_idle(&self, key: Key) -> Option<Http1> {
+        let mut hosts = self.hosts.borrow_mut();
+        let host = hosts.get_mut(&key)?;
+        // Last in, first out: the warmest connection serves, the others get the chance to time out.
+        while let Some(idle) = host.idle.pop() {
+            let mut quiet = Context::from_waker(std::task::Waker::noop());
+            if idle.connection.connection.poll_idle(&mut quiet).is_pending() {
+                return Some(idle.connection);
+            }
+            host.open -= 1;
+        }
+        None
+    }
+
+    fn give_back(&self, key: Key, http1: Http1) {
+        let mut hosts = self.hosts.borrow_mut();
+        let Some(host) = hosts.get_mut(&key) else { return };
+        let limits = &host.cluster.config().http;
+        let worn = limits.max_requests_per_connection.is_some_and(|max| http1.requests >= max)
+            || limits.max_connection_duration.is_some_and(|max| http1.created.elapsed() >= max);
+        if worn || host.endpoint.is_removed() || host.idle.len() >= MAX_IDLE_PER_HOST || !http1.connection.is_reusable() {
+            host.open -= 1;
+        } else {
+            host.idle.push(Idle { connection: http1, since: Instant::now() });
+        }
+        host.cluster.connection_released().notify_one();
+    }
+
+    fn with_host<T>(&self, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, f: impl FnOnce(&mut Host) -> T) -> T {
+        let mut hosts = self.hosts.borrow_mut();
+        let host = hosts.entry(key).or_insert_with(|| Host {
+            cluster: cluster.clone(),
+            endpoint: endpoint.clone(),
+            idle: Vec::new(),
+            http2: Vec::new(),
+            connecting: None,
+            open: 0,
+        });
+        if !Arc::ptr_eq(&host.cluster, cluster) {
+            host.cluster = cluster.clone();
+        }
+        f(host)
+    }
+
+    async fn connect_http1(
+        self: &Rc<Self>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        key: Key,
+        alpn: Option<&AlpnOverride>,
+    ) -> Result<Lease, Error> {
+        let _pending = cluster.breaker().pending().map_err(Error::new)?;
+        let permit = loop {
+            match cluster.breaker().connection() {
+                Ok(permit) => break permit,
+                // As in Envoy, a worker that has no connection at all may make one: otherwise it could never serve.
+                Err(_) if self.with_host(key, cluster, endpoint, |host| host.open == 0) => break cluster.breaker().force_connection(),
+                Err(_) => {
+                    let released = cluster.connection_released().notified();
+                    if let Some(inner) = self.take_idle(key) {
+                        return Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true }));
+                    }
+                    // A connection of another worker may be the one that was released, hence the bound.
+                    let _ = tokio::time::timeout(Duration::from_millis(50), released).await;
+                    if let Some(inner) = self.take_idle(key) {
+                        return Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true }));
+                    }
+                }
+            }
+        };
+        let opening = Opening::new(self, key, cluster, endpoint);
+        let connected = connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
+        opening.done.set(true);
+        let connection = ClientConnection::new(connected.stream, ClientOptions::from(&cluster.config().http));
+        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, _permit: permit };
+        Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: false }))
+    }
+
+    fn shared_http2(&self, key: Key) -> Option<Lease> {
+        let mut hosts = self.hosts.borrow_mut();
+        let host = hosts.get_mut(&key)?;
+        let limits = &host.cluster.config().http;
+        host.http2.retain(|entry| entry.connection.is_open());
+        let usable = |entry: &&Http2Entry| {
+            limits.max_concurrent_streams.is_none_or(|max| entry.connection.active() < max)
+                && limits.max_requests_per_connection.is_none_or(|max| entry.connection.opened() < max)
+                && limits.max_connection_duration.is_none_or(|max| entry.created.elapsed() < max)
+        };
+        let entry = host.http2.iter().find(usable)?;
+        Some(Lease::Http2(entry.connection.clone(), entry.info.clone()))
+    }
+
+    async fn connect_http2(
+        self: &Rc<Self>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        key: Key,
+        alpn: Option<&AlpnOverride>,
+    ) -> Result<Lease, Error> {
+        let _pending = cluster.breaker().pending().map_err(Error::new)?;
+        loop {
+            if let Some(lease) = self.shared_http2(key) {
+                return Ok(lease);
+            }
+            let other = self.with_host(key, cluster, endpoint, |host| host.connecting.clone());
+            let Some(other) = other else { break };
+            other.notified().await;
+        }
+        let permit = match cluster.breaker().connection() {
+            Ok(permit) => permit,
+            Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => cluster.breaker().force_connection(),
+            Err(kind) => return Err(Error::new(kind)),
+        };
+        let connecting = Connecting::new(self, key, cluster, endpoint);
+        let connected = connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;
+        if connected.info.tls_version.is_some() && !speaks_http2(connected.alpn.as_deref()) {
+            let refused = std::io::Error::other("upstream did not agree on HTTP/2");
+            return Err(Error::with_source(ErrorKind::UpstreamProtocol, refused).retry(Retry::Yes));
+        }
+        let connection = H2Connection::handshake(connected.stream, move || drop(permit)).await.map_err(|e| e.retry(Retry::Yes))?;
+        let info = Rc::new(connected.info);
+        let entry = Http2Entry { connection: connection.clone(), info: info.clone(), created: Instant::now() };
+        self.with_host(key, cluster, endpoint, |host| host.http2.push(entry));
+        drop(connecting);
+        Ok(Lease::Http2(connection, info))
+    }
+
+    /// Closes what has been idle for too long, what the upstream has closed, and what belongs to removed endpoints.
+    /// The worker calls it about once a second.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.hosts.borrow_mut().retain(|_, host| {
+            let removed = host.endpoint.is_removed();
+            let idle_timeout = host.cluster.config().http.idle_timeout;
+            let expired = |since: Instant| idle_timeout.is_some_and(|max| now.duration_since(since) >= max);
+            let before = host.idle.len();
+            host.idle.retain(|idle| {
+                let mut quiet = Context::from_waker(std::task::Waker::noop());
+                !removed && !expired(idle.since) && idle.connection.connection.poll_idle(&mut quiet) == Poll::Pending
+            });
+            host.open -= u32::try_from(before - host.idle.len()).unwrap_or(0);
+            host.http2.retain(|entry| {
+                let connection = &entry.connection;
+                let close = connection.active() == 0 && (removed || expired(connection.idle_since()));
+                if close {
+                    connection.close();
+                }
+                !close && connection.is_open()
+            });
+            host.open > 0 || !host.http2.is_empty() || host.connecting.is_some()
+        });
+    }
+}
+
+/// Whether the agreed ALPN stands for HTTP/2; Istio's own names included. No ALPN at all is a peer that was configured for it.
+fn speaks_http2(alpn: Option<&[u8]>) -> bool {
+    !matches!(alpn, Some(b"http/1.1" | b"http/1.0" | b"istio-http/1.1" | b"istio-http/1.0"))
+}
+
+/// Counts a connection that is being made; a failure or a cancelled request takes it back.
+struct Opening<'a> {
+    pool: &'a Rc<Pool>,
+    key: Key,
+    done: Cell<bool>,
+}
+
+impl<'a> Opening<'a> {
+    fn new(pool: &'a Rc<Pool>, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Self {
+        pool.with_host(key, cluster, endpoint, |host| host.open += 1);
+        Self { pool, key, done: Cell::new(false) }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if !self.done.get()
+            && let Some(host) = self.pool.hosts.borrow_mut().get_mut(&self.key)
+        {
+            host.open -= 1;
+        }
+    }
+}
+
+/// Announces that an HTTP/2 connection is being made; wakes the others whatever comes of it.
+struct Connecting<'a> {
+    pool: &'a Rc<Pool>,
+    key: Key,
+    notify: Rc<Notify>,
+}
+
+impl<'a> Connecting<'a> {
+    fn new(pool: &'a Rc<Pool>, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Self {
+        let notify = Rc::new(Notify::new());
+        pool.with_host(key, cluster, endpoint, |host| host.connecting = Some(notify.clone()));
+        Self { pool, key, notify }
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        if let Some(host) = self.pool.hosts.borrow_mut().get_mut(&self.key) {
+            host.connecting = None;
+        }
+        self.notify.notify_waiters();
+    }
+}
