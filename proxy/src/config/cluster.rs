@@ -28,6 +28,8 @@ pub struct Cluster {
     pub outlier_detection: Option<OutlierDetection>,
     /// Below this share of healthy endpoints all are used (panic). Istio sets it to none.
     pub panic_threshold: Fraction,
+    /// A locality is chosen by its weight before an endpoint is (Envoy `locality_weighted_lb_config`).
+    pub locality_weighted: bool,
     /// The first whose labels the endpoint has (Envoy `transport_socket_matches`); istiod keys them by `tlsMode`.
     pub transport_socket_matches: Vec<TransportSocketMatch>,
     /// For endpoints that no match selects.
@@ -66,6 +68,7 @@ impl Cluster {
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,
             panic_threshold: Fraction::from_millionths(500_000),
+            locality_weighted: false,
             transport_socket_matches: Vec::new(),
             transport_socket: TransportSocket::RawBuffer,
             protocol: UpstreamProtocol::Http1,
@@ -295,7 +298,7 @@ pub struct LocalityEndpoints {
     pub locality: Locality,
     /// 0 is used first.
     pub priority: u32,
-    /// Weight of the locality; only used when locality-weighted balancing is on.
+    /// Weight of the locality; only used with [`Cluster::locality_weighted`].
     pub weight: Option<NonZeroU32>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,

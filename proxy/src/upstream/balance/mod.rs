@@ -1,0 +1,273 @@
+//! Load balancing: from the endpoints of a cluster to the one that gets a request.
+//!
+//! Everything that depends on who is healthy is worked out at publish, as an ejection is rare and a pick is not: first the
+//! load of each priority, then (when asked for) of each locality, then the policy's own tables. A pick walks these three
+//! steps with plain reads and at most one atomic increment. Mirrors
+//! <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/overview>.
+
+mod hash;
+mod priority;
+mod schedule;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use hash::hash;
+
+use self::hash::{Maglev, Ring};
+use self::priority::{Census, OVERPROVISIONING_PERCENT};
+use self::schedule::Schedule;
+use super::Endpoint;
+use crate::config::{self, LbPolicy, SlowStart};
+
+/// What a request wants of its endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PickContext<'a> {
+    /// For ring hash and Maglev, see [`hash`]; `None` is a random one.
+    pub hash: Option<u64>,
+    /// Labels that the endpoint must have (`metadata_match`); empty or `None` is every endpoint.
+    pub subset: Option<&'a BTreeMap<String, String>>,
+    /// Attempts made before this one. Only the first can be dropped on overload.
+    pub attempt: u32,
+    /// Endpoints of those attempts, to be avoided.
+    pub exclude: &'a [Arc<Endpoint>],
+    /// How often another one is looked for when an excluded one comes up (`host_selection_retry_max_attempts`); then it is taken.
+    pub exclude_attempts: u32,
+}
+
+/// Picks among the endpoints of one publication.
+#[derive(Debug)]
+pub(super) struct Balancer {
+    /// By priority; only those that get a share.
+    levels: Box<[Level]>,
+}
+
+#[derive(Debug)]
+struct Level {
+    /// Share of the requests; those of all levels add up to 100.
+    percent: u64,
+    localities: Localities,
+}
+
+/// The endpoints of a priority.
+#[derive(Debug)]
+enum Localities {
+    /// All alike.
+    Flat(Hosts),
+    /// A locality is chosen first.
+    Weighted(Schedule, Box<[Hosts]>),
+}
+
+/// Endpoints to choose from with equal right.
+#[derive(Debug)]
+struct Hosts {
+    endpoints: Box<[Arc<Endpoint>]>,
+    policy: Policy,
+}
+
+/// A [`LbPolicy`], laid out for the endpoints it is used on. Schedules and tables hold their positions.
+#[derive(Debug)]
+enum Policy {
+    RoundRobin(Schedule),
+    LeastRequest { choices: u32, schedule: Schedule },
+    Random,
+    Ring(Ring),
+    Maglev(Maglev),
+}
+
+impl Balancer {
+    pub(super) fn new<'e>(
+        config: &config::Cluster,
+        endpoints: impl IntoIterator<Item = &'e Arc<Endpoint>>,
+        now: Instant,
+    ) -> Self {
+        let mut by_priority = BTreeMap::<u32, Vec<&Arc<Endpoint>>>::new();
+        for endpoint in endpoints {
+            by_priority.entry(endpoint.priority()).or_default().push(endpoint);
+        }
+        let census: Vec<Census> = by_priority.values().map(|endpoints| census(endpoints)).collect();
+        let loads = priority::loads(&census, config.panic_threshold);
+        let levels = by_priority.values().zip(loads).filter(|(_, load)| load.percent > 0);
+        Self {
+            levels: levels
+                .map(|(endpoints, load)| Level {
+                    percent: load.percent,
+                    localities: Localities::new(config, endpoints, load.panic, now),
+                })
+                .collect(),
+        }
+    }
+
+    /// `None` when no endpoint is usable.
+    pub(super) fn pick(&self, context: &PickContext<'_>) -> Option<Arc<Endpoint>> {
+        let retries = if context.exclude.is_empty() { 0 } else { context.exclude_attempts };
+        for attempt in 0..retries {
+            let endpoint = self.choose(context.hash, attempt)?;
+            if context.exclude.iter().all(|excluded| excluded.id() != endpoint.id()) {
+                return Some(Arc::clone(endpoint));
+            }
+        }
+        self.choose(context.hash, retries).map(Arc::clone)
+    }
+
+    fn choose(&self, hash: Option<u64>, attempt: u32) -> Option<&Arc<Endpoint>> {
+        let level = match &*self.levels {
+            [] => return None,
+            [only] => only,
+            levels => {
+                let mut point = hash.unwrap_or_else(|| fastrand::u64(..)) % 100;
+                levels.iter().find(|level| {
+                    let hit = point < level.percent;
+                    point = point.saturating_sub(level.percent);
+                    hit
+                })?
+            }
+        };
+        match &level.localities {
+            Localities::Flat(hosts) => hosts.choose(hash, attempt),
+            Localities::Weighted(schedule, localities) => localities[schedule.next()].choose(hash, attempt),
+        }
+    }
+}
+
+impl Localities {
+    fn new(config: &config::Cluster, endpoints: &[&Arc<Endpoint>], panic: bool, now: Instant) -> Self {
+        // In panic nobody knows what a locality can carry, so everyone counts alike.
+        if panic {
+            return Self::Flat(Hosts::new(config, endpoints.iter().map(|endpoint| (*endpoint, 1.0)).collect(), now));
+        }
+        let localities: Vec<(f64, &[&Arc<Endpoint>])> = endpoints
+            .chunk_by(|a, b| Arc::ptr_eq(a.group(), b.group()))
+            .map(|endpoints| (locality_weight(endpoints), endpoints))
+            .filter(|(weight, _)| config.locality_weighted && *weight > 0.0)
+            .collect();
+        if localities.is_empty() {
+            return Self::Flat(Hosts::new(config, usable(endpoints).map(|endpoint| (endpoint, 1.0)).collect(), now));
+        }
+        if matches!(config.lb_policy, LbPolicy::RingHash(_) | LbPolicy::Maglev(_)) {
+            // One ring over all, or a hash would not stay with its endpoint: the locality's weight is handed to its endpoints.
+            let members = localities.iter().flat_map(|(weight, endpoints)| {
+                let total: f64 = usable(endpoints).map(|endpoint| f64::from(endpoint.weight())).sum();
+                usable(endpoints).map(move |endpoint| (endpoint, weight / total))
+            });
+            return Self::Flat(Hosts::new(config, members.collect(), now));
+        }
+        let weights: Vec<f64> = localities.iter().map(|(weight, _)| *weight).collect();
+        let hosts = localities
+            .iter()
+            .map(|(_, endpoints)| Hosts::new(config, usable(endpoints).map(|endpoint| (endpoint, 1.0)).collect(), now));
+        Self::Weighted(Schedule::new(&weights), hosts.collect())
+    }
+}
+
+impl Hosts {
+    /// Endpoints, each with a factor for its weight.
+    fn new(config: &config::Cluster, members: Vec<(&Arc<Endpoint>, f64)>, now: Instant) -> Self {
+        let weights: Vec<f64> = members
+            .iter()
+            .map(|(endpoint, factor)| {
+                f64::from(endpoint.weight()) * factor * slow_start_factor(slow_start(&config.lb_policy), endpoint, now)
+            })
+            .collect();
+        let endpoints: Box<[_]> = members.into_iter().map(|(endpoint, _)| Arc::clone(endpoint)).collect();
+        let keys = || {
+            let total: f64 = weights.iter().sum();
+            let keys = endpoints.iter().zip(&weights).map(|(endpoint, weight)| (&**endpoint.host(), weight / total));
+            keys.collect::<Vec<_>>()
+        };
+        let policy = match &config.lb_policy {
+            _ if endpoints.is_empty() => Policy::Random,
+            LbPolicy::RoundRobin(_) => Policy::RoundRobin(Schedule::new(&weights)),
+            LbPolicy::LeastRequest(least) => {
+                Policy::LeastRequest { choices: least.choice_count.get(), schedule: Schedule::new(&weights) }
+            }
+            LbPolicy::Random => Policy::Random,
+            LbPolicy::RingHash(ring) => Policy::Ring(Ring::new(&keys(), ring)),
+            LbPolicy::Maglev(table) => Policy::Maglev(Maglev::new(&keys(), table)),
+        };
+        Self { endpoints, policy }
+    }
+
+    fn choose(&self, hash: Option<u64>, attempt: u32) -> Option<&Arc<Endpoint>> {
+        let any_hash = || hash.unwrap_or_else(|| fastrand::u64(..));
+        let chosen = match &self.policy {
+            _ if self.endpoints.len() < 2 => 0,
+            Policy::RoundRobin(schedule) => schedule.next(),
+            Policy::LeastRequest { choices, schedule } => return Some(self.least_request(*choices, schedule)),
+            Policy::Random => fastrand::usize(..self.endpoints.len()),
+            Policy::Ring(ring) => ring.host(any_hash(), attempt)?,
+            Policy::Maglev(table) => table.host(any_hash(), attempt)?,
+        };
+        self.endpoints.get(chosen)
+    }
+
+    /// The one with the fewest requests in flight of a few drawn by weight; on a tie the one drawn first.
+    ///
+    /// Envoy's weighted form divides the weight by the requests in flight in a queue under one owner. Drawing by weight and
+    /// comparing has the same two effects, proportion at rest and relief under load, without a lock.
+    fn least_request(&self, choices: u32, schedule: &Schedule) -> &Arc<Endpoint> {
+        let count = self.endpoints.len();
+        let first = schedule.random();
+        // With as many draws as endpoints, looking at each is better than drawing some twice.
+        let each = schedule.is_uniform() && choices as usize >= count;
+        let draws = if each { count - 1 } else { choices.saturating_sub(1) as usize };
+        let mut best = &self.endpoints[first];
+        let mut fewest = best.active_requests();
+        for draw in 1..=draws {
+            if fewest == 0 {
+                break;
+            }
+            let candidate = &self.endpoints[if each { (first + draw) % count } else { schedule.random() }];
+            let active = candidate.active_requests();
+            if active < fewest {
+                (best, fewest) = (candidate, active);
+            }
+        }
+        best
+    }
+}
+
+/// Whether the endpoint is still new, so that its weight changes with time.
+pub(super) fn is_in_slow_start(policy: &LbPolicy, endpoint: &Endpoint, now: Instant) -> bool {
+    slow_start(policy).is_some_and(|slow| now.saturating_duration_since(endpoint.added()) < slow.window)
+}
+
+fn slow_start(policy: &LbPolicy) -> Option<&SlowStart> {
+    match policy {
+        LbPolicy::RoundRobin(slow_start) => slow_start.as_ref(),
+        LbPolicy::LeastRequest(least_request) => least_request.slow_start.as_ref(),
+        LbPolicy::Random | LbPolicy::RingHash(_) | LbPolicy::Maglev(_) => None,
+    }
+}
+
+/// Envoy's [formula](https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/slow_start).
+fn slow_start_factor(slow_start: Option<&SlowStart>, endpoint: &Endpoint, now: Instant) -> f64 {
+    let Some(slow_start) = slow_start else { return 1.0 };
+    let age = now.saturating_duration_since(endpoint.added());
+    if age >= slow_start.window {
+        return 1.0;
+    }
+    let time = age.as_secs_f64().max(1.0) / slow_start.window.as_secs_f64();
+    let aggression = if slow_start.aggression > 0.0 { slow_start.aggression } else { 1.0 };
+    // A weight of nothing would never get a turn again.
+    let least = (f64::from(slow_start.min_weight.millionths()) / 1_000_000.0).max(0.001);
+    time.powf(1.0 / aggression).clamp(least, 1.0)
+}
+
+/// The locality's weight, less when too few of its endpoints are usable. Without a weight it gets nothing as long as another
+/// has one, as in Envoy.
+#[expect(clippy::cast_precision_loss, reason = "numbers of endpoints")]
+fn locality_weight(endpoints: &[&Arc<Endpoint>]) -> f64 {
+    let Census { total, usable } = census(endpoints);
+    let available = (OVERPROVISIONING_PERCENT * usable) as f64 / (100 * total.max(1)) as f64;
+    endpoints.first().map_or(0.0, |first| f64::from(first.group().weight) * available.min(1.0))
+}
+
+fn census(endpoints: &[&Arc<Endpoint>]) -> Census {
+    Census { total: endpoints.len() as u64, usable: usable(endpoints).count() as u64 }
+}
+
+fn usable<'a, 'e>(endpoints: &'a [&'e Arc<Endpoint>]) -> impl Iterator<Item = &'e Arc<Endpoint>> + use<'a, 'e> {
+    endpoints.iter().copied().filter(|endpoint| endpoint.is_usable())
+}

@@ -1,0 +1,166 @@
+//! Circuit breakers (Envoy `CircuitBreakers.Thresholds`): how much of a resource a cluster may use at once.
+//!
+//! A permit is a guard, so that a cancelled request gives back what it took. All workers share the counters: the limits are
+//! those of the process, as Envoy's are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::config::CircuitBreakers;
+use crate::error::ErrorKind;
+
+/// The four breakers of a cluster.
+#[derive(Debug)]
+pub struct Breakers {
+    /// Open connections.
+    pub connections: Arc<Breaker>,
+    /// Requests waiting for a connection.
+    pub pending_requests: Arc<Breaker>,
+    /// Requests in flight.
+    pub requests: Arc<Breaker>,
+    /// Retries in flight.
+    pub retries: Arc<Breaker>,
+}
+
+impl Breakers {
+    /// With these limits.
+    pub fn new(limits: &CircuitBreakers) -> Self {
+        Self {
+            connections: Arc::new(Breaker::new(limits.max_connections)),
+            pending_requests: Arc::new(Breaker::new(limits.max_pending_requests)),
+            requests: Arc::new(Breaker::new(limits.max_requests)),
+            retries: Arc::new(Breaker::new(limits.max_retries)),
+        }
+    }
+
+    /// Changes the limits; permits that are out stay valid and stay counted.
+    pub fn set_limits(&self, limits: &CircuitBreakers) {
+        self.connections.limit.store(limits.max_connections, Relaxed);
+        self.pending_requests.limit.store(limits.max_pending_requests, Relaxed);
+        self.requests.limit.store(limits.max_requests, Relaxed);
+        self.retries.limit.store(limits.max_retries, Relaxed);
+    }
+}
+
+/// A counter with a limit.
+#[derive(Debug)]
+pub struct Breaker {
+    limit: AtomicU32,
+    active: AtomicU32,
+    overflows: AtomicU64,
+}
+
+impl Breaker {
+    /// `u32::MAX` never refuses.
+    pub fn new(limit: u32) -> Self {
+        Self { limit: AtomicU32::new(limit), active: AtomicU32::new(0), overflows: AtomicU64::new(0) }
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overflow`] when all are taken.
+    pub fn acquire(self: &Arc<Self>) -> Result<Permit, ErrorKind> {
+        let limit = self.limit.load(Relaxed);
+        if limit == u32::MAX {
+            return Ok(self.acquire_over_limit());
+        }
+        match self.active.fetch_update(Relaxed, Relaxed, |active| (active < limit).then_some(active + 1)) {
+            Ok(_) => Ok(Permit(Arc::clone(self))),
+            Err(_) => {
+                self.overflows.fetch_add(1, Relaxed);
+                Err(ErrorKind::Overflow)
+            }
+        }
+    }
+
+    /// Takes one even when all are taken. Envoy lets an endpoint without any connection have one over the limit, or its
+    /// requests would wait for ever.
+    pub fn acquire_over_limit(self: &Arc<Self>) -> Permit {
+        self.active.fetch_add(1, Relaxed);
+        Permit(Arc::clone(self))
+    }
+
+    /// How many are taken.
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// How often it refused.
+    pub fn overflows(&self) -> u64 {
+        self.overflows.load(Relaxed)
+    }
+}
+
+/// One unit of a resource, given back when dropped.
+#[derive(Debug)]
+#[must_use = "the unit is given back when the permit is dropped"]
+pub struct Permit(Arc<Breaker>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_never_hold_more_than_the_limit_and_give_everything_back() {
+        let breaker = Arc::new(Breaker::new(3));
+        let most = AtomicU32::new(0);
+        let refused = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2_000 {
+                        match breaker.acquire() {
+                            Ok(permit) => {
+                                most.fetch_max(breaker.active(), Relaxed);
+                                std::thread::yield_now();
+                                drop(permit);
+                            }
+                            Err(kind) => {
+                                assert_eq!(kind, ErrorKind::Overflow);
+                                refused.fetch_add(1, Relaxed);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert!(most.into_inner() <= 3);
+        assert_eq!(breaker.active(), 0);
+        assert_eq!(breaker.overflows(), refused.into_inner());
+    }
+
+    #[test]
+    fn the_highest_limit_is_off_and_zero_refuses_everything() {
+        let off = Arc::new(Breaker::new(u32::MAX));
+        let permits: Vec<_> = (0..100).map(|_| off.acquire().unwrap()).collect();
+        assert_eq!(off.active(), 100);
+        drop(permits);
+        assert_eq!((off.active(), off.overflows()), (0, 0));
+
+        let none = Arc::new(Breaker::new(0));
+        assert_eq!(none.acquire().unwrap_err(), ErrorKind::Overflow);
+        assert_eq!(none.overflows(), 1);
+    }
+
+    #[test]
+    fn a_lower_limit_counts_what_is_already_out() {
+        let limits = CircuitBreakers { max_requests: 5, ..CircuitBreakers::UNLIMITED };
+        let breakers = Breakers::new(&limits);
+        let mut held: Vec<_> = (0..5).map(|_| breakers.requests.acquire().unwrap()).collect();
+        breakers.set_limits(&CircuitBreakers { max_requests: 2, ..limits });
+        held.truncate(2);
+        assert!(breakers.requests.acquire().is_err());
+        held.truncate(1);
+        held.push(breakers.requests.acquire().unwrap());
+        assert!(breakers.requests.acquire().is_err());
+        let _over = breakers.requests.acquire_over_limit();
+        assert_eq!(breakers.requests.active(), 3);
+    }
+}

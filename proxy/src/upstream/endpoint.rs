@@ -1,0 +1,253 @@
+//! One address of a cluster, and what is known about it while it serves.
+//!
+//! What the configuration says of an endpoint is immutable: a changed weight or label makes a new [`Endpoint`]. What
+//! happens to it is kept apart and shared by all versions of the same host, where a host is an address and the transport
+//! socket used to reach it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
+
+use super::outlier::Monitor;
+use crate::config::{self, EndpointAddress, HealthStatus, Locality, TransportSocket, Workload};
+
+/// An endpoint of a live cluster.
+pub struct Endpoint {
+    address: EndpointAddress,
+    host: Arc<str>,
+    hostname: Arc<str>,
+    weight: u32,
+    health: HealthStatus,
+    lb_metadata: BTreeMap<String, String>,
+    workload: Option<Arc<Workload>>,
+    group: Arc<LocalityGroup>,
+    transport: TransportSocket,
+    transport_index: usize,
+    live: Arc<Live>,
+}
+
+/// Where an endpoint stands among the others.
+#[derive(Debug)]
+pub(super) struct LocalityGroup {
+    pub(super) locality: Locality,
+    pub(super) priority: u32,
+    pub(super) weight: u32,
+}
+
+/// What outlives a new version of the same host.
+#[derive(Debug)]
+struct Live {
+    active_requests: AtomicU32,
+    active_connections: AtomicU32,
+    removed: AtomicBool,
+    added: Instant,
+    monitor: Monitor,
+}
+
+/// A host of a cluster, whatever version of its endpoint. Distinct from every other one as long as an [`Endpoint`] of it is
+/// alive, so a map that is keyed by it must hold the endpoint too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostId(usize);
+
+impl Endpoint {
+    /// A version of a host: of the one that `known` is of, or of a new one that joined at `now`.
+    pub(super) fn new(
+        endpoint: &config::Endpoint,
+        group: &Arc<LocalityGroup>,
+        (transport, transport_index): (TransportSocket, usize),
+        known: Option<&Self>,
+        now: Instant,
+    ) -> Self {
+        let host = known.map_or_else(|| host(&endpoint.address), |known| Arc::clone(&known.host));
+        let live = known.map_or_else(|| Arc::new(Live::new(now)), |known| Arc::clone(&known.live));
+        Self {
+            address: endpoint.address.clone(),
+            host,
+            hostname: endpoint.hostname.as_str().into(),
+            weight: endpoint.weight.get(),
+            health: endpoint.health,
+            lb_metadata: endpoint.lb_metadata.clone(),
+            workload: endpoint.workload.clone(),
+            group: Arc::clone(group),
+            transport,
+            transport_index,
+            live,
+        }
+    }
+
+    /// Where it is; never a name.
+    pub fn address(&self) -> &EndpointAddress {
+        &self.address
+    }
+
+    /// `127.0.0.1:9080`, `[::1]:80` or a path (`%UPSTREAM_HOST%`).
+    pub fn host(&self) -> &Arc<str> {
+        &self.host
+    }
+
+    /// For `host_rewrite: auto`: the configured host name or the name that was resolved; empty is none.
+    pub fn hostname(&self) -> &Arc<str> {
+        &self.hostname
+    }
+
+    /// Relative weight.
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// How to talk to it.
+    pub fn transport(&self) -> &TransportSocket {
+        &self.transport
+    }
+
+    /// Position of [`Self::transport`] in the cluster's `transport_socket_matches`; their number for its `transport_socket`.
+    pub fn transport_index(&self) -> usize {
+        self.transport_index
+    }
+
+    /// Who runs there.
+    pub fn workload(&self) -> Option<&Arc<Workload>> {
+        self.workload.as_ref()
+    }
+
+    /// Where it runs.
+    pub fn locality(&self) -> &Locality {
+        &self.group.locality
+    }
+
+    /// 0 is used first.
+    pub fn priority(&self) -> u32 {
+        self.group.priority
+    }
+
+    /// The host that this is a version of.
+    pub fn id(&self) -> HostId {
+        HostId(Arc::as_ptr(&self.live).addr())
+    }
+
+    /// May get new requests.
+    pub fn is_usable(&self) -> bool {
+        self.health == HealthStatus::Healthy && !self.is_ejected() && !self.is_removed()
+    }
+
+    /// Outlier detection took it out.
+    pub fn is_ejected(&self) -> bool {
+        self.live.monitor.is_ejected()
+    }
+
+    /// The host is no longer in its cluster: idle connections to it should close.
+    pub fn is_removed(&self) -> bool {
+        self.live.removed.load(Relaxed)
+    }
+
+    /// Requests in flight.
+    pub fn active_requests(&self) -> u32 {
+        self.live.active_requests.load(Relaxed)
+    }
+
+    /// Open connections.
+    pub fn active_connections(&self) -> u32 {
+        self.live.active_connections.load(Relaxed)
+    }
+
+    /// Counts a request in flight until the guard is dropped.
+    pub fn start_request(&self) -> ActiveRequest {
+        self.live.active_requests.fetch_add(1, Relaxed);
+        ActiveRequest(Arc::clone(&self.live))
+    }
+
+    /// Counts an open connection until the guard is dropped.
+    pub fn start_connection(&self) -> ActiveConnection {
+        self.live.active_connections.fetch_add(1, Relaxed);
+        ActiveConnection(Arc::clone(&self.live))
+    }
+
+    /// Envoy's words on the admin page.
+    pub(super) fn health_words(&self) -> &'static str {
+        match (self.is_ejected(), self.health) {
+            (false, HealthStatus::Healthy) => "healthy",
+            (false, HealthStatus::Unhealthy) => "/failed_eds_health",
+            (false, HealthStatus::Draining) => "/eds_status_draining",
+            (true, HealthStatus::Healthy) => "/failed_outlier_check",
+            (true, HealthStatus::Unhealthy) => "/failed_outlier_check/failed_eds_health",
+            (true, HealthStatus::Draining) => "/failed_outlier_check/eds_status_draining",
+        }
+    }
+
+    /// Has all of these labels.
+    pub(super) fn has_labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        is_subset(labels, &self.lb_metadata)
+    }
+
+    pub(super) fn group(&self) -> &Arc<LocalityGroup> {
+        &self.group
+    }
+
+    pub(super) fn added(&self) -> Instant {
+        self.live.added
+    }
+
+    pub(super) fn monitor(&self) -> &Monitor {
+        &self.live.monitor
+    }
+
+    /// A host that left does not come back: the same address is a new host then.
+    pub(super) fn mark_removed(&self) {
+        self.live.removed.store(true, Relaxed);
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("host", &self.host).field("health", &self.health_words()).finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    fn new(now: Instant) -> Self {
+        Self {
+            active_requests: AtomicU32::new(0),
+            active_connections: AtomicU32::new(0),
+            removed: AtomicBool::new(false),
+            added: now,
+            monitor: Monitor::default(),
+        }
+    }
+}
+
+/// A request in flight.
+#[derive(Debug)]
+#[must_use = "the request ends when the guard is dropped"]
+pub struct ActiveRequest(Arc<Live>);
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        self.0.active_requests.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+#[must_use = "the connection ends when the guard is dropped"]
+pub struct ActiveConnection(Arc<Live>);
+
+impl Drop for ActiveConnection {
+    fn drop(&mut self) {
+        self.0.active_connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Every pair of `part` is in `whole`.
+pub(super) fn is_subset(part: &BTreeMap<String, String>, whole: &BTreeMap<String, String>) -> bool {
+    part.iter().all(|(key, value)| whole.get(key) == Some(value))
+}
+
+fn host(address: &EndpointAddress) -> Arc<str> {
+    match address {
+        EndpointAddress::Socket(address) => address.to_string().into(),
+        EndpointAddress::Pipe(path) => path.to_string_lossy().into(),
+        EndpointAddress::Name(name, port) => format!("{name}:{port}").into(),
+    }
+}
