@@ -18,8 +18,7 @@ use crate::stream_info::{ConnectionInfo, FormatContext, StreamInfo};
 use crate::telemetry::access_log::AccessLogs;
 use crate::telemetry::metrics::{IstioTcpMetrics, TcpSample};
 use crate::upstream::connect::{Connected, connect};
-use crate::upstream::outlier::Outcome;
-use crate::upstream::{Cluster, ConnectionPermit, Endpoint, PickContext};
+use crate::upstream::{Cluster, Endpoint, Outcome, Permit, PickContext};
 use copy::{End, Limits, copy_both_ways};
 
 /// What [`config::TcpProxy`] is compiled into.
@@ -138,12 +137,12 @@ async fn dial(
     cluster: &Arc<Cluster>,
     subset: &BTreeMap<String, String>,
     worker: &Worker,
-) -> Result<(Connected, ConnectionPermit), Error> {
+) -> Result<(Connected, Permit), Error> {
     let attempts = session.proxy.config.max_connect_attempts.max(1);
     let mut tried = Vec::new();
     loop {
         session.info.attempts += 1;
-        let permit = cluster.breaker().connection().map_err(Error::new)?;
+        let permit = cluster.breakers().connections.acquire().map_err(Error::new)?;
         let context = PickContext { hash: None, exclude: &tried, exclude_attempts: attempts, subset };
         let endpoint = cluster.pick(&context).map_err(Error::new)?;
         session.info.upstream_host = Some(endpoint.host().clone());

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
 
-use super::{Cluster, Endpoint, TransportContext};
+use super::{Cluster, Endpoint};
 use crate::config;
 use crate::config::EndpointAddress;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::net;
 use crate::stream_info::UpstreamConnectionInfo;
-use crate::tls;
+use crate::tls::{self, ClientContext};
 
 /// A fresh connection and its facts.
 pub struct Connected {
@@ -30,11 +29,13 @@ pub struct Connected {
 /// # Errors
 /// [`ErrorKind::ConnectFailure`], [`ErrorKind::ConnectTimeout`] or [`ErrorKind::TlsFailure`], all of which may be repeated: nothing was sent.
 pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
+    let config = cluster.config();
     let attempt = async {
-        let transport = dial(endpoint, cluster.config()).await?;
-        secure(transport, cluster.transport(endpoint), alpn).await
+        let context = cluster.tls_context(endpoint).map_err(|error| tls_failure(&io::Error::other(error)))?;
+        let transport = dial(endpoint, &config).await?;
+        secure(transport, context, alpn).await
     };
-    match tokio::time::timeout(cluster.config().connect_timeout, attempt).await {
+    match tokio::time::timeout(config.connect_timeout, attempt).await {
         Ok(result) => result.map_err(|error| error.retry(Retry::Yes)),
         Err(_) => Err(Error::new(ErrorKind::ConnectTimeout).retry(Retry::Yes)),
     }
@@ -82,25 +83,23 @@ fn keepalive_options(keepalive: config::TcpKeepalive) -> TcpKeepalive {
     options
 }
 
-async fn secure(transport: net::Transport, context: &TransportContext, alpn: Option<&[String]>) -> Result<Connected, Error> {
+fn tls_failure(error: &io::Error) -> Error {
+    Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), tls::failure_reason(error)))
+}
+
+async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn: Option<&[String]>) -> Result<Connected, Error> {
     let local = match &transport {
         net::Transport::Tcp(stream) => stream.local_addr().ok(),
         net::Transport::Unix(_) => None,
     };
-    let TransportContext::Tls(context) = context else {
+    let Some(context) = context else {
         let stream = match transport {
             net::Transport::Tcp(stream) => net::Stream::Tcp(stream),
             net::Transport::Unix(stream) => net::Stream::Unix(stream),
         };
         return Ok(Connected { stream, info: UpstreamConnectionInfo { local, peer: None, tls_version: None }, alpn: None });
     };
-    let tls_failure = |error: &io::Error| Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), tls::failure_reason(error)));
-    let config = context.config(alpn).ok_or_else(|| {
-        Error::with_source(ErrorKind::TlsFailure, io::Error::other("TLS error: Secret is not supplied by SDS"))
-    })?;
-    let stream = TlsConnector::from(config).connect(context.server_name(), transport).await.map_err(|error| tls_failure(&error))?;
-    let session = stream.get_ref().1;
-    let info = UpstreamConnectionInfo { local, peer: tls::peer_certificate(session), tls_version: tls::version_name(session) };
-    let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
-    Ok(Connected { stream: net::Stream::TlsClient(Box::new(stream)), info, alpn })
+    let (stream, handshake) = context.connect(transport, alpn).await.map_err(|error| tls_failure(&error))?;
+    let info = UpstreamConnectionInfo { local, peer: handshake.peer, tls_version: handshake.version };
+    Ok(Connected { stream: net::Stream::TlsClient(Box::new(stream)), info, alpn: handshake.alpn })
 }

@@ -10,16 +10,19 @@
 
 pub mod balance;
 pub mod breaker;
+pub mod connect;
 pub mod dns;
 pub mod endpoint;
 mod outlier;
+pub mod pool;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::Notify;
 
 pub use balance::PickContext;
 pub use breaker::{Breaker, Breakers, Permit};
@@ -30,6 +33,7 @@ use self::balance::Balancer;
 use self::endpoint::{LocalityGroup, is_subset};
 use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, OutlierDetection, TransportSocket};
 use crate::error::ErrorKind;
+use crate::tls::{ClientContext, Secrets, TlsError};
 use crate::{ClusterStatus, EndpointStatus};
 
 /// Subsets of one publication that are remembered; their number is bounded by the routes, this bounds a mistake.
@@ -40,8 +44,13 @@ pub struct Cluster {
     name: Arc<str>,
     breakers: Breakers,
     endpoints: ArcSwap<EndpointSet>,
+    contexts: ArcSwap<TlsContexts>,
+    connection_released: Notify,
     writer: Mutex<Writer>,
 }
+
+/// One TLS context for each distinct [`config::UpstreamTls`] of a cluster.
+type TlsContexts = Vec<(Arc<config::UpstreamTls>, ClientContext)>;
 
 /// One publication: a configuration and the endpoints it applies to.
 #[derive(Debug)]
@@ -67,15 +76,20 @@ struct Writer {
 
 impl Cluster {
     /// A cluster with the endpoints that its configuration holds; others come with [`Self::set_endpoints`].
-    pub fn new(config: Arc<config::Cluster>) -> Self {
+    ///
+    /// # Errors
+    /// When a TLS context cannot be made, because a file is missing for instance.
+    pub fn new(config: Arc<config::Cluster>, secrets: &Arc<Secrets>) -> Result<Self, TlsError> {
         let now = Instant::now();
         let assignment = written_endpoints(&config).cloned().unwrap_or_default();
-        Self {
+        Ok(Self {
             name: config.name.as_str().into(),
             breakers: Breakers::new(&config.circuit_breakers),
+            contexts: ArcSwap::from_pointee(tls_contexts(&config, secrets)?),
             endpoints: ArcSwap::from_pointee(EndpointSet::new(config, assignment, &[], now)),
+            connection_released: Notify::new(),
             writer: Mutex::default(),
-        }
+        })
     }
 
     /// Its name.
@@ -83,9 +97,34 @@ impl Cluster {
         &self.name
     }
 
+    /// Its configuration and endpoints as they are now, for one decision.
+    pub fn current(&self) -> Guard<Arc<EndpointSet>> {
+        self.endpoints.load()
+    }
+
     /// Its configuration as it is now.
     pub fn config(&self) -> Arc<config::Cluster> {
         Arc::clone(&self.endpoints.load().config)
+    }
+
+    /// The TLS context for connections to `endpoint`; `None` for plaintext.
+    ///
+    /// # Errors
+    /// When the endpoint belongs to a configuration whose context could not be made: never fall back to plaintext.
+    pub fn tls_context(&self, endpoint: &Endpoint) -> Result<Option<ClientContext>, TlsError> {
+        match endpoint.transport() {
+            TransportSocket::RawBuffer => Ok(None),
+            TransportSocket::Tls(tls) => {
+                let contexts = self.contexts.load();
+                let found = contexts.iter().find(|(known, _)| Arc::ptr_eq(known, tls) || known == tls);
+                found.map(|(_, context)| Some(context.clone())).ok_or(TlsError::NotReady)
+            }
+        }
+    }
+
+    /// Told whenever an HTTP/1 connection becomes free, for requests that wait below `max_connections`.
+    pub fn connection_released(&self) -> &Notify {
+        &self.connection_released
     }
 
     /// Its circuit breakers.
@@ -99,12 +138,16 @@ impl Cluster {
     }
 
     /// Changes the configuration, not the name. Endpoints stay until others are set, unless the configuration holds its own.
-    pub fn update_config(&self, config: &Arc<config::Cluster>) {
+    ///
+    /// # Errors
+    /// As [`Self::new`]; the old configuration then stays in force.
+    pub fn update_config(&self, config: &Arc<config::Cluster>, secrets: &Arc<Secrets>) -> Result<(), TlsError> {
         let _turn = self.writer();
         let old = self.endpoints.load_full();
         if old.config == *config {
-            return;
+            return Ok(());
         }
+        self.contexts.store(Arc::new(tls_contexts(config, secrets)?));
         self.breakers.set_limits(&config.circuit_breakers);
         if config.outlier_detection.is_none() {
             for endpoint in &old.endpoints {
@@ -113,6 +156,7 @@ impl Cluster {
         }
         let assignment = written_endpoints(config).unwrap_or(&old.assignment);
         self.publish(&old, Arc::clone(config), Arc::clone(assignment), Instant::now());
+        Ok(())
     }
 
     /// Publishes endpoints (EDS or DNS). Those whose address is a name are left out: [`dns::run`] resolves them.
@@ -221,6 +265,16 @@ impl Cluster {
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn tls_contexts(config: &config::Cluster, secrets: &Arc<Secrets>) -> Result<TlsContexts, TlsError> {
+    let sockets = config.transport_socket_matches.iter().map(|matched| &matched.socket).chain([&config.transport_socket]);
+    sockets
+        .filter_map(|socket| match socket {
+            TransportSocket::Tls(tls) => Some(ClientContext::new(secrets, tls).map(|context| (tls.clone(), context))),
+            TransportSocket::RawBuffer => None,
+        })
+        .collect()
 }
 
 impl fmt::Debug for Cluster {

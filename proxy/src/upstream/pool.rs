@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::breaker::ConnectionPermit;
 use super::connect::connect;
-use super::{Cluster, Endpoint};
+use super::{Cluster, Endpoint, HostId, Permit};
 use crate::config::AlpnOverride;
 use crate::error::{Error, ErrorKind, Retry};
 use crate::http::h1::client::{ClientConnection, ClientOptions};
@@ -35,8 +34,8 @@ pub enum Protocol {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    /// [`Endpoint::id`]: one per cluster, address and transport.
-    endpoint: u64,
+    /// One per cluster, address and transport.
+    endpoint: HostId,
     protocol: Protocol,
     /// Connections made with `istio.alpn`'s offer are not shared with those made without.
     alpn_overridden: bool,
@@ -83,7 +82,7 @@ struct Http1 {
     info: Rc<UpstreamConnectionInfo>,
     created: Instant,
     requests: u32,
-    _permit: ConnectionPermit,
+    _permit: Permit,
 }
 
 /// An HTTP/1 connection that goes back to the pool when it is dropped in a reusable state.
@@ -172,7 +171,8 @@ impl Pool {
     fn give_back(&self, key: Key, http1: Http1) {
         let mut hosts = self.hosts.borrow_mut();
         let Some(host) = hosts.get_mut(&key) else { return };
-        let limits = &host.cluster.config().http;
+        let current = host.cluster.current();
+        let limits = &current.config().http;
         let worn = limits.max_requests_per_connection.is_some_and(|max| http1.requests >= max)
             || limits.max_connection_duration.is_some_and(|max| http1.created.elapsed() >= max);
         if worn || host.endpoint.is_removed() || host.idle.len() >= MAX_IDLE_PER_HOST || !http1.connection.is_reusable() {
@@ -206,12 +206,12 @@ impl Pool {
         key: Key,
         alpn: Option<&AlpnOverride>,
     ) -> Result<Lease, Error> {
-        let _pending = cluster.breaker().pending().map_err(Error::new)?;
+        let _pending = cluster.breakers().pending_requests.acquire().map_err(Error::new)?;
         let permit = loop {
-            match cluster.breaker().connection() {
+            match cluster.breakers().connections.acquire() {
                 Ok(permit) => break permit,
                 // As in Envoy, a worker that has no connection at all may make one: otherwise it could never serve.
-                Err(_) if self.with_host(key, cluster, endpoint, |host| host.open == 0) => break cluster.breaker().force_connection(),
+                Err(_) if self.with_host(key, cluster, endpoint, |host| host.open == 0) => break cluster.breakers().connections.acquire_over_limit(),
                 Err(_) => {
                     let released = cluster.connection_released().notified();
                     if let Some(inner) = self.take_idle(key) {
@@ -228,7 +228,7 @@ impl Pool {
         let opening = Opening::new(self, key, cluster, endpoint);
         let connected = connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
         opening.done.set(true);
-        let connection = ClientConnection::new(connected.stream, ClientOptions::from(&cluster.config().http));
+        let connection = ClientConnection::new(connected.stream, ClientOptions::from(&cluster.current().config().http));
         let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, _permit: permit };
         Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: false }))
     }
@@ -236,7 +236,8 @@ impl Pool {
     fn shared_http2(&self, key: Key) -> Option<Lease> {
         let mut hosts = self.hosts.borrow_mut();
         let host = hosts.get_mut(&key)?;
-        let limits = &host.cluster.config().http;
+        let current = host.cluster.current();
+        let limits = &current.config().http;
         host.http2.retain(|entry| entry.connection.is_open());
         let usable = |entry: &&Http2Entry| {
             limits.max_concurrent_streams.is_none_or(|max| entry.connection.active() < max)
@@ -254,7 +255,7 @@ impl Pool {
         key: Key,
         alpn: Option<&AlpnOverride>,
     ) -> Result<Lease, Error> {
-        let _pending = cluster.breaker().pending().map_err(Error::new)?;
+        let _pending = cluster.breakers().pending_requests.acquire().map_err(Error::new)?;
         loop {
             if let Some(lease) = self.shared_http2(key) {
                 return Ok(lease);
@@ -263,9 +264,9 @@ impl Pool {
             let Some(other) = other else { break };
             other.notified().await;
         }
-        let permit = match cluster.breaker().connection() {
+        let permit = match cluster.breakers().connections.acquire() {
             Ok(permit) => permit,
-            Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => cluster.breaker().force_connection(),
+            Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => cluster.breakers().connections.acquire_over_limit(),
             Err(kind) => return Err(Error::new(kind)),
         };
         let connecting = Connecting::new(self, key, cluster, endpoint);
@@ -288,7 +289,7 @@ impl Pool {
         let now = Instant::now();
         self.hosts.borrow_mut().retain(|_, host| {
             let removed = host.endpoint.is_removed();
-            let idle_timeout = host.cluster.config().http.idle_timeout;
+            let idle_timeout = host.cluster.current().config().http.idle_timeout;
             let expired = |since: Instant| idle_timeout.is_some_and(|max| now.duration_since(since) >= max);
             let before = host.idle.len();
             host.idle.retain(|idle| {
