@@ -24,7 +24,7 @@ use crate::config::{self, LbPolicy, SlowStart};
 /// What a request wants of its endpoint.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PickContext<'a> {
-    /// For ring hash and Maglev, see [`hash`]; `None` is a random one.
+    /// For ring hash and Maglev, see [`hash()`]; `None` is a random one.
     pub hash: Option<u64>,
     /// Labels that the endpoint must have (`metadata_match`); empty or `None` is every endpoint.
     pub subset: Option<&'a BTreeMap<String, String>>,
