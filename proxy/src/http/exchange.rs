@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Method;
+use http::{Method, StatusCode};
 
 use super::body::BodySize;
 use super::filter::Verdict;
 use super::forward;
+use super::forwarding::Overrides;
 use super::head::{Headers, Known, RequestHead, ResponseHead, Version};
 use super::local_reply::LocalReply;
 use super::manager::Connection;
@@ -40,8 +41,10 @@ pub struct Exchange {
     pub cluster: Option<Arc<Cluster>>,
     /// The endpoint that was tried last.
     pub endpoint: Option<Arc<Endpoint>>,
-    /// The caller asked for trust that its address gives it: its x-envoy-* control headers count.
-    pub internal: bool,
+    /// What a trusted caller asks for with x-envoy-* headers.
+    pub overrides: Option<Box<Overrides>>,
+    /// The request asks for an upgrade.
+    pub wants_upgrade: bool,
     /// The HTTP/1 connection must be closed after this response.
     pub close: bool,
     is_grpc: bool,
@@ -61,30 +64,29 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
     let connection = exchange.connection.clone();
     let manager = &connection.manager;
     if let Err(refusal) = manager.admit(exchange) {
-        return exchange.reply(&body, out, refusal).await;
+        return exchange.reply(&body, out, refusal, None).await;
     }
     let routes = manager.routes();
-    let route = routes.find(&exchange.request).map(|found| found.route.clone());
-    if let Some(route) = &route {
-        exchange.info.route_name = Some(route.name().clone());
+    let found = routes.find(&exchange.request);
+    let route = found.map(|found| &**found.route);
+    exchange.info.route_name = route.map(|route| route.name.clone());
+    if let Verdict::Reply(reply) = manager.filters.request(exchange, route).await {
+        return exchange.reply(&body, out, reply, route).await;
     }
-    match manager.filters.request(exchange, route.as_deref()).await {
-        Verdict::Continue => {}
-        Verdict::Reply(reply) => return exchange.reply(&body, out, reply).await,
-    }
-    let Some(route) = route else {
-        return exchange.fail(&body, out, ErrorKind::NoRoute).await;
+    let Some(found) = found else {
+        return exchange.fail(&body, out, ErrorKind::NoRoute, None).await;
     };
-    match route.action() {
+    match &found.route.action {
         Action::Redirect(redirect) => {
-            let reply = redirect.reply(&exchange.request);
-            exchange.reply(&body, out, reply).await
+            let location = found.route.redirect_location(&exchange.request).unwrap_or_default();
+            let status = StatusCode::from_u16(redirect.status()).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+            exchange.reply(&body, out, LocalReply::redirect(status, &location, "direct_response"), route).await
         }
-        Action::DirectResponse(direct) => {
-            let reply = direct.reply();
-            exchange.reply_on_route(&body, out, reply, &route).await
+        Action::DirectResponse(direct) => exchange.reply(&body, out, LocalReply::direct(direct), route).await,
+        Action::Forward(action) if !manager.allows(exchange, action) => {
+            exchange.reply(&body, out, LocalReply::empty(StatusCode::FORBIDDEN, "upgrade_failed"), route).await
         }
-        Action::Forward(action) => forward::run(exchange, &route, action, &mut body, out).await,
+        Action::Forward(action) => forward::run(exchange, found, action, &mut body, out).await,
     }
 }
 
@@ -102,7 +104,8 @@ impl Exchange {
             trailers: None,
             cluster: None,
             endpoint: None,
-            internal: false,
+            overrides: None,
+            wants_upgrade: false,
             close: false,
             is_grpc,
             recorded: false,
@@ -126,38 +129,27 @@ impl Exchange {
     }
 
     /// Answers with what `kind` means.
-    pub async fn fail(&mut self, body: &RequestBody, out: &mut Responder, kind: ErrorKind) -> Outcome {
-        let reply = kind.reply(None, false);
-        self.reply(body, out, reply.into()).await
+    pub async fn fail(&mut self, body: &RequestBody, out: &mut Responder, kind: ErrorKind, route: Option<&Route>) -> Outcome {
+        self.reply(body, out, kind.reply(None, false).into(), route).await
     }
 
-    /// As [`Exchange::reply`], with the response headers that the route adds.
-    pub async fn reply_on_route(&mut self, body: &RequestBody, out: &mut Responder, mut reply: LocalReply, route: &Route) -> Outcome {
-        reply.write(self.is_grpc, self.request.method == Method::HEAD, &mut self.response);
-        self.apply_response_headers(route);
-        self.send_local(body, out, reply).await
-    }
-
-    /// Answers here. Once a response has begun it can only be cut off.
-    pub async fn reply(&mut self, body: &RequestBody, out: &mut Responder, mut reply: LocalReply) -> Outcome {
-        reply.write(self.is_grpc, self.request.method == Method::HEAD, &mut self.response);
-        self.send_local(body, out, reply).await
-    }
-
-    async fn send_local(&mut self, body: &RequestBody, out: &mut Responder, reply: LocalReply) -> Outcome {
+    /// Answers here, with the response headers that the route adds.
+    pub async fn reply(&mut self, body: &RequestBody, out: &mut Responder, mut reply: LocalReply, route: Option<&Route>) -> Outcome {
         self.info.flags |= reply.flag;
-        self.info.details = reply.details;
+        self.info.details = std::mem::take(&mut reply.details);
         self.info.bytes_received = body.received();
-        self.connection.clone().manager.finish_local(self);
-        self.info.response_code = self.response.status.as_u16();
         self.note_request_end(body);
-        let size = BodySize::Known(reply.body.len() as u64);
+        reply.write(self.is_grpc, self.request.method == Method::HEAD, &mut self.response);
+        if let Some(route) = route {
+            route.apply_response(&mut self.response, Some(&self.request), None, &self.info);
+        }
+        self.connection.clone().manager.finish_response(self, route);
+        self.info.response_code = self.response.status.as_u16();
+        let size = if reply.body.is_empty() { reply.size(self.is_http2()) } else { BodySize::Known(reply.body.len() as u64) };
         let close = self.must_close(body, out);
         // A caller that is gone by now has had its answer decided all the same: that is what is logged.
-        if let Ok(mut sink) = out.head(&self.response, if self.is_grpc { BodySize::Empty } else { size }, close) {
-            if !reply.body.is_empty() {
-                self.info.bytes_sent = reply.body.len() as u64;
-            }
+        if let Ok(mut sink) = out.head(&self.response, size, close) {
+            self.info.bytes_sent = reply.body.len() as u64;
             forward::send_all(&mut sink, reply.body).await;
         }
         Outcome::Done
@@ -179,17 +171,6 @@ impl Exchange {
         }
     }
 
-    /// Applies a route's response header mutations.
-    pub fn apply_response_headers(&mut self, route: &Route) {
-        if route.mutates_response() {
-            let mut response = std::mem::take(&mut self.response);
-            let context = FormatContext { response: Some(&response), ..self.format_context() };
-            let changes = route.response_changes(&context);
-            changes.apply(&mut response.headers);
-            self.response = response;
-        }
-    }
-
     /// Writes the log line, records the metrics and gives the request head back to be used again.
     pub fn finish(mut self) -> RequestHead {
         self.record();
@@ -204,9 +185,10 @@ impl Exchange {
         let context = self.format_context();
         manager.access_log.log(&context);
         if let Some(metrics) = &manager.metrics {
+            let current = self.cluster.as_ref().map(|cluster| cluster.current());
             metrics.record(&HttpSample {
-                service: self.cluster.as_ref().and_then(|c| c.config().service.as_ref()),
-                peer_workload: self.endpoint.as_ref().and_then(|e| e.workload()),
+                service: current.as_ref().and_then(|current| current.config().service.as_ref()),
+                peer_workload: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
                 peer_principal: self.peer_principal(),
                 mtls: self.info.connection.is_mtls(),
                 is_grpc: self.is_grpc,

@@ -1,12 +1,10 @@
 //! The HTTP filters of a connection manager, in their order.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use http::StatusCode;
 
 use super::exchange::Exchange;
-use super::head::ResponseHead;
 use super::local_reply::LocalReply;
 use super::route::Route;
 use super::{cors, fault};
@@ -87,12 +85,15 @@ impl Filters {
     pub async fn request(&self, exchange: &mut Exchange, route: Option<&Route>) -> Verdict {
         for filter in &self.chain {
             let reply = match filter {
-                Filter::Rbac(rbac) => check_rbac(route.and_then(Route::rbac).unwrap_or(rbac), exchange),
-                Filter::Fault => match route.and_then(Route::fault) {
+                Filter::Rbac(rbac) => check_rbac(route.and_then(|route| route.rbac.as_deref()).unwrap_or(rbac), exchange),
+                Filter::Fault => match route.and_then(|route| route.fault.as_ref()) {
                     Some(config) => fault::inject(config, exchange).await,
                     None => None,
                 },
-                Filter::Cors => route.and_then(Route::cors).and_then(|policy| cors::preflight(policy, &exchange.request)),
+                Filter::Cors => {
+                    let policy = route.and_then(|route| route.cors.as_deref());
+                    policy.and_then(|policy| cors::preflight(policy, &exchange.request)).map(|head| LocalReply::of_head(head, cors::DETAILS))
+                }
             };
             if let Some(reply) = reply {
                 return Verdict::Reply(reply);
@@ -104,10 +105,8 @@ impl Filters {
     /// Runs the response back through the chain.
     pub fn response(&self, exchange: &mut Exchange, route: Option<&Route>) {
         for filter in self.chain.iter().rev() {
-            if let (Filter::Cors, Some(policy)) = (filter, route.and_then(Route::cors)) {
-                let mut response: ResponseHead = std::mem::take(&mut exchange.response);
-                cors::actual(policy, &exchange.request, &mut response);
-                exchange.response = response;
+            if let (Filter::Cors, Some(policy)) = (filter, route.and_then(|route| route.cors.as_deref())) {
+                cors::actual(policy, &exchange.request, &mut exchange.response);
             }
         }
     }
@@ -119,6 +118,3 @@ fn check_rbac(rbac: &RbacFilter, exchange: &Exchange) -> Option<LocalReply> {
     let details = rbac.denies(&context)?;
     Some(LocalReply::new(StatusCode::FORBIDDEN, &b"RBAC: access denied"[..], ResponseFlags::NONE, details))
 }
-
-/// A compiled filter override of a route.
-pub type RouteRbac = Option<Arc<RbacFilter>>;

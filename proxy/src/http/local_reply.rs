@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use http::StatusCode;
 
-use super::head::{Known, ResponseHead};
+use super::body::BodySize;
+use super::head::{Headers, Known, ResponseHead};
+use crate::config::DirectResponse;
 use crate::error::{Reply, grpc_status};
 use crate::flags::ResponseFlags;
 
@@ -22,13 +24,41 @@ pub struct LocalReply {
     /// gRPC status, when it is not the one that follows from the HTTP status.
     pub grpc_status: Option<u32>,
     /// Further headers, such as Location.
-    pub headers: Vec<(Known, Vec<u8>)>,
+    pub headers: Headers,
 }
 
 impl LocalReply {
     /// A reply with a `text/plain` body.
     pub fn new(status: StatusCode, body: impl Into<Cow<'static, [u8]>>, flag: ResponseFlags, details: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: body.into(), flag, details: details.into(), grpc_status: None, headers: Vec::new() }
+        Self { status, body: body.into(), flag, details: details.into(), grpc_status: None, headers: Headers::new() }
+    }
+
+    /// A reply without a body.
+    pub fn empty(status: StatusCode, details: &'static str) -> Self {
+        Self::new(status, &b""[..], ResponseFlags::NONE, details)
+    }
+
+    /// A reply with a Location.
+    pub fn redirect(status: StatusCode, location: &[u8], details: &'static str) -> Self {
+        let mut reply = Self::empty(status, details);
+        reply.headers.push_known(Known::Location, location);
+        reply
+    }
+
+    /// A reply that a filter has worked out as a head.
+    pub fn of_head(head: ResponseHead, details: &'static str) -> Self {
+        Self { headers: head.headers, ..Self::empty(head.status, details) }
+    }
+
+    /// The reply of a route that answers by itself.
+    pub fn direct(config: &DirectResponse) -> Self {
+        let status = StatusCode::from_u16(config.status).unwrap_or(StatusCode::OK);
+        Self::new(status, config.body.clone(), ResponseFlags::NONE, "direct_response")
+    }
+
+    /// Framing of a reply without body: HTTP/1 says so with a length, HTTP/2 and gRPC with the end of the stream.
+    pub fn size(&self, is_http2: bool) -> BodySize {
+        if is_http2 { BodySize::Empty } else { BodySize::Known(0) }
     }
 
     /// The head as it goes out, before the steps that every response takes. gRPC callers get HTTP 200 with `grpc-status` and
@@ -46,8 +76,8 @@ impl LocalReply {
             self.body = Cow::Borrowed(b"");
         } else {
             head.status = self.status;
-            for (name, value) in &self.headers {
-                head.headers.push_known(*name, value);
+            for (name, value) in self.headers.iter() {
+                head.headers.push(name, value);
             }
             if !self.body.is_empty() {
                 head.headers.push_known(Known::ContentLength, itoa::Buffer::new().format(self.body.len()).as_bytes());

@@ -3,16 +3,17 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
+use http::{Method, StatusCode};
 
 use super::exchange::Exchange;
 use super::filter::Filters;
-use super::forwarding::{Forwarding, Refusal};
+use super::forwarding::{Forwarding, Refusal, prepare_request, prepare_response};
+use super::head::Known;
 use super::local_reply::LocalReply;
-use super::path::{self, PathOutcome};
-use super::route::RouteTable;
+use super::path::{self, PathOptions, PathOutcome};
+use super::route::{ForwardRoute, Route, RouteTable};
 use crate::config::{HttpConnectionManager, TrafficDirection};
-use crate::flags::ResponseFlags;
 use crate::listener::Drain;
 use crate::proxy::Worker;
 use crate::stream_info::ConnectionInfo;
@@ -29,6 +30,8 @@ pub struct ConnectionManager {
     pub filters: Filters,
     /// Rules for forwarded and hop-by-hop headers.
     pub forwarding: Forwarding,
+    /// How paths are normalised.
+    pub path_options: PathOptions,
     /// Lines per request.
     pub access_log: AccessLogs,
     /// Istio's metrics.
@@ -51,8 +54,8 @@ pub struct Connection {
 
 impl ConnectionManager {
     /// The routes in force.
-    pub fn routes(&self) -> Guard<Arc<RouteTable>> {
-        self.routes.load()
+    pub fn routes(&self) -> Arc<RouteTable> {
+        self.routes.load_full()
     }
 
     /// Whether it serves the application, not its calls.
@@ -62,44 +65,57 @@ impl ConnectionManager {
 
     /// Brings a request into the form that routing and filters rely on, or says why it is refused.
     pub fn admit(&self, exchange: &mut Exchange) -> Result<(), LocalReply> {
+        if exchange.request.method != Method::CONNECT {
+            self.normalize_path(exchange)?;
+        }
         let connection = exchange.connection.clone();
-        let prepared = self.forwarding.prepare_request(&mut exchange.request, &connection.info, &connection.client_cert)?;
+        let prepared = prepare_request(&mut exchange.request, &connection.info, &connection.client_cert, &self.forwarding);
+        let prepared = prepared.inspect_err(|_| exchange.close = true)?;
         exchange.info.remote = prepared.remote;
-        exchange.internal = prepared.internal;
         exchange.overrides = prepared.overrides;
         exchange.wants_upgrade = prepared.upgrade;
-        match path::normalize(exchange.request.path(), self.forwarding.path_options()) {
+        Ok(())
+    }
+
+    fn normalize_path(&self, exchange: &mut Exchange) -> Result<(), LocalReply> {
+        match path::normalize(exchange.request.path(), self.path_options) {
             PathOutcome::Unchanged => Ok(()),
             PathOutcome::Rewritten(path) => {
                 exchange.request.set_path(&path);
                 Ok(())
             }
-            PathOutcome::Reject(details) => {
-                Err(LocalReply::new(http::StatusCode::BAD_REQUEST, &b""[..], ResponseFlags::NONE, details))
+            PathOutcome::Redirect(location) => {
+                exchange.request.set_path(&location);
+                Err(LocalReply::redirect(StatusCode::TEMPORARY_REDIRECT, &location, path::NORMALIZATION_FAILED))
             }
-            PathOutcome::Redirect { path, details } => Err(LocalReply::redirect(path, details)),
+            PathOutcome::Reject { status, details, path } => {
+                if let Some(path) = path {
+                    exchange.request.set_path(&path);
+                }
+                Err(LocalReply::empty(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), details))
+            }
         }
     }
 
-    /// Headers that every response made here gets.
-    pub fn finish_local(&self, exchange: &mut Exchange) {
-        self.filters.response(exchange, None);
-        self.forwarding.prepare_local_response(&mut exchange.response, &exchange.request);
+    /// Whether an upgrade or CONNECT, if the request is one, may pass.
+    pub fn allows(&self, exchange: &Exchange, action: &ForwardRoute) -> bool {
+        if exchange.request.method == Method::CONNECT {
+            return self.config.http_proxy || action.allows_connect(&self.config.upgrades);
+        }
+        let token = exchange.request.headers.get(Known::Upgrade);
+        !exchange.wants_upgrade || token.is_some_and(|token| action.allows_upgrade(token, &self.config.upgrades))
     }
 
-    /// Headers that every response from upstream gets.
-    pub fn finish_response(&self, exchange: &mut Exchange) {
-        self.forwarding.prepare_response(&mut exchange.response, &exchange.request, exchange.service_time());
-    }
-
-    /// Headers of a `101`.
-    pub fn finish_upgrade(&self, exchange: &mut Exchange) {
-        self.forwarding.prepare_upgrade_response(&mut exchange.response, &exchange.request);
+    /// Filters and headers that every response passes on its way down.
+    pub fn finish_response(&self, exchange: &mut Exchange, route: Option<&Route>) {
+        self.filters.response(exchange, route);
+        prepare_response(&mut exchange.response, Some(&exchange.request), exchange.wants_upgrade, &self.forwarding);
     }
 }
 
 impl From<Refusal> for LocalReply {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.status, refusal.body.as_bytes(), refusal.flag, refusal.details)
+        let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+        Self::new(status, refusal.body.as_bytes(), refusal.flag, refusal.details)
     }
 }
