@@ -203,3 +203,62 @@ fn push_escaped(value: &str, out: &mut String) {
         out.push(char::from(byte));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::pem::PemObject;
+
+    use super::*;
+    use crate::tls::testing::{Ca, uri};
+
+    const BY: &str = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-details";
+    const ISTIO: SetCurrentClientCertDetails =
+        SetCurrentClientCertDetails { subject: true, cert: false, chain: false, dns: true, uri: true };
+
+    fn golden(pem: &[u8]) -> PeerCertificate {
+        PeerCertificate::parse(&[CertificateDer::from_pem_slice(pem).unwrap()]).unwrap()
+    }
+
+    fn element(peer: &PeerCertificate, by: Option<&str>, details: SetCurrentClientCertDetails) -> String {
+        let mut out = Vec::new();
+        forwarded_client_cert(peer, by, details, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn elements_are_those_that_envoy_writes() {
+        let plain = golden(include_bytes!("../../testdata/certs/client.pem"));
+        let named = golden(include_bytes!("../../testdata/certs/client-dns.pem"));
+        assert_eq!(
+            element(&named, Some(BY), ISTIO),
+            "By=spiffe://cluster.local/ns/bookinfo/sa/bookinfo-details;\
+             Hash=8d1430ff47beb01e355396020525ef86e353aea69583c8f9d9d2dc2aeedccaea;Subject=\"CN=reviews,O=Golden\";\
+             URI=spiffe://cluster.local/ns/bookinfo/sa/bookinfo-reviews;DNS=reviews.bookinfo.svc;DNS=reviews.example.test"
+        );
+        // Recorded: golden scenario mtls.xfcc_certchain.
+        let with_cert = SetCurrentClientCertDetails { cert: true, chain: true, ..ISTIO };
+        assert_eq!(element(&plain, Some(BY), with_cert), include_str!("../../testdata/certs/xfcc-cert.txt"));
+        let bare = element(&plain, None, SetCurrentClientCertDetails { chain: true, ..Default::default() });
+        assert!(bare.starts_with("Hash=cac1ba3ee11b66eb4c2913b6774ed7fce329397f4f43c2c73e6bc58f0c3a8b5c;Chain=\"-----BEGIN%20"));
+        assert_eq!(plain.serial, "119fa97f48c8270d8b230826d6810c1b7e53b96b");
+    }
+
+    #[test]
+    fn a_san_cannot_add_an_element() {
+        let leaf = Ca::new("mesh").workload("spiffe://td/ns/a/sa/b,By=x;URI=\"spiffe://td/admin\"");
+        let peer = PeerCertificate::parse(&[leaf.certificate]).unwrap();
+        let uri = SetCurrentClientCertDetails { uri: true, ..Default::default() };
+        let element = element(&peer, None, uri);
+        assert!(element.ends_with(";URI=spiffe://td/ns/a/sa/b%2CBy=x%3BURI=%22spiffe://td/admin%22"), "{element}");
+    }
+
+    #[test]
+    fn subjects_are_escaped_as_openssl_does() {
+        let leaf = Ca::new("mesh").issue(vec![uri("spiffe://td/ns/a/sa/b")], |params| {
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, "A, \"B\"");
+            params.distinguished_name.push(rcgen::DnType::CommonName, " caf\u{e9}");
+        });
+        let peer = PeerCertificate::parse(&[leaf.certificate]).unwrap();
+        assert_eq!(peer.subject, r#"CN=\ caf\C3\A9,O=A\, \"B\""#);
+    }
+}

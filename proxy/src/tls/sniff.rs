@@ -269,7 +269,7 @@ mod tests {
             &records(&hello(b"a\0b", &["h2"]), 99),
             &records(&hello(b"", &["h2"]), 99),
             &records(&hello(b"a", &[""]), 99),
-            &[&whole[..40], &[0xff; 60][..], &whole[100..]].concat(),
+            &[&whole[..50], &vec![0xff; whole.len() - 50][..]].concat(),
         ] {
             assert_eq!(sniff(bad), Sniff::Plaintext, "{bad:?}");
         }
