@@ -90,7 +90,8 @@ impl Engine {
 
     /// Decides. With the action LOG everything passes and `policy` is what to record.
     pub fn evaluate(&self, context: &RequestContext<'_>) -> Verdict {
-        let matched = self.policies.iter().find(|policy| policy.permissions.matches(context) && policy.principals.matches(context));
+        let matched =
+            self.policies.iter().find(|policy| policy.permissions.matches(context) && policy.principals.matches(context));
         let allowed = match self.action {
             RbacAction::Allow => matched.is_some(),
             RbacAction::Deny => matched.is_none(),

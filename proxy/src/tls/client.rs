@@ -38,8 +38,14 @@ struct Shared {
 #[derive(Debug)]
 struct Built {
     config: Arc<ClientConfig>,
-    overrides: Mutex<Vec<(Box<[String]>, Arc<ClientConfig>)>>,
+    overrides: Mutex<Vec<Override>>,
     local_uri_san: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Override {
+    alpn: Box<[String]>,
+    config: Arc<ClientConfig>,
 }
 
 impl ClientContext {
@@ -109,14 +115,14 @@ impl Built {
     fn config(&self, alpn: Option<&[String]>) -> Arc<ClientConfig> {
         let Some(alpn) = alpn else { return Arc::clone(&self.config) };
         let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, ready)) = overrides.iter().find(|(list, _)| **list == *alpn) {
-            return Arc::clone(ready);
+        if let Some(ready) = overrides.iter().find(|ready| *ready.alpn == *alpn) {
+            return Arc::clone(&ready.config);
         }
         let mut config = ClientConfig::clone(&self.config);
         config.alpn_protocols = wire(alpn);
         let config = Arc::new(config);
         if overrides.len() < MAX_OVERRIDES {
-            overrides.push((alpn.into(), Arc::clone(&config)));
+            overrides.push(Override { alpn: alpn.into(), config: Arc::clone(&config) });
         }
         config
     }
@@ -144,9 +150,7 @@ impl Shared {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match identity {
-            Some(identity) => {
-                builder.with_client_cert_resolver(Arc::<rustls::sign::SingleCertAndKey>::clone(&identity.resolver))
-            }
+            Some(identity) => builder.with_client_cert_resolver(Arc::<rustls::sign::SingleCertAndKey>::clone(&identity.resolver)),
             None => builder.with_no_client_auth(),
         };
         config.enable_sni = matches!(self.server_name, ServerName::DnsName(_));

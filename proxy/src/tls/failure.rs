@@ -23,7 +23,9 @@ pub fn failure_reason(error: &io::Error) -> String {
 
 fn tls_reason(error: &Error) -> String {
     match error {
-        Error::InvalidCertificate(error) => ssl(125, &format!("CERTIFICATE_VERIFY_FAILED:verify cert failed: {}", verification(error))),
+        Error::InvalidCertificate(error) => {
+            ssl(125, &format!("CERTIFICATE_VERIFY_FAILED:verify cert failed: {}", verification(error)))
+        }
         Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
             ssl(247, "WRONG_VERSION_NUMBER")
         }

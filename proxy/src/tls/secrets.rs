@@ -80,7 +80,6 @@ pub(super) trait Context: Send + Sync + std::fmt::Debug {
 
 impl Secrets {
     /// An empty store.
-    #[expect(clippy::new_without_default, reason = "a store is shared: it is made in one place, never by default")]
     pub fn new() -> Arc<Self> {
         Arc::new(Self { providers: Providers::new(), state: Mutex::default() })
     }
@@ -92,7 +91,7 @@ impl Secrets {
     /// the kind that a context wants; nothing changes then.
     pub fn set(&self, name: &str, secret: Secret) -> Result<(), TlsError> {
         let material = self.validate(name, secret)?;
-        self.lock().publish(CertificateSource::Secret(name.to_owned()), material)
+        self.lock().publish(&CertificateSource::Secret(name.to_owned()), material)
     }
 
     /// Reads again every file that a context names; for a timer or a file watcher. A source that fails keeps its last good
@@ -103,7 +102,7 @@ impl Secrets {
             state.forget_unused_files();
             state.materials.0.keys().filter(|s| !matches!(s, CertificateSource::Secret(_))).cloned().collect()
         };
-        let reload = |source: CertificateSource| self.load(&source).and_then(|material| self.lock().publish(source, material));
+        let reload = |source: CertificateSource| self.load(&source).and_then(|material| self.lock().publish(&source, material));
         sources.into_iter().filter_map(|source| reload(source).err()).collect()
     }
 
@@ -121,7 +120,11 @@ impl Secrets {
     }
 
     /// Builds a context for the first time and keeps it up to date for as long as it lives.
-    pub(super) fn register<C: Context + 'static>(&self, context: &Arc<C>, sources: &[&CertificateSource]) -> Result<(), TlsError> {
+    pub(super) fn register<C: Context + 'static>(
+        &self,
+        context: &Arc<C>,
+        sources: &[&CertificateSource],
+    ) -> Result<(), TlsError> {
         let mut state = self.lock();
         for source in sources {
             if !matches!(source, CertificateSource::Secret(_)) && !state.materials.0.contains_key(source) {
@@ -182,10 +185,10 @@ impl Secrets {
 }
 
 impl State {
-    fn publish(&mut self, source: CertificateSource, material: Material) -> Result<(), TlsError> {
+    fn publish(&mut self, source: &CertificateSource, material: Material) -> Result<(), TlsError> {
         let mut materials = self.materials.clone();
         materials.0.insert(source.clone(), material);
-        let users = self.contexts.iter().filter_map(Weak::upgrade).filter(|context| context.uses(&source));
+        let users = self.contexts.iter().filter_map(Weak::upgrade).filter(|context| context.uses(source));
         let ready = users.map(|context| context.prepare(&materials)).collect::<Result<Vec<Publish>, _>>()?;
         self.materials = materials;
         for publish in ready {
@@ -207,7 +210,9 @@ impl Materials {
     pub(super) fn certificate(&self, source: &CertificateSource) -> Result<Option<&Arc<Identity>>, TlsError> {
         match self.0.get(source) {
             Some(Material::Certificate(identity)) => Ok(Some(identity)),
-            Some(Material::Trust(_)) => Err(TlsError::Kind { source_name: source_name(source), expected: "a certificate with its key" }),
+            Some(Material::Trust(_)) => {
+                Err(TlsError::Kind { source_name: source_name(source), expected: "a certificate with its key" })
+            }
             None => Ok(None),
         }
     }
@@ -216,7 +221,9 @@ impl Materials {
     pub(super) fn trust(&self, source: &CertificateSource) -> Result<Option<&Arc<Trust>>, TlsError> {
         match self.0.get(source) {
             Some(Material::Trust(trust)) => Ok(Some(trust)),
-            Some(Material::Certificate(_)) => Err(TlsError::Kind { source_name: source_name(source), expected: "a trust bundle" }),
+            Some(Material::Certificate(_)) => {
+                Err(TlsError::Kind { source_name: source_name(source), expected: "a trust bundle" })
+            }
             None => Ok(None),
         }
     }

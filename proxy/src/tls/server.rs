@@ -47,11 +47,7 @@ impl ServerContext {
         if versions(tls.versions).is_empty() {
             return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
         }
-        let shared = Arc::new(Shared {
-            tls: tls.clone(),
-            providers: secrets.providers.clone(),
-            built: ArcSwapOption::empty(),
-        });
+        let shared = Arc::new(Shared { tls: tls.clone(), providers: secrets.providers.clone(), built: ArcSwapOption::empty() });
         let sources: Vec<_> = std::iter::once(&tls.certificate).chain(&tls.trust).collect();
         secrets.register(&shared, &sources)?;
         Ok(Self(shared))

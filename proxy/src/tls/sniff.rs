@@ -242,10 +242,8 @@ mod tests {
     #[test]
     fn a_client_hello_is_found_however_it_is_split() {
         let message = hello(b"Outbound_.9080_._.details", &["istio", "h2"]);
-        let found = Sniff::Tls {
-            server_name: Some("outbound_.9080_._.details".into()),
-            alpn: vec![b"istio".to_vec(), b"h2".to_vec()],
-        };
+        let found =
+            Sniff::Tls { server_name: Some("outbound_.9080_._.details".into()), alpn: vec![b"istio".to_vec(), b"h2".to_vec()] };
         for size in [1, 2, 3, 5, 50, 16_384] {
             let bytes = records(&message, size);
             assert_eq!(sniff(&bytes), found, "records of {size}");

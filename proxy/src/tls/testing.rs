@@ -52,8 +52,18 @@ impl Ca {
         params.not_before = OffsetDateTime::now_utc() - time::Duration::hours(1);
         params.not_after = OffsetDateTime::now_utc() + time::Duration::hours(1);
         change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap().der().clone();
+        self.sign(&params, &KeyPair::generate().unwrap())
+    }
+
+    /// A workload certificate with pilot-agent's default key type.
+    pub(crate) fn rsa_workload(&self, spiffe: &str) -> Leaf {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![uri(spiffe)];
+        self.sign(&params, &KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap())
+    }
+
+    fn sign(&self, params: &CertificateParams, key: &KeyPair) -> Leaf {
+        let certificate = params.signed_by(key, &self.0).unwrap().der().clone();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         Leaf { certificate, key: Arc::new(key) }
     }

@@ -52,7 +52,11 @@ fn workload(trust: &Ca, leaf: &Leaf) -> Arc<Secrets> {
     secrets
 }
 
-async fn shake(server: &ServerContext, client: &ClientContext, alpn: Option<&[String]>) -> (io::Result<Accepted>, io::Result<Connected>) {
+async fn shake(
+    server: &ServerContext,
+    client: &ClientContext,
+    alpn: Option<&[String]>,
+) -> (io::Result<Accepted>, io::Result<Connected>) {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     tokio::join!(server.accept(ours), client.connect(theirs, alpn))
 }
@@ -108,6 +112,18 @@ async fn workloads_prove_who_they_are() {
 }
 
 #[tokio::test]
+async fn rsa_certificates_work_under_both_versions() {
+    let ca = Ca::new("mesh");
+    let secrets = workload(&ca, &ca.rsa_workload(DETAILS));
+    let server = ServerContext::new(&secrets, &downstream()).unwrap();
+    for (highest, cipher) in [(TlsVersion::Tls12, "ECDHE-RSA-AES256-GCM-SHA384"), (TlsVersion::Tls13, "TLS_AES_128_GCM_SHA256")] {
+        let tls = UpstreamTls { versions: (TlsVersion::Tls12, highest), ..upstream() };
+        let client = ClientContext::new(&secrets, &tls).unwrap();
+        assert_eq!(shake(&server, &client, None).await.0.unwrap().1.cipher, cipher);
+    }
+}
+
+#[tokio::test]
 async fn unacceptable_clients_are_refused() {
     let ca = Ca::new("mesh");
     let now = OffsetDateTime::now_utc();
@@ -118,9 +134,12 @@ async fn unacceptable_clients_are_refused() {
         ("unable_to_get_local_issuer_certificate", Ca::new("other").workload(PRODUCTPAGE)),
         // The same name as the mesh's signer, another key.
         ("certificate_signature_failure", Ca::new("mesh").workload(PRODUCTPAGE)),
-        ("unsupported_certificate_purpose", ca.issue(vec![uri(PRODUCTPAGE)], |p| {
-            p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        })),
+        (
+            "unsupported_certificate_purpose",
+            ca.issue(vec![uri(PRODUCTPAGE)], |p| {
+                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            }),
+        ),
         ("SAN_matcher", odd("spiffe://other.domain/ns/bookinfo/sa/bookinfo-productpage")),
         ("SAN_matcher", odd("spiffe://cluster.local.evil/ns/bookinfo/sa/bookinfo-productpage")),
         ("SAN_matcher", odd("https://cluster.local/ns/bookinfo")),
