@@ -40,6 +40,9 @@ const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const RECORD_HEADER: usize = 5;
+const MESSAGE_HEADER: usize = 4;
+/// Honest clients need two or three; the bound keeps a call cheap for a hello of one-byte records.
+const MAX_RECORDS: usize = 256;
 const MAX_RECORD: usize = 1 << 14;
 
 /// Looks for a TLS `ClientHello` in the first bytes of a connection; it may be split over several records.
@@ -60,10 +63,9 @@ enum Hello {
 
 /// The body of the `ClientHello`, joined from its records.
 fn client_hello(bytes: &[u8]) -> Hello {
-    let mut fragments: Vec<&[u8]> = Vec::new();
-    let mut have = 0;
+    let (mut prefix, mut have) = ([0; MESSAGE_HEADER], 0);
     let mut rest = bytes;
-    loop {
+    for _ in 0..MAX_RECORDS {
         if rest.first().is_some_and(|kind| *kind != HANDSHAKE) || rest.get(1).is_some_and(|major| *major != 3) {
             return Hello::None;
         }
@@ -73,26 +75,40 @@ fn client_hello(bytes: &[u8]) -> Hello {
             return Hello::None;
         }
         let fragment = &tail[..len.min(tail.len())];
-        fragments.push(fragment);
+        for (slot, byte) in prefix.iter_mut().skip(have).zip(fragment) {
+            *slot = *byte;
+        }
         have += fragment.len();
-        let prefix: Vec<u8> = fragments.iter().flat_map(|f| f.iter().copied()).take(4).collect();
-        if prefix.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
+        if have > 0 && prefix[0] != CLIENT_HELLO {
             return Hello::None;
         }
-        if let [_, a, b, c] = prefix[..] {
-            let wanted = 4 + u32::from_be_bytes([0, a, b, c]) as usize;
-            if wanted > SNIFF_LIMIT {
+        if have >= MESSAGE_HEADER {
+            let body = u32::from_be_bytes([0, prefix[1], prefix[2], prefix[3]]) as usize;
+            if body > SNIFF_LIMIT {
                 return Hello::None;
             }
-            if have >= wanted {
-                let mut message = fragments.concat();
-                message.truncate(wanted);
-                return Hello::Whole(message.split_off(4));
+            if have >= MESSAGE_HEADER + body {
+                return Hello::Whole(joined(bytes, body));
             }
         }
         let Some(next) = tail.get(len..) else { return Hello::Incomplete };
         rest = next;
     }
+    Hello::None
+}
+
+/// The first `len` bytes of the message behind its header, from records that are known to hold them.
+fn joined(mut records: &[u8], len: usize) -> Vec<u8> {
+    let mut message = Vec::with_capacity(MESSAGE_HEADER + len);
+    while message.len() < MESSAGE_HEADER + len && records.len() > RECORD_HEADER {
+        let (header, tail) = records.split_at(RECORD_HEADER);
+        let record = usize::from(u16::from_be_bytes([header[3], header[4]])).min(tail.len());
+        let (fragment, next) = tail.split_at(record);
+        message.extend_from_slice(fragment);
+        records = next;
+    }
+    message.truncate(MESSAGE_HEADER + len);
+    message.split_off(MESSAGE_HEADER)
 }
 
 fn parse_client_hello(body: &[u8]) -> Option<Sniff> {
