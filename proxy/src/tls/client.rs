@@ -1,0 +1,173 @@
+//! TLS origination: what [`UpstreamTls`] is compiled into.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::provider::{Providers, versions};
+use super::secrets::{Context, Materials, Publish};
+use super::verify::ServerVerifier;
+use super::{Handshake, Secrets, TlsError};
+use crate::config::{CertificateSource, UpstreamTls};
+
+/// ALPN lists that are kept ready beside the context's own; Istio's filter uses three.
+const MAX_OVERRIDES: usize = 8;
+
+/// Originates TLS for one cluster (Envoy `UpstreamTlsContext`); follows its secrets for as long as it lives.
+///
+/// Without a trust bundle every server certificate is accepted, as in Envoy: encryption without authentication.
+#[derive(Debug)]
+pub struct ClientContext(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    tls: UpstreamTls,
+    server_name: ServerName<'static>,
+    providers: Providers,
+    built: ArcSwapOption<Built>,
+}
+
+#[derive(Debug)]
+struct Built {
+    config: Arc<ClientConfig>,
+    overrides: Mutex<Vec<Override>>,
+    local_uri_san: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Override {
+    alpn: Box<[String]>,
+    config: Arc<ClientConfig>,
+}
+
+impl ClientContext {
+    /// Compiles `tls`. Secrets that have not arrived yet may arrive later.
+    ///
+    /// An SNI that is no DNS name (`outbound_.443_._.*.example.com` of a wildcard host) cannot be put on the wire by rustls;
+    /// such a context sends none, which a sidecar does not mind.
+    ///
+    /// # Errors
+    /// When the configuration contradicts itself, a file cannot be used, or a secret is not of the kind that is wanted.
+    pub fn new(secrets: &Arc<Secrets>, tls: &UpstreamTls) -> Result<Self, TlsError> {
+        if tls.trust.is_none() && !tls.sans.is_empty() {
+            return Err(TlsError::Config("SAN matchers without a trust bundle prove nothing".to_owned()));
+        }
+        if versions(tls.versions).is_empty() {
+            return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
+        }
+        let shared = Arc::new(Shared {
+            tls: tls.clone(),
+            server_name: server_name(&tls.sni),
+            providers: secrets.providers.clone(),
+            built: ArcSwapOption::empty(),
+        });
+        let sources: Vec<_> = tls.certificate.iter().chain(&tls.trust).collect();
+        secrets.register(&shared, &sources)?;
+        Ok(Self(shared))
+    }
+
+    /// The configuration of this moment, with our own protocols or with `alpn` instead; `None` until every secret is there.
+    pub fn config(&self, alpn: Option<&[String]>) -> Option<Arc<ClientConfig>> {
+        self.0.built.load().as_ref().map(|built| built.config(alpn))
+    }
+
+    /// What to hand to rustls beside the configuration: the SNI. An IP address stands for "send none".
+    pub fn server_name(&self) -> ServerName<'static> {
+        self.0.server_name.clone()
+    }
+
+    /// Shakes hands as the client. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// Those of the transport, [`TlsError::NotReady`], and every refusal of TLS; [`super::failure_reason`] words them as Envoy does.
+    pub async fn connect<IO>(&self, io: IO, alpn: Option<&[String]>) -> io::Result<(TlsStream<IO>, Handshake)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let built = self.0.built.load_full().ok_or_else(|| io::Error::other(TlsError::NotReady))?;
+        let stream = TlsConnector::from(built.config(alpn)).connect(self.server_name(), io).await?;
+        let sni = (!self.0.tls.sni.is_empty()).then_some(self.0.tls.sni.as_str());
+        let handshake = Handshake::new(stream.get_ref().1, sni, built.local_uri_san.clone());
+        Ok((stream, handshake))
+    }
+}
+
+fn server_name(sni: &str) -> ServerName<'static> {
+    let no_sni = ServerName::from(IpAddr::from(Ipv4Addr::UNSPECIFIED));
+    if sni.is_empty() {
+        return no_sni;
+    }
+    ServerName::try_from(sni.to_owned()).unwrap_or_else(|_| {
+        tracing::warn!(sni, "SNI is no DNS name: connections go without");
+        no_sni
+    })
+}
+
+impl Built {
+    fn config(&self, alpn: Option<&[String]>) -> Arc<ClientConfig> {
+        let Some(alpn) = alpn else { return Arc::clone(&self.config) };
+        let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ready) = overrides.iter().find(|ready| *ready.alpn == *alpn) {
+            return Arc::clone(&ready.config);
+        }
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = wire(alpn);
+        let config = Arc::new(config);
+        if overrides.len() < MAX_OVERRIDES {
+            overrides.push(Override { alpn: alpn.into(), config: Arc::clone(&config) });
+        }
+        config
+    }
+}
+
+fn wire(alpn: &[String]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect()
+}
+
+impl Shared {
+    fn build(&self, materials: &Materials) -> Result<Option<Built>, TlsError> {
+        let identity = self.tls.certificate.as_ref().map(|source| materials.certificate(source)).transpose()?;
+        let trust = self.tls.trust.as_ref().map(|source| materials.trust(source)).transpose()?;
+        // A secret that is named but missing: no connection rather than one with less proof.
+        if matches!(identity, Some(None)) || matches!(trust, Some(None)) {
+            return Ok(None);
+        }
+        let (identity, trust) = (identity.flatten(), trust.flatten());
+        let provider = &self.providers.client;
+        let roots = trust.map(|trust| Arc::clone(&trust.roots));
+        let verifier = ServerVerifier::new(roots, Arc::clone(provider), &self.tls.sans);
+        let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(&versions(self.tls.versions))
+            .map_err(|error| TlsError::Config(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut config = match identity {
+            Some(identity) => builder.with_client_cert_resolver(Arc::<rustls::sign::SingleCertAndKey>::clone(&identity.resolver)),
+            None => builder.with_no_client_auth(),
+        };
+        config.enable_sni = matches!(self.server_name, ServerName::DnsName(_));
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols = wire(&self.tls.alpn);
+        let local_uri_san = identity.and_then(|identity| identity.uri_san.clone());
+        Ok(Some(Built { config: Arc::new(config), overrides: Mutex::default(), local_uri_san }))
+    }
+}
+
+impl Context for Shared {
+    fn uses(&self, source: &CertificateSource) -> bool {
+        self.tls.certificate.as_ref() == Some(source) || self.tls.trust.as_ref() == Some(source)
+    }
+
+    fn prepare(self: Arc<Self>, materials: &Materials) -> Result<Publish, TlsError> {
+        let built = self.build(materials)?.map(Arc::new);
+        Ok(Box::new(move || self.built.store(built)))
+    }
+}

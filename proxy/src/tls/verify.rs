@@ -1,0 +1,281 @@
+//! Who may be at the other end: chain to the trust bundle, then the identity in the certificate.
+//!
+//! Host names are not checked, as in Envoy: the SAN matchers of the configuration are the identity check. On top of
+//! Envoy's rules, a certificate that claims a SPIFFE id must be a valid SVID (exactly one URI SAN), and a SAN with a control
+//! character is refused whoever signed it (CVE-2025-66220).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::TlsError;
+use crate::config::{SanMatcher, StringMatch, StringMatcher};
+
+/// Why a certificate from a trusted signer is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SanError {
+    /// No matcher of the configuration accepts any of the SANs.
+    #[error("SAN matcher, certificate SANs are [{}]", .0.join(", "))]
+    NoMatch(Vec<String>),
+    /// A SPIFFE id beside another URI SAN.
+    #[error("a SPIFFE certificate must have exactly one URI SAN, certificate SANs are [{}]", .0.join(", "))]
+    SeveralUris(Vec<String>),
+    /// A SAN with a control character, not in ASCII, of a broken encoding, or a DNS name that spells a URI.
+    #[error("illegal character in a SAN")]
+    IllegalCharacter,
+    /// The certificate cannot be parsed.
+    #[error("certificate cannot be parsed")]
+    Malformed,
+}
+
+impl From<SanError> for rustls::Error {
+    fn from(error: SanError) -> Self {
+        CertificateError::Other(OtherError(Arc::new(error))).into()
+    }
+}
+
+/// Subject alternative names of a certificate, by type.
+#[derive(Debug, Default)]
+pub(super) struct Sans {
+    pub(super) uris: Vec<String>,
+    pub(super) dns: Vec<String>,
+    others: Vec<String>,
+}
+
+impl Sans {
+    pub(super) fn of(certificate: &X509Certificate<'_>) -> Result<Self, SanError> {
+        let mut sans = Self::default();
+        let Some(extension) = certificate.subject_alternative_name().map_err(|_| SanError::Malformed)? else {
+            return Ok(sans);
+        };
+        for name in &extension.value.general_names {
+            match name {
+                GeneralName::URI(uri) => sans.uris.push(checked(uri)?),
+                GeneralName::DNSName(dns) => sans.dns.push(not_uri(checked(dns)?)?),
+                GeneralName::RFC822Name(mail) => sans.others.push(not_uri(checked(mail)?)?),
+                GeneralName::IPAddress(octets) => sans.others.extend(ip(octets).map(|ip| ip.to_string())),
+                GeneralName::Invalid(..) => return Err(SanError::IllegalCharacter),
+                _ => {}
+            }
+        }
+        Ok(sans)
+    }
+
+    /// All of them, in Envoy's order for its failure text.
+    fn into_all(self) -> Vec<String> {
+        let mut all = self.dns;
+        all.extend(self.uris);
+        all.extend(self.others);
+        all
+    }
+}
+
+fn checked(text: &str) -> Result<String, SanError> {
+    if text.bytes().all(|b| b.is_ascii() && !b.is_ascii_control()) {
+        Ok(text.to_owned())
+    } else {
+        Err(SanError::IllegalCharacter)
+    }
+}
+
+/// A name of another type that spells a URI must never pass for a SPIFFE id (CVE-2022-21656).
+fn not_uri(text: String) -> Result<String, SanError> {
+    if text.contains("://") { Err(SanError::IllegalCharacter) } else { Ok(text) }
+}
+
+fn ip(octets: &[u8]) -> Option<IpAddr> {
+    match octets.len() {
+        4 => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// The SAN matchers of a context.
+#[derive(Debug)]
+pub(super) struct SanRules(Vec<SanMatcher>);
+
+impl SanRules {
+    pub(super) fn new(matchers: &[SanMatcher]) -> Self {
+        Self(matchers.iter().cloned().map(with_whole_trust_domain).collect())
+    }
+
+    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), SanError> {
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| SanError::Malformed)?;
+        let sans = Sans::of(&certificate)?;
+        if sans.uris.len() > 1 && sans.uris.iter().any(|uri| is_spiffe(uri)) {
+            return Err(SanError::SeveralUris(sans.into_all()));
+        }
+        if self.0.is_empty() || self.0.iter().any(|matcher| accepts(matcher, &sans)) {
+            return Ok(());
+        }
+        Err(SanError::NoMatch(sans.into_all()))
+    }
+}
+
+const SPIFFE: &str = "spiffe://";
+
+fn is_spiffe(uri: &str) -> bool {
+    uri.get(..SPIFFE.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(SPIFFE))
+}
+
+/// A prefix that ends within a trust domain would accept `spiffe://cluster.local.evil/`: the domain is closed with a slash.
+fn with_whole_trust_domain(mut matcher: SanMatcher) -> SanMatcher {
+    let (SanMatcher::Uri(text) | SanMatcher::Dns(text) | SanMatcher::Any(text)) = &mut matcher;
+    if let StringMatch::Prefix(prefix) = &mut text.pattern
+        && is_spiffe(prefix)
+        && prefix.len() > SPIFFE.len()
+        && !prefix[SPIFFE.len()..].contains('/')
+    {
+        prefix.push('/');
+    }
+    matcher
+}
+
+fn accepts(matcher: &SanMatcher, sans: &Sans) -> bool {
+    let any = |names: &[String], wanted: &StringMatcher| names.iter().any(|name| wanted.matches(name.as_bytes()));
+    let dns = |wanted: &StringMatcher| sans.dns.iter().any(|name| dns_accepts(name, wanted));
+    match matcher {
+        SanMatcher::Uri(wanted) => any(&sans.uris, wanted),
+        SanMatcher::Dns(wanted) => dns(wanted),
+        SanMatcher::Any(wanted) => any(&sans.uris, wanted) || dns(wanted) || any(&sans.others, wanted),
+    }
+}
+
+/// An exact matcher is a host name: case does not count, and `*.example.com` in the certificate covers one label.
+fn dns_accepts(name: &str, wanted: &StringMatcher) -> bool {
+    let StringMatch::Exact(host) = &wanted.pattern else { return wanted.matches(name.as_bytes()) };
+    if name.eq_ignore_ascii_case(host) {
+        return true;
+    }
+    let (Some(parent), Some((label, rest))) = (name.strip_prefix("*."), host.split_once('.')) else { return false };
+    !label.is_empty() && parent.contains('.') && parent.eq_ignore_ascii_case(rest)
+}
+
+/// Verifies client certificates.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    sans: SanRules,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+        required: bool,
+        sans: &[SanMatcher],
+    ) -> Result<Self, TlsError> {
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+        let builder = if required { builder } else { builder.allow_unauthenticated() };
+        let chain = builder.build().map_err(|error| TlsError::Config(error.to_string()))?;
+        Ok(Self { chain, sans: SanRules::new(sans) })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chain.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        self.sans.check(leaf)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Verifies server certificates; without roots it accepts any, as Envoy does without a validation context.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    roots: Option<Arc<RootCertStore>>,
+    provider: Arc<CryptoProvider>,
+    sans: SanRules,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, sans: &[SanMatcher]) -> Self {
+        Self { roots, provider, sans: SanRules::new(sans) }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if let Some(roots) = &self.roots {
+            let parsed = ParsedCertificate::try_from(leaf)?;
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+            self.sans.check(leaf)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
