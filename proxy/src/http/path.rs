@@ -199,8 +199,6 @@ fn hex(digit: u8) -> Option<u8> {
 fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(path.len() + 8);
     let mut at = 0;
-    // Decoding a hex digit in front of this index would complete the stray percent sign before it to a new escape.
-    let mut stray_until = 0;
     while at < path.len() {
         let byte = path[at];
         if let Some(dot) = dot_at(path, at) {
@@ -213,7 +211,6 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
                 DotSegment::Current(len) => at += dot + len,
                 DotSegment::Up(len) => {
                     back_up(&mut out);
-                    stray_until = 0;
                     at += dot + len;
                 }
             }
@@ -224,18 +221,14 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
             Class::Percent => match escape_at(path, at - 1) {
                 Some(0) => return None,
                 Some(value) => {
-                    let completes = out.len() < stray_until && hex(value).is_some();
-                    if is_unreserved(value) && !completes {
+                    if is_unreserved(value) && !completes_escape(&out, value) {
                         out.push(value);
                     } else {
                         out.extend_from_slice(&path[at - 1..at + 2]);
                     }
                     at += 2;
                 }
-                None => {
-                    stray_until = out.len() + 3;
-                    out.push(b'%');
-                }
+                None => out.push(b'%'),
             },
             Class::Escape if byte == b'\\' => out.push(b'/'),
             Class::Escape if byte == 0 => return None,
@@ -247,6 +240,16 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+/// Whether `digit` would make an escape of a stray percent sign at the end of `out`.
+fn completes_escape(out: &[u8], digit: u8) -> bool {
+    let stray = match out {
+        [.., b'%'] => true,
+        [.., b'%', first] => hex(*first).is_some(),
+        _ => false,
+    };
+    stray && hex(digit).is_some()
 }
 
 fn is_unreserved(byte: u8) -> bool {

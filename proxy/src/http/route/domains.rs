@@ -86,7 +86,6 @@ mod tests {
         for (index, domain) in all.iter().enumerate() {
             assert!(domains.insert(domain, index));
         }
-        assert!(!domains.insert("WWW.foo.com", 9));
         for (host, expected) in [
             ("www.foo.com", "www.foo.com"),
             ("WWW.Foo.COM", "www.foo.com"),
@@ -101,6 +100,15 @@ mod tests {
             ("", "*"),
         ] {
             assert_eq!(domains.find(host.as_bytes()).map(|index| all[index]), Some(expected), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_domain_is_taken_once() {
+        let mut domains = Domains::default();
+        for domain in ["*", "*.foo", "foo.*", "foo"] {
+            assert!(domains.insert(domain, 0));
+            assert!(!domains.insert(&domain.to_uppercase(), 1), "{domain}");
         }
     }
 
