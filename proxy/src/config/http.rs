@@ -193,6 +193,8 @@ pub struct HttpConnectionManager {
     pub xff_num_trusted_hops: u32,
     /// Do not append the caller to x-forwarded-for in edge mode.
     pub skip_xff_append: bool,
+    /// Set x-forwarded-port to the port that the caller connected to, in edge mode.
+    pub append_x_forwarded_port: bool,
     /// Callers in these ranges are internal: their x-envoy-* control headers are honoured.
     pub internal_ranges: Vec<ipnet::IpNet>,
     /// Make an x-request-id where there is none.
@@ -258,6 +260,7 @@ impl HttpConnectionManager {
             use_remote_address: false,
             xff_num_trusted_hops: 0,
             skip_xff_append: false,
+            append_x_forwarded_port: false,
             internal_ranges: Vec::new(),
             generate_request_id: true,
             preserve_external_request_id: false,

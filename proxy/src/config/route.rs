@@ -34,6 +34,8 @@ pub struct VirtualHost {
     pub include_request_attempt_count: bool,
     /// Adds it to responses.
     pub include_attempt_count_in_response: bool,
+    /// Requests whose x-forwarded-proto is not `https` are redirected (Envoy `require_tls: ALL`, Istio `httpsRedirect`).
+    pub require_tls: bool,
     /// For routes that have none of their own.
     pub retry_policy: Option<RetryPolicy>,
     /// For routes that have none of their own.
@@ -186,6 +188,8 @@ pub struct RouteAction {
     pub path_rewrite: Option<PathRewrite>,
     /// Host on its way upstream.
     pub host_rewrite: Option<HostRewrite>,
+    /// A rewritten host is kept in x-forwarded-host.
+    pub append_x_forwarded_host: bool,
     /// Copies.
     pub mirrors: Vec<Mirror>,
     /// For ring hash and Maglev.
@@ -208,6 +212,7 @@ impl RouteAction {
             retry: None,
             path_rewrite: None,
             host_rewrite: None,
+            append_x_forwarded_host: false,
             mirrors: Vec::new(),
             hash_policy: Vec::new(),
             upgrades: Vec::new(),

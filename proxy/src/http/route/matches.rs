@@ -1,0 +1,179 @@
+//! Conditions of routes, compiled (Envoy `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`).
+
+use std::borrow::Cow;
+
+use http::Method;
+
+use super::RouteError;
+use crate::config::{self, Fraction, HeaderMatch, PathMatch, QueryParameterMatcher, Regex};
+use crate::http::head::{HeaderName, RequestHead};
+
+/// The condition of a route.
+#[derive(Debug)]
+pub(super) struct Condition {
+    path: PathMatcher,
+    headers: Box<[HeaderMatcher]>,
+    query: Box<[QueryParameterMatcher]>,
+    grpc: bool,
+    fraction: Fraction,
+}
+
+impl Condition {
+    pub(super) fn compile(config: &config::RouteMatch) -> Result<Self, RouteError> {
+        Ok(Self {
+            path: PathMatcher::compile(&config.path, config.ignore_case)?,
+            headers: config.headers.iter().map(HeaderMatcher::compile).collect(),
+            query: config.query_parameters.clone().into_boxed_slice(),
+            grpc: config.grpc,
+            fraction: config.fraction,
+        })
+    }
+
+    /// Whether the request meets it; `path` is the path of `head` without query.
+    pub(super) fn matches(&self, head: &RequestHead, path: &[u8]) -> bool {
+        self.path.matches(head, path)
+            && self.headers.iter().all(|header| header.matches(head))
+            && self.query.iter().all(|parameter| query_matches(parameter, head))
+            && (!self.grpc || head.is_grpc())
+            && self.fraction.draw()
+    }
+
+    /// What of the path a prefix rewrite replaces.
+    pub(super) fn matched(&self) -> MatchedPath {
+        match &self.path {
+            PathMatcher::Prefix { prefix, .. } | PathMatcher::SeparatedPrefix { prefix, .. } => MatchedPath::Prefix(prefix.len()),
+            PathMatcher::Exact { .. } | PathMatcher::Regex(_) | PathMatcher::Connect => MatchedPath::Whole,
+        }
+    }
+}
+
+/// What of a path (without query) a condition has matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatchedPath {
+    /// This many bytes at the beginning.
+    Prefix(usize),
+    /// All of it.
+    Whole,
+}
+
+#[derive(Debug)]
+enum PathMatcher {
+    Prefix { prefix: Box<[u8]>, fold: bool },
+    Exact { path: Box<[u8]>, fold: bool },
+    SeparatedPrefix { prefix: Box<[u8]>, fold: bool },
+    Regex(Regex),
+    Connect,
+}
+
+impl PathMatcher {
+    fn compile(path: &PathMatch, fold: bool) -> Result<Self, RouteError> {
+        let bytes = |text: &str| text.as_bytes().into();
+        Ok(match path {
+            PathMatch::Prefix(prefix) => Self::Prefix { prefix: bytes(prefix), fold },
+            PathMatch::Exact(path) => Self::Exact { path: bytes(path), fold },
+            PathMatch::SeparatedPrefix(prefix) => Self::SeparatedPrefix { prefix: bytes(prefix), fold },
+            PathMatch::Regex(regex) => Self::Regex(regex.clone()),
+            PathMatch::UriTemplate(template) => Self::Regex(super::template::compile(template)?),
+            PathMatch::Connect => Self::Connect,
+        })
+    }
+
+    fn matches(&self, head: &RequestHead, path: &[u8]) -> bool {
+        if path.is_empty() {
+            // CONNECT has no path: only a route that is meant for it may take it.
+            return matches!(self, Self::Connect) && head.method == Method::CONNECT;
+        }
+        match self {
+            Self::Prefix { prefix, fold } => starts_with(path, prefix, *fold),
+            Self::Exact { path: exact, fold } => path.len() == exact.len() && starts_with(path, exact, *fold),
+            Self::SeparatedPrefix { prefix, fold } => {
+                starts_with(path, prefix, *fold) && path.get(prefix.len()).is_none_or(|next| *next == b'/')
+            }
+            Self::Regex(regex) => regex.is_full_match(path),
+            Self::Connect => head.method == Method::CONNECT,
+        }
+    }
+}
+
+fn starts_with(path: &[u8], prefix: &[u8], fold: bool) -> bool {
+    match path.get(..prefix.len()) {
+        Some(start) if fold => start.eq_ignore_ascii_case(prefix),
+        Some(start) => start == prefix,
+        None => false,
+    }
+}
+
+/// A condition on one header, compiled. Repeated headers are joined with a comma, as Envoy does.
+#[derive(Clone, Debug)]
+pub struct HeaderMatcher {
+    source: Source,
+    value: HeaderMatch,
+    invert: bool,
+    treat_missing_as_empty: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Method,
+    Path,
+    Authority,
+    Scheme,
+    Header(HeaderName),
+}
+
+impl HeaderMatcher {
+    /// Prepares the name for look-ups.
+    pub fn compile(config: &config::HeaderMatcher) -> Self {
+        let source = match config.name.to_ascii_lowercase().as_str() {
+            ":method" => Source::Method,
+            ":path" => Source::Path,
+            ":authority" | "host" => Source::Authority,
+            ":scheme" => Source::Scheme,
+            name => Source::Header(HeaderName::new(name)),
+        };
+        Self {
+            source,
+            value: config.value.clone(),
+            invert: config.invert,
+            treat_missing_as_empty: config.treat_missing_as_empty,
+        }
+    }
+
+    /// Whether the request meets the condition. A missing header meets none but those that ask for its absence, inverted
+    /// ones included, unless it counts as empty.
+    pub fn matches(&self, head: &RequestHead) -> bool {
+        let value: Option<Cow<'_, [u8]>> = match &self.source {
+            Source::Method => Some(head.method.as_str().as_bytes().into()),
+            Source::Path => (!head.path().is_empty()).then(|| head.path().into()),
+            Source::Authority => head.has_authority().then(|| head.authority().into()),
+            Source::Scheme => Some(head.scheme.as_str().as_bytes().into()),
+            Source::Header(name) => head.headers.joined(name),
+        };
+        if let HeaderMatch::Present(present) = self.value {
+            return (value.is_some() == present) != self.invert;
+        }
+        let Some(value) = value.or(self.treat_missing_as_empty.then_some(Cow::Borrowed(b""))) else { return false };
+        let matches = match &self.value {
+            HeaderMatch::Present(_) => true,
+            HeaderMatch::String(matcher) => matcher.matches(&value),
+            HeaderMatch::Range { start, end } => {
+                let number = std::str::from_utf8(&value).ok().and_then(|text| text.parse::<i64>().ok());
+                number.is_some_and(|number| (*start..*end).contains(&number))
+            }
+        };
+        matches != self.invert
+    }
+}
+
+/// The first parameter of the name decides; nothing is decoded.
+fn query_matches(matcher: &QueryParameterMatcher, head: &RequestHead) -> bool {
+    let parameters = head.query().into_iter().flat_map(|query| query.split(|b| *b == b'&'));
+    let mut pairs = parameters.map(|pair| {
+        let name_end = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
+        (&pair[..name_end], pair.get(name_end + 1..).unwrap_or_default())
+    });
+    match pairs.find(|(name, _)| *name == matcher.name.as_bytes()) {
+        Some((_, value)) => matcher.value.as_ref().is_none_or(|matcher| matcher.matches(value)),
+        None => false,
+    }
+}
