@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -13,67 +13,77 @@ use http::{Method, StatusCode};
 
 use super::body::{BodySize, Frame};
 use super::exchange::{Exchange, Outcome};
+use super::forwarding::{Timeouts, set_upstream_service_time};
 use super::h1::client::ClientConnection;
 use super::h2::client::H2Response;
-use super::head::{Known, ResponseHead};
+use super::head::{HeaderName, Known, RequestHead, ResponseHead};
 use super::pipe::{Pump, PumpError, Sink, Source};
 use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::retry::Retries;
-use super::route::{ForwardRoute, Route};
+use super::route::{ClusterChoice, ForwardRoute, RouteMatch};
 use super::timers::Timers;
 use super::upgrade::Tunnel;
-use crate::error::{Error, ErrorKind, Retry};
+use super::{hash, mirror};
+use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
-use crate::upstream::outlier::Outcome as Health;
-use crate::upstream::pool::{Http1Lease, Lease, Protocol};
-use crate::upstream::{Cluster, Endpoint, PickContext};
+use crate::upstream::pool::{Lease, Protocol};
+use crate::upstream::{Cluster, Endpoint, Outcome as Health, PickContext};
 
 /// Forwards a request to the route's cluster and streams the response back.
 pub async fn run(
     exchange: &mut Exchange,
-    route: &Arc<Route>,
+    found: RouteMatch<'_>,
     action: &ForwardRoute,
     body: &mut RequestBody,
     out: &mut Responder,
 ) -> Outcome {
-    let choice = match action.choose(&exchange.request) {
-        Ok(choice) => choice,
-        Err(kind) => return exchange.fail(body, out, kind).await,
+    let route = &**found.route;
+    let chosen = action.choose(&exchange.request).map(|choice| (choice, choice.cluster.clone()));
+    let (choice, cluster) = match chosen {
+        Ok((choice, Some(cluster))) => (choice, cluster),
+        Ok((_, None)) => return exchange.fail(body, out, ErrorKind::NoCluster(503), Some(route)).await,
+        Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,
     };
-    let cluster = choice.cluster.clone();
     exchange.info.upstream_cluster = Some(cluster.name().clone());
     exchange.cluster = Some(cluster.clone());
-    let _request = match cluster.breaker().request() {
+    let _request = match cluster.breakers().requests.acquire() {
         Ok(permit) => permit,
-        Err(kind) => return exchange.fail(body, out, kind).await,
+        Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,
     };
-    let hash = action.hash(&mut exchange.request, &exchange.info);
-    action.apply_request(exchange, route, choice);
-    action.send_mirrors(exchange, body);
-
-    let overrides = std::mem::take(&mut exchange.overrides);
-    let policy = overrides.retry_policy(action.retry_policy());
-    let mut retries = Retries::new(policy.as_deref());
+    let hash = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
+    let overrides = exchange.overrides.take();
+    let wished = overrides.as_deref().and_then(|wish| wish.retry_policy(action.retry.as_deref()));
+    let policy = wished.as_ref().or(action.retry.as_deref());
+    let timeouts = Timeouts::new(action.timeout, policy.and_then(|policy| policy.per_try_timeout), overrides.as_deref());
+    if let Some(expected) = timeouts.expected_ms() {
+        let mut text = itoa::Buffer::new();
+        exchange.request.headers.set_named(&HeaderName::new("x-envoy-expected-rq-timeout-ms"), text.format(expected).as_bytes());
+    }
+    if found.virtual_host.include_request_attempt_count {
+        exchange.request.headers.set(Known::XEnvoyAttemptCount, b"1");
+    }
+    route.apply_request(&mut exchange.request, choice, &exchange.info);
+    mirror::send(exchange, action, body);
+    let mut retries = Retries::new(policy);
     if retries.needs_replay() {
         body.keep();
     }
-    let timeout = overrides.timeout(action.timeout());
-    let mut attempt = Attempts {
+    let mut attempts = Attempts {
         exchange,
-        route,
+        found,
         action,
+        choice,
         cluster,
         out,
         body,
         timers: Timers::new(),
-        timeout,
+        timeouts,
         tried: Vec::new(),
         hash,
-        subset: &choice.metadata_match,
     };
-    attempt.start_timers();
-    attempt.run(&mut retries).await
+    attempts.start_timers();
+    attempts.run(&mut retries).await
 }
 
 /// Writes a body that is there already and ends the message.
@@ -91,17 +101,17 @@ pub async fn send_all(sink: &mut Sink, body: Cow<'static, [u8]>) {
 /// The attempts of one request.
 struct Attempts<'a> {
     exchange: &'a mut Exchange,
-    route: &'a Arc<Route>,
+    found: RouteMatch<'a>,
     action: &'a ForwardRoute,
+    choice: &'a ClusterChoice,
     cluster: Arc<Cluster>,
     out: &'a mut Responder,
     body: &'a mut RequestBody,
     timers: Timers,
-    timeout: Option<std::time::Duration>,
+    timeouts: Timeouts,
     /// Endpoints that have failed already.
     tried: Vec<Arc<Endpoint>>,
     hash: Option<u64>,
-    subset: &'a std::collections::BTreeMap<String, String>,
 }
 
 /// How an attempt ended that did not send a response downstream.
@@ -120,9 +130,8 @@ impl Attempts<'_> {
     fn start_timers(&mut self) {
         let config = &self.exchange.connection.manager.config;
         let start = self.exchange.info.start;
-        self.timers.start_idle(self.action.idle_timeout().or(config.stream_idle_timeout), start);
-        let max = self.action.max_stream_duration(&self.exchange.request).or(config.max_stream_duration);
-        self.timers.start_max_duration(max, start);
+        self.timers.start_idle(self.action.idle_timeout.or(config.stream_idle_timeout), start);
+        self.timers.start_max_duration(max_stream_duration(self.action, &self.exchange.request).or(config.max_stream_duration), start);
         self.timers.start_request(config.request_timeout, start);
         self.note_progress();
     }
@@ -131,7 +140,7 @@ impl Attempts<'_> {
     fn note_progress(&mut self) {
         if self.body.is_complete() && self.exchange.info.request_end.is_none() {
             self.exchange.note_request_end(self.body);
-            self.timers.request_complete(self.timeout, Instant::now());
+            self.timers.request_complete(self.timeouts.request, Instant::now());
         }
     }
 
@@ -163,7 +172,7 @@ impl Attempts<'_> {
                     if !self.body.can_restart() {
                         return self.give_up(&error, retries).await;
                     }
-                    let Ok(_permit) = self.cluster.breaker().retry() else {
+                    let Ok(_permit) = self.cluster.breakers().retries.acquire() else {
                         self.exchange.info.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return self.give_up(&error, retries).await;
                     };
@@ -231,12 +240,18 @@ impl Attempts<'_> {
         {
             reply.details = source.to_string().into();
         }
-        self.exchange.reply_on_route(self.body, self.out, reply.into(), self.route).await
+        self.exchange.reply(self.body, self.out, reply.into(), Some(&**self.found.route)).await
     }
 
     fn pick(&mut self, retries: &Retries<'_>) -> Result<Arc<Endpoint>, Failed> {
         let exclude_attempts = retries.policy().map_or(0, |p| p.host_selection_attempts);
-        let context = PickContext { hash: self.hash, exclude: &self.tried, exclude_attempts, subset: self.subset };
+        let context = PickContext {
+            hash: self.hash,
+            subset: Some(&self.choice.metadata_match),
+            attempt: self.exchange.info.attempts - 1,
+            exclude: &self.tried,
+            exclude_attempts,
+        };
         let endpoint =
             self.cluster.pick(&context).map_err(|kind| Failed::Upstream { error: Error::new(kind), head_sent: false })?;
         self.exchange.info.upstream_host = Some(endpoint.host().clone());
@@ -250,14 +265,20 @@ impl Attempts<'_> {
     /// One attempt, up to the end of the response if there is one.
     async fn attempt(&mut self, retries: &mut Retries<'_>) -> Result<Outcome, Failed> {
         let endpoint = self.pick(retries)?;
-        let active = endpoint.begin_request();
-        self.action.prepare_attempt(self.exchange, &endpoint);
-        let policy = retries.policy();
-        self.timers.start_try(policy.and_then(|p| p.per_try_timeout), policy.and_then(|p| p.per_try_idle_timeout), Instant::now());
+        let _active = endpoint.start_request();
+        self.action.apply_endpoint_host(&mut self.exchange.request, endpoint.hostname());
+        if self.exchange.info.attempts > 1 && self.found.virtual_host.include_request_attempt_count {
+            let mut text = itoa::Buffer::new();
+            let count = text.format(self.exchange.info.attempts).as_bytes();
+            self.exchange.request.headers.set(Known::XEnvoyAttemptCount, count);
+        }
+        let idle = retries.policy().and_then(|policy| policy.per_try_idle_timeout);
+        self.timers.start_try(self.timeouts.per_try, idle, Instant::now());
         let result = self.exchange_with(&endpoint, retries).await;
-        drop(active);
-        if let Err(Failed::Upstream { error, .. }) = &result {
-            self.cluster.report(&endpoint, Health::of_error(error.kind));
+        match &result {
+            Err(Failed::Upstream { error, .. }) if error.side() == Side::Upstream => self.cluster.report(&endpoint, health_of(error.kind)),
+            Err(Failed::Deadline(ErrorKind::Timeout)) => self.cluster.report(&endpoint, Health::LocalOriginTimeout),
+            _ => {}
         }
         result
     }
@@ -265,7 +286,9 @@ impl Attempts<'_> {
     async fn exchange_with(&mut self, endpoint: &Arc<Endpoint>, retries: &mut Retries<'_>) -> Result<Outcome, Failed> {
         let mut lease = self.lease(endpoint).await?;
         self.exchange.info.upstream_start.get_or_insert_with(Instant::now);
-        let mut upstream = Upstream::send(&mut lease, self.exchange, self.body.size()).await?;
+        self.exchange.info.upstream = Some(lease.info());
+        let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
+        let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
         let mut upload = Pump::new(self.body.size());
         loop {
             self.await_head(&mut upstream, &mut upload).await?;
@@ -279,12 +302,12 @@ impl Attempts<'_> {
             self.out.informational(&self.exchange.response);
         }
         self.exchange.info.response_start = Some(Instant::now());
-        self.cluster.report(endpoint, Health::of_response(self.exchange.response.status));
+        self.cluster.report(endpoint, Health::Response(health_status(&self.exchange.response)));
         if retries.covers_response(&self.exchange.response) {
             if retries.exhausted() {
                 self.exchange.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
             } else if self.body.can_restart()
-                && let Ok(_permit) = self.cluster.breaker().retry()
+                && let Ok(_permit) = self.cluster.breakers().retries.acquire()
             {
                 retries.take();
                 return Err(Failed::Response);
@@ -297,12 +320,7 @@ impl Attempts<'_> {
 
     async fn lease(&mut self, endpoint: &Arc<Endpoint>) -> Result<Lease, Failed> {
         let connection = self.exchange.connection.clone();
-        let protocol = match self.cluster.config().protocol {
-            crate::config::UpstreamProtocol::Http1 => Protocol::Http1,
-            crate::config::UpstreamProtocol::Http2 => Protocol::Http2,
-            crate::config::UpstreamProtocol::UseDownstream if self.exchange.is_http2() => Protocol::Http2,
-            crate::config::UpstreamProtocol::UseDownstream => Protocol::Http1,
-        };
+        let protocol = Protocol::of(self.cluster.current().config().protocol, self.exchange.request.version);
         let alpn = connection.manager.filters.alpn.as_ref();
         let get = connection.worker.pool.get(&self.cluster, endpoint, protocol, alpn);
         let mut get = std::pin::pin!(get);
@@ -375,23 +393,23 @@ impl Attempts<'_> {
 
     async fn switch(&mut self, upstream: Upstream, lease: Lease) -> Result<Outcome, Failed> {
         let refused = || Failed::Upstream { error: Error::new(ErrorKind::UpstreamProtocol), head_sent: true };
-        let (Some(client), Responder::Http1 { connection, .. }) = (upstream.http1, &*self.out) else { return Err(refused()) };
+        let (Some(client), Responder::Http1 { connection, .. }) = (upstream.http1().cloned(), &*self.out) else { return Err(refused()) };
         if !self.exchange.wants_upgrade {
             return Err(refused());
         }
         let server = connection.clone();
-        self.exchange.connection.clone().manager.finish_upgrade(self.exchange);
+        self.finish_head();
         self.exchange.info.response_code = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         if let Ok(mut sink) = self.out.head(&self.exchange.response, BodySize::Empty, false) {
             send_all(&mut sink, Cow::Borrowed(b"")).await;
         }
-        let idle = self.action.idle_timeout().or(self.exchange.connection.manager.config.stream_idle_timeout);
+        let idle = self.action.idle_timeout.or(self.exchange.connection.manager.config.stream_idle_timeout);
         Ok(Outcome::Tunnel(Box::new(Tunnel::new(server, client, lease, idle))))
     }
 
     /// Sends the response downstream while the rest of the request may still go up.
     async fn stream_response(&mut self, upstream: &mut Upstream, upload: &mut Pump) {
-        let (mut source, size) = upstream.take_response(self.exchange.request.method == Method::HEAD);
+        let (mut source, size) = upstream.take_response(self.exchange.request.method == Method::HEAD, &self.exchange.response);
         self.finish_head();
         let close = self.exchange.must_close(self.body, self.out);
         let mut download = Pump::new(size);
@@ -428,12 +446,19 @@ impl Attempts<'_> {
 
     fn finish_head(&mut self) {
         let exchange = &mut *self.exchange;
-        exchange.connection.clone().manager.finish_response(exchange);
-        exchange.apply_response_headers(self.route);
-        exchange.info.response_code = exchange.response.status.as_u16();
-        if exchange.info.details.is_empty() {
-            exchange.info.details = Cow::Borrowed("via_upstream");
+        // Envoy leaves the time out where there is none to tell: of upgrades, and of answers that came before the request's end.
+        if let (Some(end), false) = (exchange.info.request_end, exchange.response.status == StatusCode::SWITCHING_PROTOCOLS) {
+            set_upstream_service_time(&mut exchange.response, end.elapsed());
         }
+        let (route, choice) = (&**self.found.route, Some(self.choice));
+        route.apply_response(&mut exchange.response, Some(&exchange.request), choice, &exchange.info);
+        if self.found.virtual_host.include_attempt_count_in_response {
+            let mut text = itoa::Buffer::new();
+            exchange.response.headers.set(Known::XEnvoyAttemptCount, text.format(exchange.info.attempts).as_bytes());
+        }
+        exchange.connection.clone().manager.finish_response(exchange, Some(route));
+        exchange.info.response_code = exchange.response.status.as_u16();
+        exchange.info.details = Cow::Borrowed("via_upstream");
     }
 
     /// A response that has begun can only be broken off, so that nobody takes what there is for the whole.
@@ -451,88 +476,124 @@ impl Attempts<'_> {
 }
 
 /// Both halves of an attempt.
-struct Upstream {
-    sink: Sink,
+pub(super) struct Upstream {
+    pub(super) sink: Sink,
+    /// The upstream stopped reading the request.
     upload_failed: bool,
-    http1: Option<ClientConnection>,
-    http2: Option<H2Response>,
-    body: Source,
+    response: Response,
+    /// Body of an HTTP/1 response, once its head is there.
     size: BodySize,
-    reused: bool,
+}
+
+enum Response {
+    Http1 { connection: ClientConnection, reused: bool },
+    Http2(H2Response),
 }
 
 impl Upstream {
     /// Writes the request head.
-    async fn send(lease: &mut Lease, exchange: &mut Exchange, size: BodySize) -> Result<Self, Failed> {
-        match lease {
-            Lease::Http1(lease) => Ok(Self::send_http1(lease, exchange, size)),
-            Lease::Http2(connection, info) => {
-                let failed = |error| Failed::Upstream { error, head_sent: false };
-                connection.ready().await.map_err(failed)?;
-                exchange.info.upstream = Some(info.clone());
-                let (out, response) = connection.send(&exchange.request, size.is_empty()).map_err(failed)?;
-                Ok(Self {
-                    sink: Sink::H2(out, true),
-                    upload_failed: false,
-                    http1: None,
-                    http2: Some(response),
-                    body: Source::Empty,
-                    size: BodySize::Unknown,
-                    reused: false,
-                })
+    pub(super) async fn send(lease: &mut Lease, head: &RequestHead, size: BodySize) -> Result<Self, Error> {
+        let (sink, response) = match lease {
+            Lease::Http1(lease) => {
+                let connection = lease.connection();
+                connection.write_head(head, size);
+                (Sink::H1Client(connection.clone()), Response::Http1 { connection, reused: lease.reused() })
             }
-        }
+            Lease::Http2(connection, _) => {
+                connection.ready().await?;
+                let (out, response) = connection.send(head, size.is_empty())?;
+                (Sink::H2(out, true), Response::Http2(response))
+            }
+        };
+        Ok(Self { sink, upload_failed: false, response, size: BodySize::Unknown })
     }
 
-    fn send_http1(lease: &Http1Lease, exchange: &mut Exchange, size: BodySize) -> Self {
-        let connection = lease.connection();
-        exchange.info.upstream = Some(lease.info());
-        connection.write_head(&exchange.request, size);
-        Self {
-            sink: Sink::H1Client(connection.clone()),
-            upload_failed: false,
-            http1: Some(connection),
-            http2: None,
-            body: Source::Empty,
-            size: BodySize::Unknown,
-            reused: lease.reused(),
-        }
-    }
-
-    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), Error>> {
-        if let Some(connection) = &self.http1 {
-            let reused = self.reused;
-            return connection.poll_head(cx, head).map(|result| match result {
+    /// The next response head, informational ones included.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), Error>> {
+        match &mut self.response {
+            Response::Http1 { connection, reused } => connection.poll_head(cx, head).map(|result| match result {
                 Ok(start) => {
                     self.size = start.body;
                     Ok(())
                 }
                 // Nothing of a response and a connection that has served before: it was closed while it was idle.
-                Err(error) if reused && error.is_stale() => Err(Error::from(error).retry(Retry::IfReused)),
+                Err(error) if *reused && error.is_stale() => Err(Error::from(error).retry(Retry::IfReused)),
                 Err(error) => Err(error.into()),
-            });
-        }
-        match &mut self.http2 {
-            Some(response) => response.poll_head(cx, head),
-            None => Poll::Ready(Err(Error::new(ErrorKind::UpstreamClosed))),
+            }),
+            Response::Http2(response) => response.poll_head(cx, head),
         }
     }
 
     /// The response body, once its head is there.
-    fn take_response(&mut self, request_is_head: bool) -> (Source, BodySize) {
-        if let Some(connection) = &self.http1 {
-            let source = if self.size.is_empty() { Source::Empty } else { Source::H1Client(connection.clone()) };
-            return (source, self.size);
+    pub(super) fn take_response(&mut self, request_is_head: bool, head: &ResponseHead) -> (Source, BodySize) {
+        match &mut self.response {
+            Response::Http1 { .. } if self.size.is_empty() => (Source::Empty, self.size),
+            Response::Http1 { connection, .. } => (Source::H1Client(connection.clone()), self.size),
+            Response::Http2(response) => match response.take_body() {
+                Some(incoming) if !incoming.is_end() && !request_is_head => {
+                    (Source::H2(incoming, false), content_length(head).map_or(BodySize::Unknown, BodySize::Known))
+                }
+                _ => (Source::Empty, BodySize::Empty),
+            },
         }
-        match self.http2.as_mut().and_then(H2Response::take_body) {
-            Some(incoming) if incoming.is_end() || request_is_head => (Source::Empty, BodySize::Empty),
-            Some(incoming) => (Source::H2(incoming, false), BodySize::Unknown),
-            None => (std::mem::replace(&mut self.body, Source::Empty), BodySize::Empty),
+    }
+
+    /// The HTTP/1 connection of a response.
+    fn http1(&self) -> Option<&ClientConnection> {
+        match &self.response {
+            Response::Http1 { connection, .. } => Some(connection),
+            Response::Http2(_) => None,
         }
     }
 }
 
 /// The `content-length` of a head, for framing on HTTP/1.
-pub fn content_length(head: &ResponseHead) -> Option<u64> {
+fn content_length(head: &ResponseHead) -> Option<u64> {
     std::str::from_utf8(head.headers.get(Known::ContentLength)?).ok()?.parse().ok()
+}
+
+/// What outlier detection makes of a failure.
+fn health_of(kind: ErrorKind) -> Health {
+    match kind {
+        ErrorKind::ConnectTimeout | ErrorKind::Timeout | ErrorKind::PerTryTimeout => Health::LocalOriginTimeout,
+        _ => Health::LocalOriginFailure,
+    }
+}
+
+/// The status that outlier detection counts: a gRPC failure in the head counts as the HTTP status it stands for.
+fn health_status(head: &ResponseHead) -> u16 {
+    let grpc = head.headers.get(Known::GrpcStatus).and_then(|status| std::str::from_utf8(status).ok()?.parse::<u16>().ok());
+    match grpc {
+        Some(0) | None => head.status.as_u16(),
+        Some(14) => 503,
+        Some(4) => 504,
+        Some(2 | 13 | 15) => 500,
+        Some(_) => head.status.as_u16(),
+    }
+}
+
+/// The route's limit on a stream's life; where it says so, `grpc-timeout` up to that limit.
+fn max_stream_duration(action: &ForwardRoute, request: &RequestHead) -> Option<Duration> {
+    let Some(max) = action.grpc_timeout_header_max else { return action.max_stream_duration };
+    let asked = request.headers.get(Known::GrpcTimeout).and_then(grpc_timeout);
+    match asked {
+        Some(asked) if max.is_zero() => Some(asked),
+        Some(asked) => Some(asked.min(max)),
+        None => action.max_stream_duration,
+    }
+}
+
+/// `grpc-timeout`: up to eight digits and a unit.
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    let number: u64 = std::str::from_utf8(digits).ok().filter(|d| d.len() <= 8 && d.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use tokio::sync::mpsc;
+
 use super::body::{BodySize, Frame};
 use super::h1;
 use super::h2::{Incoming, Outgoing};
@@ -20,6 +22,8 @@ pub enum Source {
     H1Client(h1::client::ClientConnection),
     /// Either on HTTP/2; the flag says that it is a request.
     H2(Incoming, bool),
+    /// A copy of another message's frames. The body ends when the channel closes.
+    Channel(mpsc::Receiver<Frame>),
 }
 
 impl Source {
@@ -27,6 +31,7 @@ impl Source {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         match self {
             Self::Empty => Poll::Ready(None),
+            Self::Channel(frames) => frames.poll_recv(cx).map(|frame| frame.map(Ok)),
             Self::H1Server(connection) => connection.poll_frame(cx).map_err(Into::into),
             Self::H1Client(connection) => connection.poll_frame(cx).map_err(Into::into),
             Self::H2(stream, is_request) => {
@@ -40,6 +45,7 @@ impl Source {
     pub fn is_end(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Channel(frames) => frames.is_closed() && frames.is_empty(),
             Self::H1Server(connection) => connection.request_complete(),
             Self::H1Client(connection) => connection.response_complete(),
             Self::H2(stream, _) => stream.is_end(),
@@ -123,6 +129,14 @@ pub enum PumpError {
     Source(Error),
     /// Writing.
     Sink(Error),
+}
+
+impl From<PumpError> for Error {
+    fn from(error: PumpError) -> Self {
+        match error {
+            PumpError::Source(error) | PumpError::Sink(error) => error,
+        }
+    }
 }
 
 /// Moves one body. Frames that are ready together leave in one write: the sink is flushed only when the source has to wait.

@@ -2,6 +2,8 @@
 
 use std::task::{Context, Poll};
 
+use tokio::sync::mpsc;
+
 use super::body::{BodySize, Frame};
 use super::pipe::Source;
 use crate::error::Error;
@@ -19,6 +21,8 @@ pub struct RequestBody {
     replay: Replay,
     /// Where in the kept frames the current attempt stands.
     at: usize,
+    /// Mirrors that get a copy of every frame.
+    tees: Vec<mpsc::Sender<Frame>>,
 }
 
 #[derive(Debug)]
@@ -32,7 +36,7 @@ impl RequestBody {
     /// A body of this size.
     pub fn new(source: Source, size: BodySize) -> Self {
         let complete = matches!(size, BodySize::Empty) || matches!(source, Source::Empty);
-        Self { source, size, received: 0, complete, replay: Replay::Off, at: 0 }
+        Self { source, size, received: 0, complete, replay: Replay::Off, at: 0, tees: Vec::new() }
     }
 
     /// Its size, as the head says.
@@ -48,6 +52,11 @@ impl RequestBody {
     /// Whether the caller has sent all of it.
     pub fn is_complete(&self) -> bool {
         self.complete || self.source.is_end()
+    }
+
+    /// Copies every frame that is read from now on to a mirror.
+    pub fn tee(&mut self, mirror: Option<mpsc::Sender<Frame>>) {
+        self.tees.extend(mirror);
     }
 
     /// Keeps what is read from now on, so that [`Self::restart`] can give it again.
@@ -90,7 +99,10 @@ impl RequestBody {
         let polled = self.source.poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => self.note(frame),
-            Poll::Ready(None) => self.complete = true,
+            Poll::Ready(None) => {
+                self.complete = true;
+                self.tees.clear();
+            }
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         polled
@@ -105,6 +117,8 @@ impl RequestBody {
             }
         };
         self.received += len as u64;
+        // A mirror that does not keep up loses its copy: its channel closes early and its content-length is not reached.
+        self.tees.retain(|mirror| mirror.try_send(frame.clone()).is_ok());
         if let Replay::Keep { frames, bytes } = &mut self.replay {
             *bytes += len;
             if *bytes > REPLAY_LIMIT {

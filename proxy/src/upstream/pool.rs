@@ -14,10 +14,11 @@ use tokio::sync::Notify;
 
 use super::connect::connect;
 use super::{Cluster, Endpoint, HostId, Permit};
-use crate::config::AlpnOverride;
+use crate::config::{AlpnOverride, UpstreamProtocol};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::http::h1::client::{ClientConnection, ClientOptions};
 use crate::http::h2::client::H2Connection;
+use crate::http::head::Version;
 use crate::stream_info::UpstreamConnectionInfo;
 
 /// Idle connections that one worker keeps to one endpoint.
@@ -30,6 +31,18 @@ pub enum Protocol {
     Http1,
     /// HTTP/2.
     Http2,
+}
+
+impl Protocol {
+    /// What a cluster is spoken to in, given what the caller speaks.
+    pub fn of(configured: UpstreamProtocol, downstream: Version) -> Self {
+        match configured {
+            UpstreamProtocol::Http1 => Self::Http1,
+            UpstreamProtocol::Http2 => Self::Http2,
+            UpstreamProtocol::UseDownstream if downstream == Version::Http2 => Self::Http2,
+            UpstreamProtocol::UseDownstream => Self::Http1,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +90,16 @@ pub enum Lease {
     Http2(H2Connection, Rc<UpstreamConnectionInfo>),
 }
 
+impl Lease {
+    /// Facts of the connection.
+    pub fn info(&self) -> Rc<UpstreamConnectionInfo> {
+        match self {
+            Self::Http1(lease) => lease.http1().info.clone(),
+            Self::Http2(_, info) => info.clone(),
+        }
+    }
+}
+
 struct Http1 {
     connection: ClientConnection,
     info: Rc<UpstreamConnectionInfo>,
@@ -97,11 +120,6 @@ impl Http1Lease {
     /// The connection.
     pub fn connection(&self) -> ClientConnection {
         self.http1().connection.clone()
-    }
-
-    /// Its facts.
-    pub fn info(&self) -> Rc<UpstreamConnectionInfo> {
-        self.http1().info.clone()
     }
 
     /// Whether it has served a request before.

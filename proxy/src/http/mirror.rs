@@ -1,0 +1,83 @@
+//! Mirrored requests: copies whose responses are thrown away (Envoy `request_mirror_policies`).
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::body::{BodySize, Frame};
+use super::exchange::Exchange;
+use super::forward::Upstream;
+use super::forwarding::mirror_request;
+use super::head::{RequestHead, ResponseHead};
+use super::pipe::{Pump, Source};
+use super::request_body::RequestBody;
+use super::route::ForwardRoute;
+use crate::error::{Error, ErrorKind};
+use crate::proxy::Worker;
+use crate::upstream::pool::Protocol;
+use crate::upstream::{Cluster, PickContext};
+
+/// Body frames that may wait for a slow mirror; then the copy is given up, never the request.
+const QUEUE: usize = 64;
+/// A mirror that takes longer is given up.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Sends the route's copies, each for its share of the requests.
+pub fn send(exchange: &Exchange, action: &ForwardRoute, body: &mut RequestBody) {
+    for mirror in action.mirrors.iter().filter(|mirror| mirror.fraction.draw()) {
+        let Some(cluster) = mirror.cluster.clone() else { continue };
+        let mut head = exchange.request.clone();
+        mirror_request(&mut head, exchange.info.connection.local.ip());
+        let size = body.size();
+        let frames = if size.is_empty() { None } else { Some(mpsc::channel(QUEUE)) };
+        let (tee, frames) = frames.unzip();
+        body.tee(tee);
+        let worker = exchange.connection.worker.clone();
+        tokio::task::spawn_local(async move {
+            let copy = tokio::time::timeout(TIMEOUT, copy(worker, cluster.clone(), head, size, frames)).await;
+            if let Ok(Err(error)) = copy {
+                tracing::debug!(cluster = %cluster.name(), %error, "mirrored request failed");
+            }
+        });
+    }
+}
+
+async fn copy(
+    worker: Rc<Worker>,
+    cluster: Arc<Cluster>,
+    head: RequestHead,
+    size: BodySize,
+    frames: Option<mpsc::Receiver<Frame>>,
+) -> Result<(), Error> {
+    let endpoint = cluster.pick(&PickContext::default()).map_err(Error::new)?;
+    let _active = endpoint.start_request();
+    let protocol = Protocol::of(cluster.current().config().protocol, head.version);
+    let mut lease = worker.pool.get(&cluster, &endpoint, protocol, None).await?;
+    let mut upstream = Upstream::send(&mut lease, &head, size).await?;
+    let mut upload = Pump::new(size);
+    let mut source = frames.map_or(Source::Empty, Source::Channel);
+    let mut response = ResponseHead::default();
+    loop {
+        poll_fn(|cx| {
+            if !upload.done()
+                && let Poll::Ready(result) = upload.poll(cx, &mut upstream.sink, |cx| source.poll_frame(cx))
+            {
+                result?;
+            }
+            upstream.poll_head(cx, &mut response)
+        })
+        .await?;
+        if !response.status.is_informational() {
+            break;
+        }
+    }
+    let (mut body, _) = upstream.take_response(head.method == http::Method::HEAD, &response);
+    while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
+        frame?;
+    }
+    if upload.done() { Ok(()) } else { Err(Error::new(ErrorKind::UpstreamClosed)) }
+}
