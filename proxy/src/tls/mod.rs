@@ -10,6 +10,7 @@
 
 mod client;
 mod failure;
+mod hello;
 mod peer;
 mod provider;
 mod secrets;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
-use rustls::server::{Acceptor, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
+use super::hello::read_client_hello;
 use super::provider::{Providers, versions};
 use super::secrets::{Context, Materials, Publish};
 use super::verify::ClientVerifier;
@@ -68,17 +69,17 @@ impl ServerContext {
     ///
     /// # Errors
     /// Those of the transport, [`TlsError::NotReady`], and every refusal of TLS; [`super::failure_reason`] words them as Envoy does.
-    pub async fn accept<IO>(&self, io: IO) -> io::Result<(TlsStream<IO>, Handshake)>
+    pub async fn accept<IO>(&self, mut io: IO) -> io::Result<(TlsStream<IO>, Handshake)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let built = self.0.built.load_full().ok_or_else(|| io::Error::other(TlsError::NotReady))?;
-        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-        let config = match start.client_hello().alpn() {
+        let hello = read_client_hello(&mut io).await?;
+        let config = match hello.client_hello().alpn() {
             Some(offered) => built.for_alpn(offered),
             None => Arc::clone(&built.config),
         };
-        let stream = start.into_stream(config).await?;
+        let stream = StartHandshake::from_parts(hello, io).into_stream(config).await?;
         let connection = stream.get_ref().1;
         let handshake = Handshake::new(connection, connection.server_name(), built.local_uri_san.clone());
         Ok((stream, handshake))

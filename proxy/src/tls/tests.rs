@@ -385,3 +385,21 @@ async fn files_are_read_again_on_demand() {
     secrets.reload_files();
     assert!(secrets.certificates().is_empty());
 }
+
+#[tokio::test]
+async fn a_client_of_tls_1_1_hears_protocol_version() {
+    let ca = Ca::new("mesh");
+    let server = ServerContext::new(&workload(&ca, &ca.workload(DETAILS)), &downstream()).unwrap();
+    // A minimal hello: TLS 1.1, one suite, no extensions.
+    let mut body = vec![3, 2];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0xc0, 0x09, 1, 0]);
+    let len = u8::try_from(body.len()).unwrap();
+    let hello = [&[22, 3, 1, 0, len + 4, 1, 0, 0, len][..], &body].concat();
+    let (ours, mut theirs) = tokio::io::duplex(1024);
+    theirs.write_all(&hello).await.unwrap();
+    assert!(refusal(server.accept(ours).await).contains("UNSUPPORTED_PROTOCOL"));
+    let mut answer = Vec::new();
+    theirs.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, [21, 3, 2, 0, 2, 2, 70]);
+}
