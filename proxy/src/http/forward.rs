@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use super::body::{BodySize, Frame};
 use super::exchange::{Exchange, Outcome};
 use super::forwarding::{Timeouts, set_upstream_service_time};
-use super::h1::client::ClientConnection;
+use super::h1::client::{ClientConnection, ClientFault};
 use super::h2::client::H2Response;
 use super::head::{HeaderName, Known, RequestHead, ResponseHead};
 use super::pipe::{Pump, PumpError, Sink, Source};
@@ -294,7 +294,8 @@ impl Attempts<'_> {
             self.await_head(&mut upstream, &mut upload).await?;
             let status = self.exchange.response.status;
             if status == StatusCode::SWITCHING_PROTOCOLS {
-                return self.switch(upstream, lease).await;
+                drop(upstream);
+                return self.switch(lease).await;
             }
             if !status.is_informational() {
                 break;
@@ -391,20 +392,19 @@ impl Attempts<'_> {
         }
     }
 
-    async fn switch(&mut self, upstream: Upstream, lease: Lease) -> Result<Outcome, Failed> {
-        let refused = || Failed::Upstream { error: Error::new(ErrorKind::UpstreamProtocol), head_sent: true };
-        let (Some(client), Responder::Http1 { connection, .. }) = (upstream.http1().cloned(), &*self.out) else { return Err(refused()) };
-        if !self.exchange.wants_upgrade {
-            return Err(refused());
+    /// The upstream agreed to an upgrade: both connections become a tunnel.
+    async fn switch(&mut self, lease: Lease) -> Result<Outcome, Failed> {
+        let unasked = || Failed::Upstream { error: Error::new(ErrorKind::UpstreamProtocol), head_sent: true };
+        let Lease::Http1(lease) = lease else { return Err(unasked()) };
+        if self.out.is_multiplexed() || !self.exchange.wants_upgrade {
+            return Err(unasked());
         }
-        let server = connection.clone();
         self.finish_head();
-        self.exchange.info.response_code = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         if let Ok(mut sink) = self.out.head(&self.exchange.response, BodySize::Empty, false) {
             send_all(&mut sink, Cow::Borrowed(b"")).await;
         }
         let idle = self.action.idle_timeout.or(self.exchange.connection.manager.config.stream_idle_timeout);
-        Ok(Outcome::Tunnel(Box::new(Tunnel::new(server, client, lease, idle))))
+        Ok(Outcome::Tunnel(Box::new(Tunnel::upgraded(lease, idle))))
     }
 
     /// Sends the response downstream while the rest of the request may still go up.
@@ -517,7 +517,7 @@ impl Upstream {
                     Ok(())
                 }
                 // Nothing of a response and a connection that has served before: it was closed while it was idle.
-                Err(error) if *reused && error.is_stale() => Err(Error::from(error).retry(Retry::IfReused)),
+                Err(error) if *reused && !error.response_started && matches!(error.fault, ClientFault::Closed | ClientFault::Io(_)) => Err(Error::from(error).retry(Retry::IfReused)),
                 Err(error) => Err(error.into()),
             }),
             Response::Http2(response) => response.poll_head(cx, head),
@@ -535,14 +535,6 @@ impl Upstream {
                 }
                 _ => (Source::Empty, BodySize::Empty),
             },
-        }
-    }
-
-    /// The HTTP/1 connection of a response.
-    fn http1(&self) -> Option<&ClientConnection> {
-        match &self.response {
-            Response::Http1 { connection, .. } => Some(connection),
-            Response::Http2(_) => None,
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::body::{BodySize, Frame};
 use super::h1;
+use super::h1::server::BodyError;
 use super::h2::{Incoming, Outgoing};
 use super::head::Headers;
 use crate::error::{Error, ErrorKind};
@@ -32,7 +33,7 @@ impl Source {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::Channel(frames) => frames.poll_recv(cx).map(|frame| frame.map(Ok)),
-            Self::H1Server(connection) => connection.poll_frame(cx).map_err(Into::into),
+            Self::H1Server(connection) => connection.poll_frame(cx).map_err(downstream_error),
             Self::H1Client(connection) => connection.poll_frame(cx).map_err(Into::into),
             Self::H2(stream, is_request) => {
                 let is_request = *is_request;
@@ -51,6 +52,14 @@ impl Source {
             Self::H2(stream, _) => stream.is_end(),
         }
     }
+}
+
+fn downstream_error(error: BodyError) -> Error {
+    Error::with_source(error.downstream_kind(), io::Error::other(error))
+}
+
+fn write_error(error: io::Error) -> Error {
+    Error::with_source(ErrorKind::DownstreamClosed, error)
 }
 
 /// What a failed HTTP/2 stream means.
@@ -83,7 +92,7 @@ impl Sink {
     /// Ready for one more frame; the bound on what is buffered.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match self {
-            Self::H1Server(connection) => connection.poll_ready(cx).map_err(Into::into),
+            Self::H1Server(connection) => connection.poll_ready(cx).map_err(write_error),
             Self::H1Client(connection) => connection.poll_ready(cx).map_err(Into::into),
             Self::H2(stream, is_request) => {
                 let upstream = *is_request;
@@ -95,7 +104,7 @@ impl Sink {
     /// Everything written has been handed to the kernel, or to the HTTP/2 connection.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match self {
-            Self::H1Server(connection) => connection.poll_flush(cx).map_err(Into::into),
+            Self::H1Server(connection) => connection.poll_flush(cx).map_err(write_error),
             Self::H1Client(connection) => connection.poll_flush(cx).map_err(Into::into),
             Self::H2(..) => self.poll_ready(cx),
         }

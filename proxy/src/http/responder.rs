@@ -50,7 +50,7 @@ impl Responder {
     pub fn head(&mut self, head: &ResponseHead, size: BodySize, close: bool) -> Result<Sink, Error> {
         match self {
             Self::Http1 { connection, request_is_head, http10 } => {
-                connection.write_head(head, size, WriteHead { close, request_is_head: *request_is_head, http10: *http10 });
+                connection.write_head(head, size, WriteHead { close, request_is_head: *request_is_head, http10: *http10, ..WriteHead::default() });
                 Ok(Sink::H1Server(connection.clone()))
             }
             Self::Http2(send) => {

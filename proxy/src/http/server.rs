@@ -1,20 +1,22 @@
 //! A downstream HTTP connection: requests one after another on HTTP/1, many at once on HTTP/2.
 
-use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use http::Method;
 
 use super::body::BodySize;
 use super::exchange::{Exchange, Outcome, handle};
 use super::h1::server::{ReadError, RequestStart, ServerConnection, ServerOptions};
 use super::h2;
-use super::head::RequestHead;
-use super::local_reply::LocalReply;
+use super::head::{RequestHead, Version};
 use super::manager::Connection;
 use super::pipe::Source;
 use super::request_body::RequestBody;
 use super::responder::Responder;
 use crate::config::Codec;
+use crate::error::{ErrorKind, Reply};
 use crate::net;
 use crate::tls::{HttpSniff, sniff_http};
 
@@ -64,7 +66,8 @@ async fn detect(mut stream: net::Stream, idle: Option<Duration>) -> Option<(Http
 
 async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
     let config = connection.manager.config.clone();
-    let server = ServerConnection::new(stream, Rc::new(ServerOptions::from(&*config)));
+    let tls = connection.info.tls_version.is_some();
+    let mut server = ServerConnection::new(stream, Rc::new(ServerOptions::new(&config, tls)));
     let opened = Instant::now();
     let mut head = RequestHead::new();
     let mut served: u32 = 0;
@@ -74,100 +77,108 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
                 served += 1;
                 let last = config.max_requests_per_connection.is_some_and(|max| served >= max)
                     || config.max_connection_duration.is_some_and(|max| opened.elapsed() >= max);
-                match exchange(&connection, &server, std::mem::take(&mut head), &start, last).await {
-                    Some(recycled) => head = recycled,
+                match exchange(&connection, server, head, start, last).await {
+                    Some(idle) => (server, head) = idle,
                     None => return,
                 }
             }
-            Next::Malformed(error) => {
-                refuse(&connection, &server, std::mem::take(&mut head), error).await;
+            Next::Refuse(reply) => {
+                refuse(&connection, &server, head, reply).await;
                 break;
             }
             Next::Close => break,
         }
     }
-    server.shutdown(config.delayed_close_timeout).await;
+    server.shutdown().await;
 }
 
 enum Next {
     Request(RequestStart),
-    Malformed(ReadError),
+    Refuse(Reply),
     Close,
 }
 
 /// Waits for the next request; an idle connection ends by its time-out, by a drain or by the caller.
 async fn wait(connection: &Connection, server: &ServerConnection, head: &mut RequestHead, served: u32) -> Next {
     let config = &connection.manager.config;
-    if server.is_idle() {
-        let readable = server.wait_readable();
-        let idle = async {
-            match config.idle_timeout {
-                Some(limit) => tokio::time::sleep(limit).await,
-                None => std::future::pending().await,
+    // Most requests of a busy connection are there already: no timer is armed for those.
+    let readable = {
+        let mut readable = std::pin::pin!(server.wait_readable());
+        match futures_util::poll!(readable.as_mut()) {
+            Poll::Ready(result) => result,
+            Poll::Pending => {
+                tokio::select! {
+                    biased;
+                    result = readable => result,
+                    () = connection.drain.wait(), if served > 0 => return Next::Close,
+                    () = sleep(config.idle_timeout) => return Next::Close,
+                }
             }
-        };
-        tokio::select! {
-            biased;
-            open = readable => if !open { return Next::Close },
-            () = connection.drain.wait(), if served > 0 => return Next::Close,
-            () = idle => return Next::Close,
         }
-    }
-    let read = server.read_head(head);
-    let result = match config.request_headers_timeout {
-        Some(limit) => match tokio::time::timeout(limit, read).await {
-            Ok(result) => result,
-            Err(_) => Err(ReadError::header_timeout()),
-        },
-        None => read.await,
     };
-    match result {
+    if !matches!(readable, Ok(true)) {
+        return Next::Close;
+    }
+    let read = tokio::select! {
+        biased;
+        read = server.read_head(head) => read,
+        () = sleep(config.request_headers_timeout), if config.request_headers_timeout.is_some() => {
+            return Next::Refuse(ErrorKind::HeaderTimeout.reply(None, false));
+        }
+    };
+    match read {
         Ok(Some(start)) => Next::Request(start),
-        Ok(None) => Next::Close,
-        Err(error) => Next::Malformed(error),
+        Err(ReadError::Head(error)) => Next::Refuse(error.reply()),
+        Ok(None) | Err(ReadError::Truncated | ReadError::Io { .. }) => Next::Close,
     }
 }
 
-/// Serves one request; the head comes back to be used again, `None` when the connection is done.
+async fn sleep(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Serves one request; connection and head come back to be used again, `None` when the connection is done.
 async fn exchange(
     connection: &Rc<Connection>,
-    server: &ServerConnection,
+    server: ServerConnection,
     head: RequestHead,
-    start: &RequestStart,
+    start: RequestStart,
     last: bool,
-) -> Option<RequestHead> {
+) -> Option<(ServerConnection, RequestHead)> {
     let mut out = Responder::Http1 {
         connection: server.clone(),
-        request_is_head: head.method == ::http::Method::HEAD,
-        http10: head.version == super::head::Version::Http10,
+        request_is_head: head.method == Method::HEAD,
+        http10: head.version == Version::Http10,
     };
     let source = if start.body.is_empty() { Source::Empty } else { Source::H1Server(server.clone()) };
     let body = RequestBody::new(source, start.body);
     let mut exchange = Exchange::new(connection.clone(), head);
     exchange.close = last || !start.keep_alive;
     let outcome = handle(&mut exchange, body, &mut out).await;
+    drop(out);
     if let Outcome::Tunnel(tunnel) = outcome {
-        tunnel.run(&mut exchange).await;
+        tunnel.run(server, &mut exchange).await;
         exchange.finish();
         return None;
     }
     let close = exchange.close;
     let head = exchange.finish();
     if close || !server.can_reuse() {
-        server.shutdown(connection.manager.config.delayed_close_timeout).await;
+        server.shutdown().await;
         return None;
     }
-    Some(head)
+    Some((server, head))
 }
 
 /// Answers a head that could not be read, with a log line of its own.
-async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, head: RequestHead, error: ReadError) {
-    let Some(reply) = error.reply() else { return };
+async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, head: RequestHead, reply: Reply) {
     let mut out = Responder::Http1 { connection: server.clone(), request_is_head: false, http10: false };
     let mut exchange = Exchange::new(connection.clone(), head);
     exchange.close = true;
     let body = RequestBody::new(Source::Empty, BodySize::Empty);
-    exchange.reply(&body, &mut out, LocalReply::from(reply)).await;
+    exchange.reply(&body, &mut out, reply.into(), None).await;
     exchange.finish();
-    let _ = poll_fn(|cx| server.poll_flush(cx)).await;
 }

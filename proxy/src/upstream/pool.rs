@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use tokio::sync::Notify;
 
 use super::connect::connect;
@@ -19,6 +20,7 @@ use crate::error::{Error, ErrorKind, Retry};
 use crate::http::h1::client::{ClientConnection, ClientOptions};
 use crate::http::h2::client::H2Connection;
 use crate::http::head::Version;
+use crate::net;
 use crate::stream_info::UpstreamConnectionInfo;
 
 /// Idle connections that one worker keeps to one endpoint.
@@ -105,7 +107,7 @@ struct Http1 {
     info: Rc<UpstreamConnectionInfo>,
     created: Instant,
     requests: u32,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// An HTTP/1 connection that goes back to the pool when it is dropped in a reusable state.
@@ -120,6 +122,15 @@ impl Http1Lease {
     /// The connection.
     pub fn connection(&self) -> ClientConnection {
         self.http1().connection.clone()
+    }
+
+    /// The byte stream and what was read ahead of it, for a tunnel; the permit is to be kept while the tunnel lives. `None`
+    /// while another handle of the connection is alive.
+    pub fn into_parts(mut self) -> Option<(net::Stream, BytesMut, Permit)> {
+        let http1 = self.inner.take()?;
+        self.pool.forget(self.key);
+        let (stream, early) = http1.connection.into_parts().ok()?;
+        Some((stream, early, http1.permit))
     }
 
     /// Whether it has served a request before.
@@ -201,6 +212,13 @@ impl Pool {
         host.cluster.connection_released().notify_one();
     }
 
+    /// A connection left for good.
+    fn forget(&self, key: Key) {
+        if let Some(host) = self.hosts.borrow_mut().get_mut(&key) {
+            host.open -= 1;
+        }
+    }
+
     fn with_host<T>(&self, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, f: impl FnOnce(&mut Host) -> T) -> T {
         let mut hosts = self.hosts.borrow_mut();
         let host = hosts.entry(key).or_insert_with(|| Host {
@@ -246,8 +264,9 @@ impl Pool {
         let opening = Opening::new(self, key, cluster, endpoint);
         let connected = connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
         opening.done.set(true);
-        let connection = ClientConnection::new(connected.stream, ClientOptions::from(&cluster.current().config().http));
-        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, _permit: permit };
+        let options = Rc::new(ClientOptions::from(&cluster.current().config().http));
+        let connection = ClientConnection::new(connected.stream, options);
+        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, permit };
         Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: false }))
     }
 
