@@ -215,22 +215,24 @@ impl Headers {
         Span { start, len: bytes.len() as u32 }
     }
 
-    /// Appends a field. `name` is lower-cased on the way in.
-    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+    /// Appends a field and says which name it has. `name` is lower-cased on the way in.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) -> Known {
         let name = self.store(name);
         self.arena[name.start as usize..].make_ascii_lowercase();
         let id = Known::of(name.of(&self.arena));
         let value = self.store(value);
         self.fields.push(Field { id, name, value, spelling: Span::default() });
+        id
     }
 
     /// Appends a field and remembers how its name is spelled (`preserve_case`).
-    pub fn push_spelled(&mut self, name: &[u8], value: &[u8]) {
+    pub fn push_spelled(&mut self, name: &[u8], value: &[u8]) -> Known {
         let spelling = self.store(name);
-        self.push(name, value);
+        let id = self.push(name, value);
         if let Some(field) = self.fields.last_mut() {
             field.spelling = spelling;
         }
+        id
     }
 
     /// Appends a field with a name that is known.
@@ -312,7 +314,9 @@ impl Headers {
     pub fn set_named(&mut self, name: &HeaderName, value: &[u8]) {
         let same =
             |f: &Field, arena: &[u8]| f.id == name.id && (name.id != Known::Other || f.name.of(arena) == name.text.as_bytes());
-        self.set_where(same, value, |headers, value| headers.push(name.text.as_bytes(), value));
+        self.set_where(same, value, |headers, value| {
+            headers.push(name.text.as_bytes(), value);
+        });
     }
 
     fn set_where(&mut self, same: impl Fn(&Field, &[u8]) -> bool, value: &[u8], append: impl FnOnce(&mut Self, &[u8])) {
