@@ -93,8 +93,7 @@ mod tests {
     #[test]
     fn a_preflight_of_an_allowed_origin_is_answered_here() {
         // golden cors.preflight_suffix
-        let head =
-            request(Method::OPTIONS, &[("origin", "https://x.trusted.test"), ("access-control-request-method", "PUT")]);
+        let head = request(Method::OPTIONS, &[("origin", "https://x.trusted.test"), ("access-control-request-method", "PUT")]);
         let response = preflight(&policy(), &head).unwrap();
         assert_eq!(
             lines(&response),

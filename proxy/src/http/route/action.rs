@@ -336,3 +336,16 @@ fn upgrade_is(upgrade: &UpgradeType, token: &[u8]) -> bool {
         UpgradeType::Other(other) => token.eq_ignore_ascii_case(other.as_bytes()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_fall_into_shares_by_weight() {
+        let choice = |name, weight| ClusterChoice { weight, ..ClusterChoice::named(name, &|_| None) };
+        let choices = [choice("a", 1), choice("b", 3), choice("c", 2)];
+        let drawn: Vec<_> = (0..7).map(|draw| pick(&choices, draw).map_or("-", |choice| &*choice.name)).collect();
+        assert_eq!(drawn, ["a", "b", "b", "b", "c", "c", "-"]);
+    }
+}
