@@ -401,7 +401,7 @@ fn invalid_configurations_are_refused() {
             action.clusters[0].weight = 0;
         }
     });
-    assert_eq!(no_weight, RouteError::RouteWithoutCluster("bad".into()));
+    assert_eq!(no_weight, RouteError::NoCluster("bad".into()));
     let template = refused(|route| route.matches = config::RouteMatch::path(PathMatch::UriTemplate("/{".into())));
     assert_eq!(template, RouteError::UriTemplate("/{".into()));
     let twice = configuration(vec![host("a", &["x.test"], vec![]), host("b", &["X.test"], vec![])]);
