@@ -1,12 +1,18 @@
 //! Cross-origin requests (Envoy `envoy.filters.http.cors`): pure decisions on heads.
 
+use std::sync::LazyLock;
+
 use http::{Method, StatusCode};
 
-use super::head::{HeaderName, Headers, Known, RequestHead, ResponseHead};
+use super::head::{HeaderName, Known, RequestHead, ResponseHead};
 use crate::config::CorsPolicy;
 
 /// Response code details of a preflight that is answered here.
 pub const DETAILS: &str = "cors_response";
+
+static ALLOW_ORIGIN: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::new("access-control-allow-origin"));
+static ALLOW_CREDENTIALS: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::new("access-control-allow-credentials"));
+static EXPOSE_HEADERS: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::new("access-control-expose-headers"));
 
 /// The answer to a preflight (200, no body, details [`DETAILS`]); `None` when the request goes on to the upstream.
 pub fn preflight(policy: &CorsPolicy, request: &RequestHead) -> Option<ResponseHead> {
@@ -41,17 +47,13 @@ pub fn preflight(policy: &CorsPolicy, request: &RequestHead) -> Option<ResponseH
 pub fn actual(policy: &CorsPolicy, request: &RequestHead, response: &mut ResponseHead) {
     let Some(origin) = request.headers.get(Known::Origin).filter(|origin| allows(policy, origin)) else { return };
     let headers = &mut response.headers;
-    set(headers, "access-control-allow-origin", origin);
+    headers.set_named(&ALLOW_ORIGIN, origin);
     if policy.allow_credentials {
-        set(headers, "access-control-allow-credentials", b"true");
+        headers.set_named(&ALLOW_CREDENTIALS, b"true");
     }
     if let Some(exposed) = policy.expose_headers.as_deref().filter(|exposed| !exposed.is_empty()) {
-        set(headers, "access-control-expose-headers", exposed.as_bytes());
+        headers.set_named(&EXPOSE_HEADERS, exposed.as_bytes());
     }
-}
-
-fn set(headers: &mut Headers, name: &str, value: &[u8]) {
-    headers.set_named(&HeaderName::new(name), value);
 }
 
 /// `*` among the origins lets every origin in, as in Envoy.
@@ -93,8 +95,7 @@ mod tests {
     #[test]
     fn a_preflight_of_an_allowed_origin_is_answered_here() {
         // golden cors.preflight_suffix
-        let head =
-            request(Method::OPTIONS, &[("origin", "https://x.trusted.test"), ("access-control-request-method", "PUT")]);
+        let head = request(Method::OPTIONS, &[("origin", "https://x.trusted.test"), ("access-control-request-method", "PUT")]);
         let response = preflight(&policy(), &head).unwrap();
         assert_eq!(
             lines(&response),

@@ -11,13 +11,7 @@ use crate::stream_info::ConnectionInfo;
 use crate::tls::PeerCertificate;
 
 /// Applies the rule. Without a client certificate a caller's value is an unproved claim and removed.
-pub(super) fn apply(
-    head: &mut RequestHead,
-    connection: &ConnectionInfo,
-    element: &[u8],
-    rule: ForwardClientCert,
-    present: bool,
-) {
+pub(super) fn apply(head: &mut RequestHead, connection: &ConnectionInfo, element: &[u8], rule: ForwardClientCert, present: bool) {
     const ID: Known = Known::XForwardedClientCert;
     match rule {
         ForwardClientCert::AlwaysForwardOnly => {}

@@ -64,6 +64,7 @@ impl From<&HttpConnectionManager> for Forwarding {
 
 impl Forwarding {
     fn is_internal(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
         self.internal_ranges.iter().any(|range| range.contains(&address))
     }
 }
@@ -143,7 +144,9 @@ pub fn prepare_request(
 
     if forwarding.generate_request_id {
         let keep = forwarding.preserve_external_request_id || !edge;
-        if !(keep && seen.has(Known::XRequestId) && head.headers.get(Known::XRequestId).is_some_and(|id| !id.is_empty())) {
+        if !seen.has(Known::XRequestId) {
+            head.headers.push_known(Known::XRequestId, &request_id::generate());
+        } else if !keep || head.headers.get(Known::XRequestId).is_none_or(<[u8]>::is_empty) {
             head.headers.set(Known::XRequestId, &request_id::generate());
         }
     }

@@ -11,7 +11,8 @@ use crate::http::head::{Known, RequestHead, ResponseHead};
 /// answers that ended before their request carry none.
 pub fn set_upstream_service_time(head: &mut ResponseHead, elapsed: Duration) {
     let mut buffer = itoa::Buffer::new();
-    head.headers.set(Known::XEnvoyUpstreamServiceTime, buffer.format(elapsed.as_millis()).as_bytes());
+    head.headers
+        .set(Known::XEnvoyUpstreamServiceTime, buffer.format(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)).as_bytes());
 }
 
 /// Makes a response head, local or from an upstream, ready for the downstream codec: what belongs to the upstream hop goes,

@@ -76,7 +76,9 @@ fn head(lines: &[&str]) -> RequestHead {
 fn lines(headers: &Headers) -> Vec<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let line = |(name, value): (&[u8], &[u8])| match name {
-        b"x-request-id" if value.len() == 36 && value != &b"11111111-2222-4333-8444-555555555555"[..] => "x-request-id: <UUID>".into(),
+        b"x-request-id" if value.len() == 36 && value != &b"11111111-2222-4333-8444-555555555555"[..] => {
+            "x-request-id: <UUID>".into()
+        }
         b"date" => "date: <DATE>".into(),
         _ => format!("{}: {}", text(name), text(value)),
     };
@@ -236,10 +238,7 @@ fn internal_callers_are_marked_and_may_override() {
     let i = internal();
     // forwarding.request_id_opaque_outint, timeout.header_override_timeout_internal
     let (lines, prepared) = forwarded_over(&i, false, &["X-Request-Id: mine", "x-envoy-upstream-rq-timeout-ms: 200"]);
-    assert_eq!(
-        lines,
-        ["x-request-id: mine", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-envoy-internal: true"]
-    );
+    assert_eq!(lines, ["x-request-id: mine", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-envoy-internal: true"]);
     assert!(prepared.internal);
     let timeouts = Timeouts::new(None, None, prepared.overrides.as_deref());
     assert_eq!(timeouts.expected_ms(), Some(200));
@@ -425,10 +424,7 @@ fn response_hop_by_hop_headers_go_but_nominated_ones_stay() {
         "transfer-encoding: chunked",
         "upgrade: h2c",
     ];
-    assert_eq!(
-        answered(&mesh(), false, &response)[..3],
-        ["x-private: 1", "te: trailers", "proxy-authenticate: Basic"]
-    );
+    assert_eq!(answered(&mesh(), false, &response)[..3], ["x-private: 1", "te: trailers", "proxy-authenticate: Basic"]);
     // upgrade.ws_echo_in
     let switched = ["upgrade: websocket", "connection: Upgrade"];
     assert_eq!(answered(&mesh(), true, &switched)[..2], switched);

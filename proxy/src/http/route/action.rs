@@ -230,6 +230,7 @@ impl HashPolicy {
 
 impl ForwardRoute {
     pub(super) fn compile(
+        route: &str,
         config: &RouteAction,
         vhost_retry: Option<&RetryPolicy>,
         resolve: Resolve<'_>,
@@ -237,7 +238,7 @@ impl ForwardRoute {
     ) -> Result<Self, RouteError> {
         let clusters = match &config.cluster_header {
             Some(header) => Clusters::Named { header: HeaderName::new(header), by_name: Arc::clone(by_name) },
-            None => Clusters::weighted(&config.clusters, resolve)?,
+            None => Clusters::weighted(route, &config.clusters, resolve)?,
         };
         let mirror = |mirror: &config::Mirror| Mirror { cluster: resolve(&mirror.cluster), fraction: mirror.fraction };
         Ok(Self {
@@ -300,7 +301,7 @@ impl ForwardRoute {
 }
 
 impl Clusters {
-    fn weighted(clusters: &[config::WeightedCluster], resolve: Resolve<'_>) -> Result<Self, RouteError> {
+    fn weighted(route: &str, clusters: &[config::WeightedCluster], resolve: Resolve<'_>) -> Result<Self, RouteError> {
         let mut choices = clusters
             .iter()
             .filter(|cluster| cluster.weight > 0)
@@ -313,7 +314,7 @@ impl Clusters {
                 let total = choices.iter().map(|choice| choice.weight).sum();
                 Ok(Self::Weighted { choices: choices.into_boxed_slice(), total })
             }
-            (_, None) => Err(RouteError::NoCluster),
+            (_, None) => Err(RouteError::NoCluster(route.to_owned())),
         }
     }
 }
@@ -334,5 +335,18 @@ fn upgrade_is(upgrade: &UpgradeType, token: &[u8]) -> bool {
         UpgradeType::WebSocket => token.eq_ignore_ascii_case(b"websocket"),
         UpgradeType::Connect => false,
         UpgradeType::Other(other) => token.eq_ignore_ascii_case(other.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_fall_into_shares_by_weight() {
+        let choice = |name, weight| ClusterChoice { weight, ..ClusterChoice::named(name, &|_| None) };
+        let choices = [choice("a", 1), choice("b", 3), choice("c", 2)];
+        let drawn: Vec<_> = (0..7).map(|draw| pick(&choices, draw).map_or("-", |choice| &*choice.name)).collect();
+        assert_eq!(drawn, ["a", "b", "b", "b", "c", "c", "-"]);
     }
 }

@@ -1,13 +1,14 @@
 //! The index of virtual hosts by domain: exact, then longest suffix, then longest prefix, then `*`.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use smallvec::SmallVec;
 
 /// Domains of a route configuration, lower case, each with the index of its virtual host.
 #[derive(Debug, Default)]
 pub(super) struct Domains {
-    exact: HashMap<Box<[u8]>, usize>,
+    exact: ByDomain,
     /// `*.foo`, by length without the star, longest first.
     suffixes: Wildcards,
     /// `foo.*`, likewise.
@@ -15,7 +16,9 @@ pub(super) struct Domains {
     any: Option<usize>,
 }
 
-type Wildcards = Vec<(usize, HashMap<Box<[u8]>, usize>)>;
+type Wildcards = Vec<(usize, ByDomain)>;
+
+type ByDomain = HashMap<Box<[u8]>, usize, BuildHasherDefault<DomainHasher>>;
 
 impl Domains {
     /// Adds a domain; false when it is taken.
@@ -35,7 +38,8 @@ impl Domains {
         if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             return self.any;
         }
-        if authority.iter().any(u8::is_ascii_uppercase) {
+        // Every byte is looked at: without an early exit the loop is a handful of vector instructions.
+        if authority.iter().fold(false, |upper, byte| upper | byte.is_ascii_uppercase()) {
             let mut lower = SmallVec::<[u8; 256]>::from_slice(authority);
             lower.make_ascii_lowercase();
             self.find_lower(&lower)
@@ -57,7 +61,7 @@ impl Domains {
 fn insert_wildcard(wildcards: &mut Wildcards, text: &[u8], host: usize) -> Option<usize> {
     let at = wildcards.partition_point(|(len, _)| *len > text.len());
     if wildcards.get(at).is_none_or(|(len, _)| *len != text.len()) {
-        wildcards.insert(at, (text.len(), HashMap::new()));
+        wildcards.insert(at, (text.len(), ByDomain::default()));
     }
     wildcards[at].1.insert(text.into(), host)
 }
@@ -72,6 +76,35 @@ pub(super) fn without_port(authority: &[u8]) -> &[u8] {
     match authority.iter().rposition(|b| *b == b':') {
         Some(colon) if !authority[colon..].contains(&b']') => &authority[..colon],
         _ => authority,
+    }
+}
+
+/// A short multiplicative hash. Keys come from configuration only, so callers cannot make them collide.
+#[derive(Debug, Default)]
+struct DomainHasher(u64);
+
+impl DomainHasher {
+    fn mix(&mut self, word: u64) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        self.0 = (self.0 ^ word).wrapping_mul(ODD).rotate_left(26);
+    }
+}
+
+impl Hasher for DomainHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.mix(u64::from_le_bytes(*word));
+        }
+        self.mix(rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+    }
+
+    fn write_usize(&mut self, length: usize) {
+        self.mix(length as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 

@@ -131,12 +131,7 @@ impl HeaderMatcher {
             ":scheme" => Source::Scheme,
             name => Source::Header(HeaderName::new(name)),
         };
-        Self {
-            source,
-            value: config.value.clone(),
-            invert: config.invert,
-            treat_missing_as_empty: config.treat_missing_as_empty,
-        }
+        Self { source, value: config.value.clone(), invert: config.invert, treat_missing_as_empty: config.treat_missing_as_empty }
     }
 
     /// Whether the request meets the condition. A missing header meets none but those that ask for its absence, inverted

@@ -71,10 +71,7 @@ pub enum RouteError {
     DuplicateDomain(String),
     /// A route forwards to no cluster.
     #[error("route {0:?}: no cluster has a weight above zero")]
-    RouteWithoutCluster(String),
-    /// As [`RouteError::RouteWithoutCluster`], before the route is known.
-    #[error("no cluster has a weight above zero")]
-    NoCluster,
+    NoCluster(String),
     /// A header that cannot be set or removed.
     #[error("header {0:?} cannot be mutated: it is a pseudo header, `host` or no valid name")]
     HeaderName(String),
@@ -163,11 +160,8 @@ impl Compiler<'_> {
     ) -> Result<Route, RouteError> {
         let action = match &config.action {
             RouteTarget::Forward(action) => {
-                let forward = ForwardRoute::compile(action, host.retry_policy.as_ref(), self.resolve, &self.by_name);
-                Action::Forward(Box::new(forward.map_err(|error| match error {
-                    RouteError::NoCluster => RouteError::RouteWithoutCluster(config.name.clone()),
-                    error => error,
-                })?))
+                let retry = host.retry_policy.as_ref();
+                Action::Forward(Box::new(ForwardRoute::compile(&config.name, action, retry, self.resolve, &self.by_name)?))
             }
             RouteTarget::Redirect(redirect) => Action::Redirect(Redirect::Configured(redirect.clone())),
             RouteTarget::DirectResponse(response) => Action::DirectResponse(response.clone()),
