@@ -4,6 +4,7 @@
 //! Folders follow a request: [`listener`] → [`http`] (or [`tcp`]) → [`upstream`] → [`telemetry`].
 
 pub mod config;
+mod drain;
 pub mod error;
 pub mod flags;
 pub mod http;

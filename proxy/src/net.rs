@@ -21,8 +21,18 @@ pub enum Stream {
     TlsClient(Box<tokio_rustls::client::TlsStream<Transport>>),
     /// Bytes already read by sniffing, then the socket.
     Prefixed(Prefixed),
+    /// Any of the others, with bytes to be read again first.
+    Rewound(Box<Rewound>),
     /// In memory, for tests and benches.
     Memory(tokio::io::DuplexStream),
+}
+
+/// A connection whose first bytes have been looked at.
+#[derive(Debug)]
+pub struct Rewound {
+    prefix: Vec<u8>,
+    at: usize,
+    inner: Stream,
 }
 
 /// What TLS is originated over.
@@ -55,6 +65,12 @@ impl Prefixed {
 }
 
 impl Stream {
+    /// Gives `prefix` to the reader before anything else.
+    #[must_use]
+    pub fn rewound(self, prefix: Vec<u8>) -> Self {
+        if prefix.is_empty() { self } else { Self::Rewound(Box::new(Rewound { prefix, at: 0, inner: self })) }
+    }
+
     /// Our address; `None` for Unix sockets and memory.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.socket().and_then(|s| s.local_addr().ok())
@@ -70,37 +86,64 @@ impl Stream {
                 Transport::Tcp(s) => Some(s),
                 Transport::Unix(_) => None,
             },
+            Self::Rewound(s) => s.inner.socket(),
             Self::Unix(_) | Self::Memory(_) => None,
         }
     }
 }
 
+/// Hands out what is left of `prefix`; whether there was anything.
+fn read_prefix(prefix: &mut Vec<u8>, at: &mut usize, buf: &mut ReadBuf<'_>) -> bool {
+    if *at >= prefix.len() {
+        return false;
+    }
+    let rest = &prefix[*at..];
+    let n = rest.len().min(buf.remaining());
+    buf.put_slice(&rest[..n]);
+    *at += n;
+    if *at == prefix.len() {
+        *prefix = Vec::new();
+        *at = 0;
+    }
+    true
+}
+
 macro_rules! delegate {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match $self.get_mut() {
+    ($this:expr, $stream:ident => $call:expr) => {
+        match $this {
             Self::Tcp($stream) => $call,
             Self::Unix($stream) => $call,
             Self::TlsServer($stream) => $call,
             Self::TlsClient($stream) => $call,
             Self::Prefixed($stream) => $call,
             Self::Memory($stream) => $call,
+            Self::Rewound($stream) => {
+                let $stream = &mut $stream.inner;
+                $call
+            }
         }
     };
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, s => Pin::new(s).poll_read(cx, buf))
+        let this = self.get_mut();
+        if let Self::Rewound(s) = this
+            && read_prefix(&mut s.prefix, &mut s.at, buf)
+        {
+            return Poll::Ready(Ok(()));
+        }
+        delegate!(this, s => Pin::new(s).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        delegate!(self, s => Pin::new(s).poll_write(cx, buf))
+        delegate!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        delegate!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+        delegate!(self.get_mut(), s => Pin::new(s).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -111,15 +154,16 @@ impl AsyncWrite for Stream {
             Self::TlsClient(s) => s.is_write_vectored(),
             Self::Prefixed(s) => s.inner.is_write_vectored(),
             Self::Memory(s) => s.is_write_vectored(),
+            Self::Rewound(s) => s.inner.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, s => Pin::new(s).poll_flush(cx))
+        delegate!(self.get_mut(), s => Pin::new(s).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, s => Pin::new(s).poll_shutdown(cx))
+        delegate!(self.get_mut(), s => Pin::new(s).poll_shutdown(cx))
     }
 }
 
@@ -158,15 +202,7 @@ impl AsyncWrite for Transport {
 impl AsyncRead for Prefixed {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.at < this.prefix.len() {
-            let rest = &this.prefix[this.at..];
-            let n = rest.len().min(buf.remaining());
-            buf.put_slice(&rest[..n]);
-            this.at += n;
-            if this.at == this.prefix.len() {
-                this.prefix = Vec::new();
-                this.at = 0;
-            }
+        if read_prefix(&mut this.prefix, &mut this.at, buf) {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut this.inner).poll_read(cx, buf)

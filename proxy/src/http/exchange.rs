@@ -134,7 +134,13 @@ impl Exchange {
     }
 
     /// Answers here, with the response headers that the route adds.
-    pub async fn reply(&mut self, body: &RequestBody, out: &mut Responder, mut reply: LocalReply, route: Option<&Route>) -> Outcome {
+    pub async fn reply(
+        &mut self,
+        body: &RequestBody,
+        out: &mut Responder,
+        mut reply: LocalReply,
+        route: Option<&Route>,
+    ) -> Outcome {
         self.info.flags |= reply.flag;
         self.info.details = std::mem::take(&mut reply.details);
         self.info.bytes_received = body.received();

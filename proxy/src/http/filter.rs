@@ -1,5 +1,6 @@
 //! The HTTP filters of a connection manager, in their order.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::StatusCode;
@@ -10,7 +11,7 @@ use super::route::Route;
 use super::{cors, fault};
 use crate::config::{AlpnOverride, HttpFilter, Rbac};
 use crate::flags::ResponseFlags;
-use crate::rbac::{CompileError, Engine, RequestContext};
+use crate::rbac::{Engine, RbacError, RequestContext};
 
 /// What a filter decided.
 pub enum Verdict {
@@ -47,19 +48,19 @@ impl RbacFilter {
     ///
     /// # Errors
     /// When a matcher cannot be compiled.
-    pub fn compile(config: &Rbac) -> Result<Self, CompileError> {
+    pub fn compile(config: &Rbac) -> Result<Self, RbacError> {
         let compile = |rules: &Option<_>| rules.as_ref().map(Engine::compile).transpose();
         Ok(Self { rules: compile(&config.rules)?, shadow: compile(&config.shadow_rules)? })
     }
 
     /// The details of a denial; `None` lets the request pass.
-    pub fn denies(&self, context: &RequestContext<'_>) -> Option<String> {
+    pub fn denies(&self, context: &RequestContext<'_>) -> Option<Cow<'static, str>> {
         if let Some(shadow) = &self.shadow {
             let verdict = shadow.evaluate(context);
             tracing::debug!(target: "rbac", allowed = verdict.allowed, policy = verdict.policy.as_deref(), "shadow rules");
         }
         let verdict = self.rules.as_ref()?.evaluate(context);
-        (!verdict.allowed).then(|| verdict.details())
+        (!verdict.allowed).then(|| verdict.denied_details())
     }
 }
 
@@ -68,7 +69,7 @@ impl Filters {
     ///
     /// # Errors
     /// When a rule cannot be compiled: the listener is then refused, never served without its filter.
-    pub fn compile(filters: &[HttpFilter]) -> Result<Self, CompileError> {
+    pub fn compile(filters: &[HttpFilter]) -> Result<Self, RbacError> {
         let mut compiled = Self::default();
         for filter in filters {
             match filter {
@@ -92,7 +93,9 @@ impl Filters {
                 },
                 Filter::Cors => {
                     let policy = route.and_then(|route| route.cors.as_deref());
-                    policy.and_then(|policy| cors::preflight(policy, &exchange.request)).map(|head| LocalReply::of_head(head, cors::DETAILS))
+                    policy
+                        .and_then(|policy| cors::preflight(policy, &exchange.request))
+                        .map(|head| LocalReply::of_head(head, cors::DETAILS))
                 }
             };
             if let Some(reply) = reply {
@@ -114,7 +117,8 @@ impl Filters {
 
 fn check_rbac(rbac: &RbacFilter, exchange: &Exchange) -> Option<LocalReply> {
     let remote: IpAddr = exchange.info.remote.ip();
-    let context = RequestContext { request: Some(&exchange.request), connection: &exchange.info.connection, remote, metadata: None };
+    let context =
+        RequestContext { request: Some(&exchange.request), connection: &exchange.info.connection, remote, metadata: None };
     let details = rbac.denies(&context)?;
     Some(LocalReply::new(StatusCode::FORBIDDEN, &b"RBAC: access denied"[..], ResponseFlags::NONE, details))
 }

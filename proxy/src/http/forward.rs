@@ -131,7 +131,8 @@ impl Attempts<'_> {
         let config = &self.exchange.connection.manager.config;
         let start = self.exchange.info.start;
         self.timers.start_idle(self.action.idle_timeout.or(config.stream_idle_timeout), start);
-        self.timers.start_max_duration(max_stream_duration(self.action, &self.exchange.request).or(config.max_stream_duration), start);
+        self.timers
+            .start_max_duration(max_stream_duration(self.action, &self.exchange.request).or(config.max_stream_duration), start);
         self.timers.start_request(config.request_timeout, start);
         self.note_progress();
     }
@@ -230,7 +231,8 @@ impl Attempts<'_> {
     }
 
     async fn give_up(&mut self, error: &Error, retries: &Retries<'_>) -> Outcome {
-        let transport = error.source.as_ref().filter(|_| error.kind.carries_transport_failure()).map(ToString::to_string);
+        let told = matches!(error.kind, ErrorKind::ConnectFailure | ErrorKind::TlsFailure);
+        let transport = error.source.as_ref().filter(|_| told).map(ToString::to_string);
         let mut reply = error.kind.reply(transport.as_deref(), retries.any_made());
         if let Some(transport) = transport {
             self.exchange.info.upstream_transport_failure = Some(Rc::from(transport));
@@ -276,7 +278,9 @@ impl Attempts<'_> {
         self.timers.start_try(self.timeouts.per_try, idle, Instant::now());
         let result = self.exchange_with(&endpoint, retries).await;
         match &result {
-            Err(Failed::Upstream { error, .. }) if error.side() == Side::Upstream => self.cluster.report(&endpoint, health_of(error.kind)),
+            Err(Failed::Upstream { error, .. }) if error.side() == Side::Upstream => {
+                self.cluster.report(&endpoint, health_of(error.kind))
+            }
             Err(Failed::Deadline(ErrorKind::Timeout)) => self.cluster.report(&endpoint, Health::LocalOriginTimeout),
             _ => {}
         }
@@ -323,7 +327,8 @@ impl Attempts<'_> {
         let connection = self.exchange.connection.clone();
         let protocol = Protocol::of(self.cluster.current().config().protocol, self.exchange.request.version);
         let alpn = connection.manager.filters.alpn.as_ref();
-        let get = connection.worker.pool.get(&self.cluster, endpoint, protocol, alpn);
+        let cluster = self.cluster.clone();
+        let get = connection.worker.pool.get(&cluster, endpoint, protocol, alpn);
         let mut get = std::pin::pin!(get);
         poll_fn(|cx| {
             if let Poll::Ready(result) = get.as_mut().poll(cx) {
@@ -339,7 +344,11 @@ impl Attempts<'_> {
 
     /// A time-out of one attempt may be repeated; any other deadline ends the request.
     fn deadline(&self, kind: ErrorKind, head_sent: bool) -> Failed {
-        if kind == ErrorKind::PerTryTimeout { Failed::Upstream { error: Error::new(kind), head_sent } } else { Failed::Deadline(kind) }
+        if kind == ErrorKind::PerTryTimeout {
+            Failed::Upstream { error: Error::new(kind), head_sent }
+        } else {
+            Failed::Deadline(kind)
+        }
     }
 
     /// Sends the request body and waits for a response head, whichever comes first.
@@ -465,7 +474,7 @@ impl Attempts<'_> {
     fn cut_off(&mut self, error: &Error) {
         let reply = error.kind.reply(None, false);
         let info = &mut self.exchange.info;
-        info.flags |= error.kind.flag_after_response();
+        info.flags |= reply.flag;
         info.details = match error.kind.reset_reason() {
             Some(reason) => format!("upstream_reset_after_response_started{{{}}}", reason.replace(' ', "_")).into(),
             None => reply.details,
@@ -517,7 +526,11 @@ impl Upstream {
                     Ok(())
                 }
                 // Nothing of a response and a connection that has served before: it was closed while it was idle.
-                Err(error) if *reused && !error.response_started && matches!(error.fault, ClientFault::Closed | ClientFault::Io(_)) => Err(Error::from(error).retry(Retry::IfReused)),
+                Err(error)
+                    if *reused && !error.response_started && matches!(error.fault, ClientFault::Closed | ClientFault::Io(_)) =>
+                {
+                    Err(Error::from(error).retry(Retry::IfReused))
+                }
                 Err(error) => Err(error.into()),
             }),
             Response::Http2(response) => response.poll_head(cx, head),
@@ -578,7 +591,8 @@ fn max_stream_duration(action: &ForwardRoute, request: &RequestHead) -> Option<D
 /// `grpc-timeout`: up to eight digits and a unit.
 fn grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
-    let number: u64 = std::str::from_utf8(digits).ok().filter(|d| d.len() <= 8 && d.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
+    let number: u64 =
+        std::str::from_utf8(digits).ok().filter(|d| d.len() <= 8 && d.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
     match unit {
         b'H' => Some(Duration::from_secs(number * 3600)),
         b'M' => Some(Duration::from_secs(number * 60)),

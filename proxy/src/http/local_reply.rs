@@ -29,7 +29,12 @@ pub struct LocalReply {
 
 impl LocalReply {
     /// A reply with a `text/plain` body.
-    pub fn new(status: StatusCode, body: impl Into<Cow<'static, [u8]>>, flag: ResponseFlags, details: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(
+        status: StatusCode,
+        body: impl Into<Cow<'static, [u8]>>,
+        flag: ResponseFlags,
+        details: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self { status, body: body.into(), flag, details: details.into(), grpc_status: None, headers: Headers::new() }
     }
 

@@ -14,7 +14,7 @@ use super::local_reply::LocalReply;
 use super::path::{self, PathOptions, PathOutcome};
 use super::route::{ForwardRoute, Route, RouteTable};
 use crate::config::{HttpConnectionManager, TrafficDirection};
-use crate::listener::Drain;
+use crate::drain::Drain;
 use crate::proxy::Worker;
 use crate::stream_info::ConnectionInfo;
 use crate::telemetry::access_log::AccessLogs;

@@ -1,10 +1,28 @@
 //! HTTP: two codecs meet in one head and one body, so that routing, filters and logs know neither version.
+//!
+//! The way of a request: [`server`] reads it, [`exchange`] decides, [`forward`] carries it to an upstream.
 
 pub mod body;
 pub mod cors;
+pub mod exchange;
+mod fault;
+pub mod filter;
+mod forward;
 pub mod forwarding;
 pub mod h1;
+pub mod h2;
+mod hash;
 pub mod head;
+pub mod local_reply;
+pub mod manager;
+mod mirror;
 pub mod path;
+pub mod pipe;
+pub mod request_body;
+pub mod responder;
+pub mod retry;
 mod rewrite;
 pub mod route;
+pub mod server;
+pub mod timers;
+pub mod upgrade;

@@ -50,7 +50,11 @@ impl Responder {
     pub fn head(&mut self, head: &ResponseHead, size: BodySize, close: bool) -> Result<Sink, Error> {
         match self {
             Self::Http1 { connection, request_is_head, http10 } => {
-                connection.write_head(head, size, WriteHead { close, request_is_head: *request_is_head, http10: *http10, ..WriteHead::default() });
+                connection.write_head(
+                    head,
+                    size,
+                    WriteHead { close, request_is_head: *request_is_head, http10: *http10, ..WriteHead::default() },
+                );
                 Ok(Sink::H1Server(connection.clone()))
             }
             Self::Http2(send) => {
@@ -75,7 +79,8 @@ impl Responder {
     /// Gives up on the response: closes the connection, or resets the stream.
     pub fn abort(&mut self, reason: Reason) {
         match self {
-            Self::Http1 { connection, .. } => connection.abort(),
+            // The server closes a connection whose exchange asks for it.
+            Self::Http1 { .. } => {}
             Self::Http2(send) => send.send_reset(reason),
         }
     }

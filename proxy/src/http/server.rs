@@ -1,5 +1,6 @@
 //! A downstream HTTP connection: requests one after another on HTTP/1, many at once on HTTP/2.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -18,7 +19,9 @@ use super::responder::Responder;
 use crate::config::Codec;
 use crate::error::{ErrorKind, Reply};
 use crate::net;
-use crate::tls::{HttpSniff, sniff_http};
+
+/// How an HTTP/2 connection begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection until it closes.
 pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option<&[u8]>) {
@@ -33,7 +36,7 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option
         Codec::Http1 => serve_http1(connection, stream).await,
         // The HTTP/2 preface tells: read on HTTP/1's own terms until it does.
         Codec::Auto => match detect(stream, config.idle_timeout).await {
-            Some((HttpSniff::Http2Preface, stream)) => h2::server::serve(connection, stream).await,
+            Some((Codec::Http2, stream)) => h2::server::serve(connection, stream).await,
             Some((_, stream)) => serve_http1(connection, stream).await,
             None => {}
         },
@@ -41,27 +44,30 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option
 }
 
 /// Tells the two HTTP versions apart by the first bytes.
-async fn detect(mut stream: net::Stream, idle: Option<Duration>) -> Option<(HttpSniff, net::Stream)> {
+async fn detect(mut stream: net::Stream, idle: Option<Duration>) -> Option<(Codec, net::Stream)> {
     use tokio::io::AsyncReadExt;
     let mut seen = Vec::new();
     let read = async {
         loop {
-            match sniff_http(&seen) {
-                HttpSniff::NeedMore => {}
-                known => return Some(known),
-            }
-            let mut chunk = [0; 1024];
-            match stream.read(&mut chunk).await {
+            // No longer than the preface: what else has come stays in the kernel for the codec.
+            let mut chunk = [0; PREFACE.len()];
+            match stream.read(&mut chunk[seen.len()..]).await {
                 Ok(0) | Err(_) => return None,
-                Ok(n) => seen.extend_from_slice(&chunk[..n]),
+                Ok(n) => seen.extend_from_slice(&chunk[seen.len()..][..n]),
+            }
+            if seen == PREFACE {
+                return Some(Codec::Http2);
+            }
+            if !PREFACE.starts_with(&seen) {
+                return Some(Codec::Http1);
             }
         }
     };
-    let sniffed = match idle {
-        Some(idle) => tokio::time::timeout(idle, read).await.ok()?,
-        None => read.await,
-    }?;
-    Some((sniffed, stream.with_prefix(seen)))
+    let codec = tokio::select! {
+        codec = read => codec?,
+        () = sleep(idle) => return None,
+    };
+    Some((codec, stream.rewound(seen)))
 }
 
 async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
@@ -104,7 +110,7 @@ async fn wait(connection: &Connection, server: &ServerConnection, head: &mut Req
     // Most requests of a busy connection are there already: no timer is armed for those.
     let readable = {
         let mut readable = std::pin::pin!(server.wait_readable());
-        match futures_util::poll!(readable.as_mut()) {
+        match poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx))).await {
             Poll::Ready(result) => result,
             Poll::Pending => {
                 tokio::select! {

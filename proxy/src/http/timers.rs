@@ -101,7 +101,10 @@ impl Timers {
     }
 
     fn earliest(&self) -> Option<Instant> {
-        [self.route, self.per_try, self.per_try_idle, self.idle, self.max_duration, self.request].iter().filter_map(|d| d.at).min()
+        [self.route, self.per_try, self.per_try_idle, self.idle, self.max_duration, self.request]
+            .iter()
+            .filter_map(|d| d.at)
+            .min()
     }
 
     fn expired(&self, now: Instant) -> Option<ErrorKind> {
@@ -128,7 +131,7 @@ impl Timers {
             let earliest = tokio::time::Instant::from_std(earliest);
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(earliest)));
             // A later deadline than the armed one costs nothing until the timer fires; an earlier one must be armed now.
-            if earliest < sleep.deadline() {
+            if earliest < sleep.deadline() || sleep.is_elapsed() {
                 sleep.as_mut().reset(earliest);
             }
             if sleep.as_mut().poll(cx).is_pending() {
@@ -137,7 +140,6 @@ impl Timers {
             if let Some(kind) = self.expired(tokio::time::Instant::now().into_std()) {
                 return Poll::Ready(kind);
             }
-            sleep.as_mut().reset(earliest);
         }
     }
 }

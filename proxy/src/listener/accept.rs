@@ -12,15 +12,14 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 
-use super::{Drain, ListenerRuntime};
+use super::ListenerRuntime;
+use crate::drain::Drain;
 use crate::proxy::{Connection, Worker};
 
 /// Connections that the kernel may hold ready for us.
 const BACKLOG: i32 = 4096;
-/// Sockets taken per wake-up, so that one busy listener cannot starve the connections of its worker.
-const ACCEPTS_PER_WAKE: usize = 16;
 /// Pauses between attempts to bind an address that is taken.
 const BIND_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Pause when the process or the system is out of file descriptors.
@@ -95,7 +94,7 @@ impl Acceptor {
                 None => return,
             },
         };
-        let socket = match AsyncFd::new(socket) {
+        let socket = match tokio::net::TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::error!(listener = self.runtime.load().config.name, %error, "listener cannot be polled");
@@ -103,22 +102,17 @@ impl Acceptor {
             }
         };
         loop {
-            let ready = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = self.stop.wait() => return,
-                ready = socket.readable() => ready,
+                accepted = socket.accept() => accepted,
             };
-            let Ok(mut ready) = ready else { return };
-            for _ in 0..ACCEPTS_PER_WAKE {
-                match ready.try_io(|socket| socket.get_ref().accept()) {
-                    Ok(Ok((stream, remote))) => self.hand_over(stream, remote, &worker),
-                    Ok(Err(error)) => {
-                        if let Some(pause) = self.accept_failed(&error) {
-                            tokio::time::sleep(pause).await;
-                        }
-                        break;
+            match accepted {
+                Ok((stream, remote)) => self.hand_over(stream, remote, &worker),
+                Err(error) => {
+                    if let Some(pause) = self.accept_failed(&error) {
+                        tokio::time::sleep(pause).await;
                     }
-                    Err(_would_block) => break,
                 }
             }
         }
@@ -134,9 +128,9 @@ impl Acceptor {
         Some(EXHAUSTED_PAUSE)
     }
 
-    fn hand_over(self: &Arc<Self>, stream: std::net::TcpStream, remote: SocketAddr, worker: &Rc<Worker>) {
+    fn hand_over(self: &Arc<Self>, stream: TcpStream, remote: SocketAddr, worker: &Rc<Worker>) {
         let limit = self.runtime.load().config.max_connections.map_or(u64::MAX, u64::from);
-        if self.connections.load(Ordering::Relaxed) >= limit || stream.set_nonblocking(true).is_err() {
+        if self.connections.load(Ordering::Relaxed) >= limit {
             worker.metrics().connection_refused(&self.runtime.load().config.name);
             return;
         }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Drain;
 use crate::config::{self, FilterChainMatch, TransportProtocol};
+use crate::drain::Drain;
 use crate::http::manager::ConnectionManager;
 use crate::rbac::Engine;
 use crate::tcp::TcpProxy;
@@ -64,9 +64,6 @@ pub struct Seen<'a> {
     /// ALPN of the `ClientHello`, or what was found in plaintext.
     pub application_protocols: &'a [Vec<u8>],
 }
-
-/// Either version of a chain choice, for tests.
-pub type Compiled = Arc<FilterChain>;
 
 impl ListenerRuntime {
     /// The chain for a connection, by Envoy's order of criteria: at each one the most specific matches win and the others

@@ -1,5 +1,6 @@
 //! One accepted connection on its way to a filter: sniff, choose the chain, TLS, network RBAC.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use std::time::Instant;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 
 use super::{Filter, FilterChain, ListenerRuntime, Seen};
 use crate::config::TransportProtocol;
@@ -45,12 +45,16 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
     if let Filter::Http(_) = &chain.filter
         && let Some(details) = denied(&chain, &info)
     {
-        log_connection(&listener, info, &details, ResponseFlags::NONE);
+        log_connection(&listener, info, details, ResponseFlags::NONE);
         return;
     }
     match &chain.filter {
         Filter::Http(manager) => {
-            let client_cert = manager.forwarding.client_cert_element(&info);
+            let mut client_cert = Vec::new();
+            if let Some(peer) = &info.peer {
+                let details = manager.config.client_cert_details;
+                tls::forwarded_client_cert(peer, info.local_uri_san.as_deref(), details, &mut client_cert);
+            }
             let connection = Connection { info, manager: manager.clone(), worker, drain: listener.drain.clone(), client_cert };
             http::server::serve(Rc::new(connection), stream, alpn.as_deref()).await;
         }
@@ -62,15 +66,20 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
 }
 
 /// The details of a denial by network RBAC.
-fn denied(chain: &FilterChain, info: &ConnectionInfo) -> Option<String> {
+fn denied(chain: &FilterChain, info: &ConnectionInfo) -> Option<Cow<'static, str>> {
     let context = RequestContext { request: None, connection: info, remote: info.remote.ip(), metadata: None };
-    chain.rbac.iter().map(|engine| engine.evaluate(&context)).find(|verdict| !verdict.allowed).map(|verdict| verdict.details())
+    chain
+        .rbac
+        .iter()
+        .map(|engine| engine.evaluate(&context))
+        .find(|verdict| !verdict.allowed)
+        .map(|verdict| verdict.denied_details())
 }
 
-fn log_connection(listener: &ListenerRuntime, info: Rc<ConnectionInfo>, details: &str, flags: ResponseFlags) {
+fn log_connection(listener: &ListenerRuntime, info: Rc<ConnectionInfo>, details: Cow<'static, str>, flags: ResponseFlags) {
     let mut stream = StreamInfo::new(info);
     stream.flags = flags;
-    stream.details = details.to_owned().into();
+    stream.details = details;
     listener.access_log.log(&FormatContext { info: &stream, request: None, response: None, trailers: None, now: Instant::now() });
 }
 
@@ -149,9 +158,9 @@ impl Incoming {
         }
     }
 
-    fn refuse(&self, listener: &ListenerRuntime, sniffed: Sniffed, details: &str, flags: ResponseFlags) {
+    fn refuse(&self, listener: &ListenerRuntime, sniffed: Sniffed, details: &'static str, flags: ResponseFlags) {
         tracing::debug!(listener = listener.config.name, remote = %self.remote, details, "connection refused");
-        log_connection(listener, Rc::new(self.info(sniffed.server_name)), details, flags);
+        log_connection(listener, Rc::new(self.info(sniffed.server_name)), details.into(), flags);
     }
 
     /// Terminates TLS where the chain asks for it.
@@ -161,26 +170,26 @@ impl Incoming {
         chain: &FilterChain,
         sniffed: Sniffed,
         worker: &Worker,
-    ) -> Option<(Stream, ConnectionInfo, Option<Vec<u8>>)> {
+    ) -> Option<(Stream, ConnectionInfo, Option<Box<[u8]>>)> {
         let mut info = self.info(sniffed.server_name);
         let seen = std::mem::take(&mut self.seen);
         let Some(context) = &chain.tls else {
             let plain =
                 if seen.is_empty() { Stream::Tcp(self.stream) } else { Stream::Prefixed(Prefixed::new(seen, self.stream)) };
-            return Some((plain, info, sniffed.protocols.into_iter().next().filter(|p| p == b"h2c").map(|_| b"h2".to_vec())));
+            return Some((
+                plain,
+                info,
+                sniffed.protocols.into_iter().next().filter(|p| p == b"h2c").map(|_| Box::from(&b"h2"[..])),
+            ));
         };
         let failed = |reason: String| {
             // The one place where a refused certificate shows on this side: Envoy has no access log line for it.
             tracing::info!(listener = listener.config.name, remote = %self.remote, reason, "TLS handshake failed");
             worker.metrics().handshake_failed(&listener.config.name);
         };
-        let Some(config) = context.current(&sniffed.protocols) else {
-            failed("no certificate yet".to_owned());
-            return None;
-        };
-        let accept = TlsAcceptor::from(config).accept(Prefixed::new(seen, self.stream));
-        let stream = match tokio::time::timeout(chain.handshake_timeout, accept).await {
-            Ok(Ok(stream)) => stream,
+        let accept = Box::pin(context.accept(Prefixed::new(seen, self.stream)));
+        let (stream, handshake) = match tokio::time::timeout(chain.handshake_timeout, accept).await {
+            Ok(Ok(accepted)) => accepted,
             Ok(Err(error)) => {
                 failed(tls::failure_reason(&error));
                 return None;
@@ -190,12 +199,11 @@ impl Incoming {
                 return None;
             }
         };
-        let session = stream.get_ref().1;
-        info.tls_version = tls::version_name(session);
-        info.tls_cipher = tls::cipher_name(session);
-        info.peer = tls::peer_certificate(session);
-        info.local_uri_san = context.local_uri_san();
-        let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
-        Some((Stream::TlsServer(Box::new(stream)), info, alpn))
+        info.server_name = info.server_name.or(handshake.server_name);
+        info.tls_version = Some(handshake.version);
+        info.tls_cipher = Some(handshake.cipher);
+        info.peer = handshake.peer;
+        info.local_uri_san = handshake.local_uri_san;
+        Some((Stream::TlsServer(Box::new(stream)), info, handshake.alpn))
     }
 }

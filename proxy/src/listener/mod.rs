@@ -5,38 +5,5 @@ mod chain;
 mod connection;
 
 pub use accept::Acceptor;
-pub use chain::{Compiled, Filter, FilterChain, ListenerRuntime, Seen};
+pub use chain::{Filter, FilterChain, ListenerRuntime, Seen};
 pub use connection::serve;
-
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use tokio::sync::Notify;
-
-/// Tells connections that they should end: after the request in flight on HTTP/1, by GOAWAY on HTTP/2.
-#[derive(Debug, Default)]
-pub struct Drain {
-    draining: AtomicBool,
-    begun: Notify,
-}
-
-impl Drain {
-    /// Begins the drain; it never ends.
-    pub fn begin(&self) {
-        self.draining.store(true, Ordering::Release);
-        self.begun.notify_waiters();
-    }
-
-    /// Whether it has begun.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
-    /// Waits until it begins.
-    pub async fn wait(&self) {
-        let begun = self.begun.notified();
-        // Registered first, looked at afterwards: a drain that begins in between is not missed.
-        if !self.is_draining() {
-            begun.await;
-        }
-    }
-}

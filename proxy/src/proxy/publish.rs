@@ -12,11 +12,13 @@ use arc_swap::ArcSwap;
 use super::worker::Command;
 use super::{ApplyReport, Inner, ListenerState, ListenerStatus, Rejected};
 use crate::config::{self, ClusterDiscovery, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection};
+use crate::drain::Drain;
 use crate::http::filter::Filters;
 use crate::http::forwarding::Forwarding;
 use crate::http::manager::ConnectionManager;
+use crate::http::path::PathOptions;
 use crate::http::route::RouteTable;
-use crate::listener::{Acceptor, Drain, Filter, FilterChain, ListenerRuntime};
+use crate::listener::{Acceptor, Filter, FilterChain, ListenerRuntime};
 use crate::rbac::Engine;
 use crate::tcp::TcpProxy;
 use crate::telemetry::access_log::AccessLogs;
@@ -82,28 +84,24 @@ impl Published {
             kept
         });
         for (name, config) in &snapshot.clusters {
-            let current = self.clusters.get(name);
-            if current.is_none_or(|cluster| **cluster.config() != **config) {
-                match Cluster::new(config.clone(), &inner.secrets, current) {
-                    Ok(cluster) => {
-                        let cluster = Arc::new(cluster);
-                        if matches!(config.discovery, ClusterDiscovery::StrictDns(_) | ClusterDiscovery::LogicalDns(_)) {
-                            inner.shared.workers[0].send(Command::Resolve(Arc::downgrade(&cluster)));
-                        }
-                        if let Some(old) = self.clusters.insert(name.clone(), cluster) {
-                            old.retire();
-                        }
-                        changed = true;
+            let published = match self.clusters.get(name) {
+                Some(cluster) => cluster.update_config(config, &inner.secrets),
+                None => Cluster::new(config.clone(), &inner.secrets).map(|cluster| {
+                    let cluster = Arc::new(cluster);
+                    if matches!(config.discovery, ClusterDiscovery::StrictDns(_) | ClusterDiscovery::LogicalDns(_)) {
+                        inner.shared.workers[0].send(Command::Resolve(cluster.clone()));
                     }
-                    Err(reason) => {
-                        report.rejected.push(Rejected { kind: "cluster", name: name.clone(), reason: reason.to_string() })
-                    }
-                }
+                    self.clusters.insert(name.clone(), cluster);
+                    changed = true;
+                }),
+            };
+            if let Err(error) = published {
+                report.rejected.push(Rejected { kind: "cluster", name: name.clone(), reason: error.to_string() });
             }
             if let (ClusterDiscovery::Eds(service), Some(cluster)) = (&config.discovery, self.clusters.get(name)) {
                 match snapshot.endpoints.get(service) {
                     Some(endpoints) => cluster.set_endpoints(endpoints),
-                    None => cluster.set_endpoints(&config::ClusterLoadAssignment::default()),
+                    None => cluster.set_endpoints(&Arc::default()),
                 }
             }
         }
@@ -291,7 +289,8 @@ impl Published {
             config: config.clone(),
             routes,
             filters: Filters::compile(&config.filters).map_err(|error| format!("http_filters: {error}"))?,
-            forwarding: Forwarding::compile(config),
+            forwarding: Forwarding::from(&**config),
+            path_options: PathOptions::from(&**config),
             access_log: access_logs(&config.access_log, inner)?,
             metrics: config.stats.as_ref().map(|labels| IstioHttpMetrics::new(&inner.shared.registry, labels)),
         })

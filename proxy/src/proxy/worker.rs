@@ -3,10 +3,11 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
@@ -28,7 +29,7 @@ pub enum Command {
     /// Accept on a socket; without one the address is bound first.
     Listen(Arc<Acceptor>, Option<TcpListener>),
     /// Keep a DNS cluster resolved.
-    Resolve(Weak<Cluster>),
+    Resolve(Arc<Cluster>),
     /// End, and close every connection.
     Stop,
 }
@@ -61,16 +62,22 @@ pub struct Worker {
 
 /// An accepted connection and its place in the counts, which it gives back when dropped.
 pub struct Connection {
-    stream: Option<std::net::TcpStream>,
+    stream: Option<Socket>,
     remote: SocketAddr,
     acceptor: Arc<Acceptor>,
     shared: Arc<Shared>,
     worker: usize,
 }
 
+/// A socket is registered with the runtime of the worker that polls it.
+enum Socket {
+    Registered(TcpStream),
+    Between(std::net::TcpStream),
+}
+
 impl Connection {
     /// Takes a place for a connection on the least loaded worker; `None` when the process has all it may have.
-    pub fn open(acceptor: Arc<Acceptor>, stream: std::net::TcpStream, remote: SocketAddr, worker: &Worker) -> Option<Self> {
+    pub fn open(acceptor: Arc<Acceptor>, stream: TcpStream, remote: SocketAddr, worker: &Worker) -> Option<Self> {
         let shared = worker.shared.clone();
         if shared.connections.fetch_add(1, Ordering::Relaxed) >= shared.options.max_connections {
             shared.connection_closed();
@@ -81,7 +88,7 @@ impl Connection {
         shared.workers[chosen].load.fetch_add(1, Ordering::Relaxed);
         acceptor.connections.fetch_add(1, Ordering::Relaxed);
         shared.metrics.connection_opened(&acceptor.runtime.load().config.name);
-        Some(Self { stream: Some(stream), remote, acceptor, shared, worker: chosen })
+        Some(Self { stream: Some(Socket::Registered(stream)), remote, acceptor, shared, worker: chosen })
     }
 }
 
@@ -109,10 +116,14 @@ impl Worker {
     }
 
     /// Serves a connection here or on the worker that it was counted for.
-    pub fn dispatch(self: &Rc<Self>, connection: Connection) {
+    pub fn dispatch(self: &Rc<Self>, mut connection: Connection) {
         if connection.worker == self.index {
             self.serve(connection);
             return;
+        }
+        if let Some(Socket::Registered(stream)) = connection.stream.take() {
+            // Fails only for a socket that is no longer valid, which the serving worker then finds missing.
+            connection.stream = stream.into_std().ok().map(Socket::Between);
         }
         let target = connection.worker;
         if let Err(error) = self.shared.workers[target].commands.try_send(Command::Serve(connection))
@@ -125,12 +136,15 @@ impl Worker {
     fn serve(self: &Rc<Self>, mut connection: Connection) {
         let worker = self.clone();
         let Some(stream) = connection.stream.take() else { return };
-        let stream = match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "accepted socket cannot be polled");
-                return;
-            }
+        let stream = match stream {
+            Socket::Registered(stream) => stream,
+            Socket::Between(stream) => match TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "accepted socket cannot be polled");
+                    return;
+                }
+            },
         };
         tokio::task::spawn_local(async move {
             let runtime = connection.acceptor.runtime.load_full();
@@ -162,7 +176,12 @@ impl Worker {
             Command::Serve(connection) => self.serve(connection),
             Command::Listen(acceptor, socket) => drop(tokio::task::spawn_local(acceptor.run(socket, self.clone()))),
             Command::Stop => {}
-            Command::Resolve(cluster) => drop(tokio::task::spawn_local(dns::run(cluster))),
+            Command::Resolve(cluster) => drop(tokio::task::spawn_local(async move {
+                tokio::select! {
+                    () = cluster.retired() => {}
+                    () = dns::run(cluster.clone()) => {}
+                }
+            })),
         }
     }
 }

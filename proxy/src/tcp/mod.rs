@@ -2,6 +2,7 @@
 
 pub mod copy;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -37,8 +38,8 @@ pub struct TcpProxy {
 struct Session<'a> {
     proxy: &'a TcpProxy,
     info: StreamInfo,
-    cluster: Option<Arc<Cluster>>,
     endpoint: Option<Arc<Endpoint>>,
+    service: Option<config::Service>,
     opened: bool,
 }
 
@@ -47,7 +48,7 @@ impl Session<'_> {
         let inbound = self.info.connection.peer.as_ref();
         let outbound = self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref());
         TcpSample {
-            service: self.cluster.as_ref().and_then(|c| c.config().service.as_ref()),
+            service: self.service.as_ref(),
             peer_workload: self.endpoint.as_ref().and_then(|e| e.workload()),
             peer_principal: inbound.or(outbound).map(|peer| peer.principal()),
             mtls: self.info.connection.is_mtls(),
@@ -84,10 +85,16 @@ impl Drop for Session<'_> {
 }
 
 /// Serves a connection; `denied` holds the details when network RBAC refused it.
-pub async fn serve(proxy: &TcpProxy, mut downstream: Stream, info: Rc<ConnectionInfo>, denied: Option<String>, worker: &Worker) {
-    let mut session = Session { proxy, info: StreamInfo::new(info), cluster: None, endpoint: None, opened: false };
+pub async fn serve(
+    proxy: &TcpProxy,
+    mut downstream: Stream,
+    info: Rc<ConnectionInfo>,
+    denied: Option<Cow<'static, str>>,
+    worker: &Worker,
+) {
+    let mut session = Session { proxy, info: StreamInfo::new(info), endpoint: None, service: None, opened: false };
     if let Some(details) = denied {
-        session.info.termination_details = Some(details.into());
+        session.info.termination_details = Some(details);
         return;
     }
     let Some((cluster, subset)) = choose(proxy) else {
@@ -95,7 +102,7 @@ pub async fn serve(proxy: &TcpProxy, mut downstream: Stream, info: Rc<Connection
         return;
     };
     session.info.upstream_cluster = Some(cluster.name().clone());
-    session.cluster = Some(cluster.clone());
+    session.service = cluster.current().config().service.clone();
     let (mut connected, _permit) = match dial(&mut session, &cluster, subset, worker).await {
         Ok(connected) => connected,
         Err(error) => {
@@ -143,17 +150,18 @@ async fn dial(
     loop {
         session.info.attempts += 1;
         let permit = cluster.breakers().connections.acquire().map_err(Error::new)?;
-        let context = PickContext { hash: None, exclude: &tried, exclude_attempts: attempts, subset };
+        let attempt = session.info.attempts - 1;
+        let context = PickContext { hash: None, subset: Some(subset), attempt, exclude: &tried, exclude_attempts: attempts };
         let endpoint = cluster.pick(&context).map_err(Error::new)?;
         session.info.upstream_host = Some(endpoint.host().clone());
         session.endpoint = Some(endpoint.clone());
         match connect(cluster, &endpoint, None).await {
             Ok(connected) => {
-                cluster.report(&endpoint, Outcome::Success);
+                cluster.report(&endpoint, Outcome::TcpConnected);
                 return Ok((connected, permit));
             }
             Err(error) => {
-                cluster.report(&endpoint, Outcome::of_error(error.kind));
+                cluster.report(&endpoint, Outcome::LocalOriginFailure);
                 worker.metrics().connect_failed(cluster.name());
                 if session.info.attempts >= attempts {
                     if error.kind != ErrorKind::Overflow {

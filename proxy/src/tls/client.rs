@@ -24,7 +24,7 @@ const MAX_OVERRIDES: usize = 8;
 /// Originates TLS for one cluster (Envoy `UpstreamTlsContext`); follows its secrets for as long as it lives.
 ///
 /// Without a trust bundle every server certificate is accepted, as in Envoy: encryption without authentication.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ClientContext(Arc<Shared>);
 
 #[derive(Debug)]

@@ -21,7 +21,7 @@ pub struct Connected {
     /// For logs and metrics.
     pub info: UpstreamConnectionInfo,
     /// ALPN that was agreed on.
-    pub alpn: Option<Vec<u8>>,
+    pub alpn: Option<Box<[u8]>>,
 }
 
 /// Connects to `endpoint` within the cluster's connect time-out, TLS included. `alpn` replaces the cluster's own offer.
@@ -100,6 +100,6 @@ async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn:
         return Ok(Connected { stream, info: UpstreamConnectionInfo { local, peer: None, tls_version: None }, alpn: None });
     };
     let (stream, handshake) = context.connect(transport, alpn).await.map_err(|error| tls_failure(&error))?;
-    let info = UpstreamConnectionInfo { local, peer: handshake.peer, tls_version: handshake.version };
+    let info = UpstreamConnectionInfo { local, peer: handshake.peer, tls_version: Some(handshake.version) };
     Ok(Connected { stream: net::Stream::TlsClient(Box::new(stream)), info, alpn: handshake.alpn })
 }

@@ -32,6 +32,7 @@ pub use outlier::Outcome;
 use self::balance::Balancer;
 use self::endpoint::{LocalityGroup, is_subset};
 use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, OutlierDetection, TransportSocket};
+use crate::drain::Drain;
 use crate::error::ErrorKind;
 use crate::tls::{ClientContext, Secrets, TlsError};
 use crate::{ClusterStatus, EndpointStatus};
@@ -46,6 +47,7 @@ pub struct Cluster {
     endpoints: ArcSwap<EndpointSet>,
     contexts: ArcSwap<TlsContexts>,
     connection_released: Notify,
+    retired: Drain,
     writer: Mutex<Writer>,
 }
 
@@ -88,6 +90,7 @@ impl Cluster {
             contexts: ArcSwap::from_pointee(tls_contexts(&config, secrets)?),
             endpoints: ArcSwap::from_pointee(EndpointSet::new(config, assignment, &[], now)),
             connection_released: Notify::new(),
+            retired: Drain::default(),
             writer: Mutex::default(),
         })
     }
@@ -117,7 +120,8 @@ impl Cluster {
             TransportSocket::Tls(tls) => {
                 let contexts = self.contexts.load();
                 let found = contexts.iter().find(|(known, _)| Arc::ptr_eq(known, tls) || known == tls);
-                found.map(|(_, context)| Some(context.clone())).ok_or(TlsError::NotReady)
+                let (_, context) = found.ok_or(TlsError::NotReady)?;
+                Ok(Some(context.clone()))
             }
         }
     }
@@ -174,9 +178,15 @@ impl Cluster {
 
     /// The cluster left the configuration: its hosts count as removed, so that pools let go of them, and nothing can be picked.
     pub fn retire(&self) {
+        self.retired.begin();
         let _turn = self.writer();
         let old = self.endpoints.load_full();
         self.publish(&old, Arc::clone(&old.config), Arc::default(), Instant::now());
+    }
+
+    /// Waits until the cluster has left the configuration.
+    pub async fn retired(&self) {
+        self.retired.wait().await;
     }
 
     /// Chooses the endpoint of an attempt.

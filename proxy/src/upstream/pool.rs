@@ -15,9 +15,10 @@ use tokio::sync::Notify;
 
 use super::connect::connect;
 use super::{Cluster, Endpoint, HostId, Permit};
-use crate::config::{AlpnOverride, UpstreamProtocol};
+use crate::config::{AlpnOverride, UpstreamHttpOptions, UpstreamProtocol};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::http::h1::client::{ClientConnection, ClientOptions};
+use crate::http::h1::encode::HeaderCase;
 use crate::http::h2::client::H2Connection;
 use crate::http::head::Version;
 use crate::net;
@@ -247,7 +248,9 @@ impl Pool {
             match cluster.breakers().connections.acquire() {
                 Ok(permit) => break permit,
                 // As in Envoy, a worker that has no connection at all may make one: otherwise it could never serve.
-                Err(_) if self.with_host(key, cluster, endpoint, |host| host.open == 0) => break cluster.breakers().connections.acquire_over_limit(),
+                Err(_) if self.with_host(key, cluster, endpoint, |host| host.open == 0) => {
+                    break cluster.breakers().connections.acquire_over_limit();
+                }
                 Err(_) => {
                     let released = cluster.connection_released().notified();
                     if let Some(inner) = self.take_idle(key) {
@@ -264,7 +267,7 @@ impl Pool {
         let opening = Opening::new(self, key, cluster, endpoint);
         let connected = connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
         opening.done.set(true);
-        let options = Rc::new(ClientOptions::from(&cluster.current().config().http));
+        let options = Rc::new(client_options(&cluster.current().config().http));
         let connection = ClientConnection::new(connected.stream, options);
         let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, permit };
         Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: false }))
@@ -303,7 +306,9 @@ impl Pool {
         }
         let permit = match cluster.breakers().connections.acquire() {
             Ok(permit) => permit,
-            Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => cluster.breakers().connections.acquire_over_limit(),
+            Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => {
+                cluster.breakers().connections.acquire_over_limit()
+            }
             Err(kind) => return Err(Error::new(kind)),
         };
         let connecting = Connecting::new(self, key, cluster, endpoint);
@@ -312,7 +317,8 @@ impl Pool {
             let refused = std::io::Error::other("upstream did not agree on HTTP/2");
             return Err(Error::with_source(ErrorKind::UpstreamProtocol, refused).retry(Retry::Yes));
         }
-        let connection = H2Connection::handshake(connected.stream, move || drop(permit)).await.map_err(|e| e.retry(Retry::Yes))?;
+        let connection =
+            H2Connection::handshake(connected.stream, move || drop(permit)).await.map_err(|e| e.retry(Retry::Yes))?;
         let info = Rc::new(connected.info);
         let entry = Http2Entry { connection: connection.clone(), info: info.clone(), created: Instant::now() };
         self.with_host(key, cluster, endpoint, |host| host.http2.push(entry));
@@ -345,6 +351,13 @@ impl Pool {
             host.open > 0 || !host.http2.is_empty() || host.connecting.is_some()
         });
     }
+}
+
+fn client_options(config: &UpstreamHttpOptions) -> ClientOptions {
+    let case = if config.preserve_case { HeaderCase::Preserve } else { HeaderCase::Lower };
+    let mut options = ClientOptions { enable_trailers: config.enable_trailers, case, ..ClientOptions::default() };
+    options.limits.preserve_case = config.preserve_case;
+    options
 }
 
 /// Whether the agreed ALPN stands for HTTP/2; Istio's own names included. No ALPN at all is a peer that was configured for it.

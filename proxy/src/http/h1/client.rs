@@ -106,6 +106,12 @@ pub struct ClientConnection {
     inner: Rc<RefCell<Inner>>,
 }
 
+impl std::fmt::Debug for ClientConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientConnection").finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     io: Io,
     options: Rc<ClientOptions>,

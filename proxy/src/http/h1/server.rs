@@ -131,6 +131,12 @@ pub struct ServerConnection {
     inner: Rc<RefCell<Inner>>,
 }
 
+impl std::fmt::Debug for ServerConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConnection").finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     io: Io,
     options: Rc<ServerOptions>,

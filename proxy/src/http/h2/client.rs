@@ -123,7 +123,10 @@ impl H2Connection {
     /// When the head cannot be said in HTTP/2, or the connection is closing.
     pub fn send(&mut self, head: &RequestHead, end: bool) -> Result<(Outgoing, H2Response), Error> {
         let request = write_request(head).ok_or_else(|| {
-            Error::with_source(ErrorKind::UpstreamProtocol, io::Error::new(io::ErrorKind::InvalidInput, "request is not valid in HTTP/2"))
+            Error::with_source(
+                ErrorKind::UpstreamProtocol,
+                io::Error::new(io::ErrorKind::InvalidInput, "request is not valid in HTTP/2"),
+            )
         })?;
         let (response, stream) = self.send.send_request(request, end).map_err(|error| {
             self.state.closed.set(true);

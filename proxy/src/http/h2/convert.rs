@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn cookies_are_joined_and_host_gives_way_to_authority() {
-        let request = Request::get("http://a.example/p?q=1").header("cookie", "a=1").header("host", "b.example").header("cookie", "b=2");
+        let request =
+            Request::get("http://a.example/p?q=1").header("cookie", "a=1").header("host", "b.example").header("cookie", "b=2");
         let mut head = RequestHead::new();
         read_request(&parts(request.body(()).unwrap()), 100, &mut head).unwrap();
         assert_eq!(head.authority(), b"a.example");
@@ -153,7 +154,11 @@ mod tests {
     fn connection_headers_are_refused() {
         for (name, value) in [("connection", "close"), ("te", "gzip"), ("upgrade", "x"), ("transfer-encoding", "chunked")] {
             let request = Request::get("http://a/").header(name, value).body(()).unwrap();
-            assert_eq!(read_request(&parts(request), 100, &mut RequestHead::new()), Err(RequestError::ConnectionHeader), "{name}");
+            assert_eq!(
+                read_request(&parts(request), 100, &mut RequestHead::new()),
+                Err(RequestError::ConnectionHeader),
+                "{name}"
+            );
         }
         let request = Request::get("http://a/").header("te", "trailers").body(()).unwrap();
         assert_eq!(read_request(&parts(request), 100, &mut RequestHead::new()), Ok(()));

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::mutations::HeaderMutations;
 use super::{MatchedPath, Resolve, RouteError};
 use crate::config::{
-    self, CorsPolicy, DirectResponse, Fault, Fraction, HostRewrite, PathRewrite, Rbac, RetryPolicy, RouteAction, UpgradeType,
+    self, CorsPolicy, DirectResponse, Fault, Fraction, HostRewrite, PathRewrite, RetryPolicy, RouteAction, UpgradeType,
 };
 use crate::error::ErrorKind;
+use crate::http::filter::RbacFilter;
 use crate::http::head::{HeaderName, RequestHead, ResponseHead};
 use crate::http::rewrite;
 use crate::stream_info::StreamInfo;
@@ -27,7 +28,7 @@ pub struct Route {
     /// Fault injection.
     pub fault: Option<Fault>,
     /// Replaces the listener's RBAC filters.
-    pub rbac: Option<Arc<Rbac>>,
+    pub rbac: Option<Arc<RbacFilter>>,
     pub(super) matched: MatchedPath,
     /// Route, virtual host, route configuration: Envoy's order. Levels without mutations are left out.
     pub(super) mutations: Box<[Arc<HeaderMutations>]>,

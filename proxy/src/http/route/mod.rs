@@ -22,9 +22,11 @@ pub use matches::{HeaderMatcher, MatchedPath};
 use self::domains::Domains;
 use self::matches::Condition;
 use self::mutations::HeaderMutations;
+use super::filter::RbacFilter;
 use super::head::RequestHead;
 use super::rewrite;
 use crate::config::{self, RouteConfiguration, RouteTarget};
+use crate::rbac::RbacError;
 use crate::telemetry::format::FormatError;
 use crate::upstream::Cluster;
 
@@ -32,7 +34,7 @@ use crate::upstream::Cluster;
 pub type Resolve<'a> = &'a dyn Fn(&str) -> Option<Arc<Cluster>>;
 
 /// A route configuration, compiled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RouteTable {
     name: Arc<str>,
     domains: Domains,
@@ -78,6 +80,9 @@ pub enum RouteError {
     /// A header value that is no valid format.
     #[error(transparent)]
     Format(FormatError),
+    /// A rule of an RBAC override that cannot be compiled.
+    #[error("rbac: {0}")]
+    Rbac(#[from] RbacError),
     /// A template that is no valid one.
     #[error("URI template {0:?} must start with / and pair its braces")]
     UriTemplate(String),
@@ -146,7 +151,7 @@ impl Compiler<'_> {
             name: config.name.as_str().into(),
             include_request_attempt_count: config.include_request_attempt_count,
             include_attempt_count_in_response: config.include_attempt_count_in_response,
-            routes: routes.collect::<Result<_, _>>()?,
+            routes: routes.collect::<Result<_, RouteError>>()?,
             require_tls: config.require_tls.then(|| Arc::new(require_tls_route())),
         })
     }
@@ -173,7 +178,7 @@ impl Compiler<'_> {
             action,
             cors: config.cors.as_ref().or(host.cors.as_ref()).cloned().map(Arc::new),
             fault: config.fault.clone(),
-            rbac: config.rbac.clone(),
+            rbac: config.rbac.as_ref().map(|rbac| RbacFilter::compile(rbac).map(Arc::new)).transpose()?,
             matched,
             mutations: mutations.into_iter().flatten().cloned().collect(),
         })
