@@ -1,5 +1,10 @@
-//! Access logs and metrics.
+//! Access logs and metrics: what operators see of the traffic.
+//!
+//! [`format`] compiles Envoy's format language, [`access_log`] hands rendered lines to one writer thread, [`metrics`] holds
+//! Istio's standard metrics and our own.
 
 pub mod access_log;
 pub mod format;
 pub mod metrics;
+
+pub use format::{Format, FormatError, LogTemplate, grpc_status};

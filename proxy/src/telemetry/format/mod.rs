@@ -1,0 +1,91 @@
+//! Envoy's format language, compiled: access-log lines and the values of header mutations.
+//!
+//! <https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter>
+//!
+//! [`Format::compile`] resolves every `%OPERATOR%` once, so that rendering is a walk over an enum that appends bytes. What
+//! a peer chose (headers, SNI, certificate subjects) passes through [`output::Output::untrusted`], so no value can end a
+//! line and forge the next one. Quotes stay as they are in text, as in Envoy: who parses logs by machine takes JSON.
+
+mod clock;
+mod operator;
+mod output;
+mod parse;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use operator::grpc_status;
+pub use template::LogTemplate;
+
+use crate::stream_info::FormatContext;
+use operator::Command;
+use output::{Output, Style};
+
+/// A compiled format string; also the values of header mutations.
+#[derive(Clone, Debug)]
+pub struct Format {
+    pieces: Box<[Piece]>,
+}
+
+/// Why a format string is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("format {format:?}: {reason}")]
+pub struct FormatError {
+    /// The format.
+    pub format: String,
+    /// What is wrong, where, and what was expected.
+    pub reason: String,
+}
+
+/// Static text or one operator.
+#[derive(Clone, Debug)]
+enum Piece {
+    Text(Box<str>),
+    Command(Command),
+}
+
+impl Format {
+    /// Compiles `source`. `%%` is a percent sign; host name and environment are read now and are static text afterwards.
+    ///
+    /// # Errors
+    /// When an operator is unknown, unterminated or has bad parameters; the reason names operator and byte position.
+    pub fn compile(source: &str) -> Result<Self, FormatError> {
+        match parse::parse(source) {
+            Ok(pieces) => Ok(Self { pieces: pieces.into() }),
+            Err(reason) => Err(FormatError { format: source.to_owned(), reason }),
+        }
+    }
+
+    /// Appends the rendered text. Missing values are `-`.
+    pub fn render(&self, context: &FormatContext<'_>, out: &mut Vec<u8>) {
+        self.render_styled(context, b"-", &mut Output::new(out, Style::Line));
+    }
+
+    /// Appends the rendered text. Missing values are nothing, as in the values of header mutations, where Envoy leaves out
+    /// a header whose value comes out empty.
+    pub fn render_header(&self, context: &FormatContext<'_>, out: &mut Vec<u8>) {
+        self.render_styled(context, b"", &mut Output::new(out, Style::Line));
+    }
+
+    /// The text of a format without operators.
+    pub fn as_static(&self) -> Option<&str> {
+        match &*self.pieces {
+            [] => Some(""),
+            [Piece::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    fn render_styled(&self, context: &FormatContext<'_>, missing: &[u8], out: &mut Output<'_>) {
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => out.literal(text),
+                Piece::Command(command) => {
+                    if !command.write(context, out) {
+                        out.trusted(missing);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,586 @@
+//! The operators: what each appends, given a stream.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use super::clock::TimeFormat;
+use super::output::Output;
+use crate::error;
+use crate::http::head::{HeaderName, Headers, Known, RequestHead, ResponseHead};
+use crate::stream_info::{FormatContext, StreamInfo};
+use crate::tls::PeerCertificate;
+
+/// An operator with the limit that `:N` sets.
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    pub(super) operator: Operator,
+    /// Bytes kept of the value; `usize::MAX` without `:N`.
+    pub(super) limit: usize,
+}
+
+/// What an operator names. Each is Envoy's operator of that name.
+#[derive(Clone, Debug)]
+pub(super) enum Operator {
+    /// Has no value in this proxy, ever.
+    Missing,
+    StartTime(TimeFormat),
+    EmitTime(TimeFormat),
+    RequestHeader(Lookup),
+    RequestHeaderWithoutQuery(Lookup),
+    ResponseHeader(Lookup),
+    ResponseTrailer(Lookup),
+    Path {
+        source: Lookup,
+        query: bool,
+    },
+    QueryParam(Box<str>),
+    QueryParams {
+        decoded: bool,
+    },
+    Protocol,
+    ResponseCode,
+    ResponseFlags,
+    ResponseFlagsLong,
+    ResponseCodeDetails {
+        allow_whitespace: bool,
+    },
+    ConnectionTerminationDetails,
+    UpstreamTransportFailureReason,
+    BytesReceived,
+    BytesSent,
+    Duration {
+        from: TimePoint,
+        to: TimePoint,
+        unit: TimeUnit,
+    },
+    UpstreamHost,
+    UpstreamCluster,
+    Address(Address, AddressPart),
+    Peer(Side, PeerFact),
+    DownstreamLocalUriSan,
+    DownstreamTlsVersion,
+    DownstreamTlsCipher,
+    UpstreamTlsVersion,
+    RequestedServerName {
+        first: ServerName,
+        host: Lookup,
+    },
+    RouteName,
+    ConnectionId,
+    UpstreamRequestAttemptCount,
+    GrpcStatus(GrpcStatusStyle),
+    AccessLogType,
+    UniqueId,
+}
+
+/// A header, and the one to take when it is missing.
+#[derive(Clone, Debug)]
+pub(super) struct Lookup {
+    pub(super) main: Source,
+    pub(super) alternative: Option<Source>,
+}
+
+/// Where a header's value is.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Method,
+    Path,
+    Authority,
+    Scheme,
+    Status,
+    /// One of Envoy's inline headers: repeated ones were joined when they were received.
+    Joined(HeaderName),
+    /// Of repeated headers Envoy logs the first.
+    First(HeaderName),
+}
+
+/// Ends of a duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TimePoint {
+    ConnectionStart,
+    Start,
+    RequestEnd,
+    UpstreamStart,
+    ResponseStart,
+    ResponseEnd,
+    End,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum TimeUnit {
+    Milliseconds,
+    Microseconds,
+    Nanoseconds,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Address {
+    DownstreamLocal,
+    DownstreamRemote,
+    DownstreamDirectRemote,
+    UpstreamLocal,
+    UpstreamRemote,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AddressPart {
+    Whole,
+    Ip,
+    /// In CIDR notation, masked to so many bits.
+    Network(u8),
+    Port,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Side {
+    Downstream,
+    Upstream,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PeerFact {
+    UriSan,
+    DnsSan,
+    Subject,
+    Serial,
+    Fingerprint256,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ServerName {
+    SniOnly,
+    SniFirst,
+    HostFirst,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GrpcStatusStyle {
+    Camel,
+    Snake,
+    Number,
+}
+
+impl Command {
+    /// Whether a JSON log writes the value as a number.
+    pub(super) fn is_number(&self) -> bool {
+        matches!(
+            self.operator,
+            Operator::ResponseCode
+                | Operator::BytesReceived
+                | Operator::BytesSent
+                | Operator::Duration { .. }
+                | Operator::Address(_, AddressPart::Port)
+                | Operator::ConnectionId
+                | Operator::UpstreamRequestAttemptCount
+                | Operator::GrpcStatus(GrpcStatusStyle::Number)
+        )
+    }
+
+    /// Appends the value; false, and nothing appended, when there is none.
+    pub(super) fn write(&self, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
+        out.limit = self.limit;
+        let written = self.operator.write(context, out);
+        out.limit = usize::MAX;
+        written
+    }
+}
+
+impl Operator {
+    fn write(&self, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
+        let info = context.info;
+        match self {
+            Self::RequestHeader(lookup) => write_bytes(lookup.in_request(context.request), out),
+            Self::ResponseHeader(lookup) => write_bytes(lookup.in_response(context.response), out),
+            Self::ResponseTrailer(lookup) => write_bytes(lookup.in_trailers(context.trailers), out),
+            Self::RequestHeaderWithoutQuery(source) | Self::Path { source, query: false } => {
+                write_bytes(source.in_request(context.request).map(without_query), out)
+            }
+            Self::Path { source, query: true } => write_bytes(source.in_request(context.request), out),
+            Self::QueryParam(name) => write_bytes(context.request.and_then(|head| query_param(head, name)), out),
+            Self::QueryParams { decoded } => write_bytes(context.request.and_then(|head| query_params(head, *decoded)), out),
+            Self::StartTime(format) => written(format.write(info.start_time, out)),
+            Self::EmitTime(format) => {
+                written(format.write(info.start_time + context.now.saturating_duration_since(info.start), out))
+            }
+            Self::ResponseCode => written(out.number(info.response_code.into())),
+            Self::BytesReceived => written(out.number(info.bytes_received)),
+            Self::BytesSent => written(out.number(info.bytes_sent)),
+            Self::ConnectionId => written(out.number(info.connection.id)),
+            Self::UpstreamRequestAttemptCount => written(out.number(info.attempts.into())),
+            Self::Duration { from, to, unit } => write_duration(*from, *to, *unit, context, out),
+            Self::ResponseFlags => written(write_flags(info, str::as_bytes, out)),
+            Self::ResponseFlagsLong => written(write_flags(info, |short| long_name(short).as_bytes(), out)),
+            Self::GrpcStatus(style) => grpc_status(context).map(|status| style.write(status, out)).is_some(),
+            Self::Address(address, part) => write_address(*address, *part, info, out),
+            Self::Peer(side, fact) => side.certificate(info).is_some_and(|peer| fact.write(peer, out)),
+            Self::RequestedServerName { first, host } => write_server_name(*first, host, context, out),
+            Self::UniqueId => written(write_uuid(out)),
+            Self::AccessLogType => {
+                written(out.trusted(if info.protocol.is_some() { b"DownstreamEnd" } else { b"TcpConnectionEnd" }))
+            }
+            _ => self.text(info).map(|text| self.write_text(text, out)).is_some(),
+        }
+    }
+
+    /// The value of the operators that are a string of the stream.
+    fn text<'a>(&self, info: &'a StreamInfo) -> Option<&'a str> {
+        let text = match self {
+            Self::Protocol => info.protocol.map(|version| version.as_str()),
+            Self::ResponseCodeDetails { .. } => Some(&*info.details),
+            Self::ConnectionTerminationDetails => info.termination_details.as_deref(),
+            Self::UpstreamTransportFailureReason => info.upstream_transport_failure.as_deref(),
+            Self::UpstreamHost => info.upstream_host.as_deref(),
+            Self::UpstreamCluster => info.upstream_cluster.as_deref(),
+            Self::DownstreamLocalUriSan => info.connection.local_uri_san.as_deref(),
+            Self::DownstreamTlsVersion => info.connection.tls_version,
+            Self::DownstreamTlsCipher => info.connection.tls_cipher,
+            Self::UpstreamTlsVersion => info.upstream.as_ref().and_then(|upstream| upstream.tls_version),
+            Self::RouteName => info.route_name.as_deref(),
+            _ => None,
+        };
+        text.filter(|text| !text.is_empty())
+    }
+
+    fn write_text(&self, text: &str, out: &mut Output<'_>) {
+        match self {
+            Self::ResponseCodeDetails { allow_whitespace: false } | Self::UpstreamTransportFailureReason => out.one_word(text),
+            _ => out.untrusted(text.as_bytes()),
+        }
+    }
+}
+
+/// For operators that always have a value.
+fn written((): ()) -> bool {
+    true
+}
+
+fn write_bytes(value: Option<Cow<'_, [u8]>>, out: &mut Output<'_>) -> bool {
+    value.map(|value| out.untrusted(&value)).is_some()
+}
+
+impl Lookup {
+    fn in_request<'a>(&'a self, head: Option<&'a RequestHead>) -> Option<Cow<'a, [u8]>> {
+        let head = head?;
+        self.main.of_request(head).or_else(|| self.alternative.as_ref()?.of_request(head))
+    }
+
+    fn in_response<'a>(&'a self, head: Option<&'a ResponseHead>) -> Option<Cow<'a, [u8]>> {
+        let head = head?;
+        let of = |source: &'a Source| match source {
+            Source::Status => Some(head.status.as_str().as_bytes().into()),
+            _ => source.of_headers(&head.headers),
+        };
+        of(&self.main).or_else(|| of(self.alternative.as_ref()?))
+    }
+
+    fn in_trailers<'a>(&'a self, trailers: Option<&'a Headers>) -> Option<Cow<'a, [u8]>> {
+        let trailers = trailers?;
+        self.main.of_headers(trailers).or_else(|| self.alternative.as_ref()?.of_headers(trailers))
+    }
+}
+
+impl Source {
+    /// The source of a header name, pseudo headers included.
+    pub(super) fn named(name: &str) -> Self {
+        let name = HeaderName::new(name);
+        match name.as_str() {
+            ":method" => Self::Method,
+            ":path" => Self::Path,
+            ":authority" | "host" => Self::Authority,
+            ":scheme" => Self::Scheme,
+            ":status" => Self::Status,
+            text => match Known::of(text.as_bytes()) {
+                Known::Other | Known::Cookie | Known::SetCookie => Self::First(name),
+                _ => Self::Joined(name),
+            },
+        }
+    }
+
+    fn of_request<'a>(&'a self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
+        match self {
+            Self::Method => Some(head.method.as_str().as_bytes().into()),
+            // CONNECT has no path.
+            Self::Path => Some(head.path()).filter(|path| !path.is_empty()).map(Cow::from),
+            Self::Authority => head.has_authority().then(|| head.authority().into()),
+            Self::Scheme => Some(head.scheme.as_str().as_bytes().into()),
+            _ => self.of_headers(&head.headers),
+        }
+    }
+
+    fn of_headers<'a>(&'a self, headers: &'a Headers) -> Option<Cow<'a, [u8]>> {
+        match self {
+            Self::First(name) => headers.find(name).map(Cow::from),
+            Self::Joined(name) => headers.joined(name),
+            _ => None,
+        }
+    }
+}
+
+fn without_query(value: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    match (value.iter().position(|byte| *byte == b'?'), value) {
+        (None, value) => value,
+        (Some(at), Cow::Borrowed(value)) => value[..at].into(),
+        (Some(at), Cow::Owned(mut value)) => {
+            value.truncate(at);
+            value.into()
+        }
+    }
+}
+
+fn query_param<'a>(head: &'a RequestHead, name: &str) -> Option<Cow<'a, [u8]>> {
+    head.query()?.split(|byte| *byte == b'&').find_map(|pair| {
+        let (key, value) = match pair.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (pair, &pair[pair.len()..]),
+        };
+        (key == name.as_bytes()).then_some(value.into())
+    })
+}
+
+fn query_params(head: &RequestHead, decoded: bool) -> Option<Cow<'_, [u8]>> {
+    let query = head.query()?;
+    if !decoded || !query.contains(&b'%') {
+        return Some(query.into());
+    }
+    let digit = |at: usize| query.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    let mut text = Vec::with_capacity(query.len());
+    let mut at = 0;
+    while let Some(&byte) = query.get(at) {
+        match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                text.extend(u8::try_from(high * 16 + low));
+                at += 3;
+            }
+            _ => {
+                text.push(byte);
+                at += 1;
+            }
+        }
+    }
+    Some(text.into())
+}
+
+fn write_duration(from: TimePoint, to: TimePoint, unit: TimeUnit, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
+    let (Some(from), Some(to)) = (from.of(context), to.of(context)) else { return false };
+    let Some(duration) = to.checked_duration_since(from) else { return false };
+    let count = match unit {
+        TimeUnit::Milliseconds => duration.as_millis(),
+        TimeUnit::Microseconds => duration.as_micros(),
+        TimeUnit::Nanoseconds => duration.as_nanos(),
+    };
+    written(out.number(u64::try_from(count).unwrap_or(u64::MAX)))
+}
+
+impl TimePoint {
+    fn of(self, context: &FormatContext<'_>) -> Option<Instant> {
+        let info = context.info;
+        match self {
+            Self::ConnectionStart => Some(info.connection.start),
+            Self::Start => Some(info.start),
+            Self::RequestEnd => info.request_end,
+            Self::UpstreamStart => info.upstream_start,
+            Self::ResponseStart => info.response_start,
+            Self::ResponseEnd => info.response_end,
+            Self::End => Some(context.now),
+        }
+    }
+}
+
+fn write_flags(info: &StreamInfo, name: impl Fn(&'static str) -> &'static [u8], out: &mut Output<'_>) {
+    if info.flags.is_empty() {
+        return out.trusted(b"-");
+    }
+    let mut write = |index: usize, short: &'static str| {
+        if index > 0 {
+            out.trusted(b",");
+        }
+        out.trusted(name(short));
+    };
+    if info.protocol.is_some() {
+        info.flags.short_names().enumerate().for_each(|(index, short)| write(index, short));
+    } else {
+        info.flags.short_names_tcp().enumerate().for_each(|(index, short)| write(index, short));
+    }
+}
+
+/// Envoy's long name of a flag, from its short one.
+fn long_name(short: &'static str) -> &'static str {
+    match short {
+        "LH" => "FailedLocalHealthCheck",
+        "UH" => "NoHealthyUpstream",
+        "UT" => "UpstreamRequestTimeout",
+        "LR" => "LocalReset",
+        "UR" => "UpstreamRemoteReset",
+        "UF" => "UpstreamConnectionFailure",
+        "UC" => "UpstreamConnectionTermination",
+        "UO" => "UpstreamOverflow",
+        "NR" => "NoRouteFound",
+        "DI" => "DelayInjected",
+        "FI" => "FaultInjected",
+        "RL" => "RateLimited",
+        "UAEX" => "UnauthorizedExternalService",
+        "RLSE" => "RateLimitServiceError",
+        "DC" => "DownstreamConnectionTermination",
+        "URX" => "UpstreamRetryLimitExceeded",
+        "SI" => "StreamIdleTimeout",
+        "IH" => "InvalidEnvoyRequestHeaders",
+        "DPE" => "DownstreamProtocolError",
+        "UMSDR" => "UpstreamMaxStreamDurationReached",
+        "RFCF" => "ResponseFromCacheFilter",
+        "NFCF" => "NoFilterConfigFound",
+        "DT" => "DurationTimeout",
+        "UPE" => "UpstreamProtocolError",
+        "NC" => "NoClusterFound",
+        "OM" => "OverloadManagerTerminated",
+        "DF" => "DnsResolutionFailed",
+        "UDO" => "UnconditionalDropOverload",
+        "DR" => "DownstreamRemoteReset",
+        _ => short,
+    }
+}
+
+fn write_address(address: Address, part: AddressPart, info: &StreamInfo, out: &mut Output<'_>) -> bool {
+    let socket = match address {
+        Address::DownstreamLocal => info.connection.local,
+        Address::DownstreamRemote => info.remote,
+        Address::DownstreamDirectRemote => info.connection.remote,
+        Address::UpstreamLocal => match info.upstream.as_ref().and_then(|upstream| upstream.local) {
+            Some(local) => local,
+            None => return false,
+        },
+        Address::UpstreamRemote => {
+            // The remote address is that of a connection, the host is what was tried.
+            let Some(host) = info.upstream_host.as_deref().filter(|_| info.upstream.is_some()) else { return false };
+            match host.parse() {
+                Ok(socket) => socket,
+                Err(_) if matches!(part, AddressPart::Port) => return false,
+                Err(_) => return written(out.untrusted(host.as_bytes())),
+            }
+        }
+    };
+    write_socket(socket, part, out);
+    true
+}
+
+fn write_socket(socket: SocketAddr, part: AddressPart, out: &mut Output<'_>) {
+    match part {
+        AddressPart::Whole => out.address(socket),
+        AddressPart::Ip => out.ip(socket.ip()),
+        AddressPart::Port => out.number(socket.port().into()),
+        AddressPart::Network(bits) => {
+            let bits = bits.min(if socket.is_ipv4() { 32 } else { 128 });
+            match ipnet::IpNet::new(socket.ip(), bits).map(|net| net.network()) {
+                Ok(network) => write_cidr(network, bits, out),
+                Err(_) => out.ip(socket.ip()),
+            }
+        }
+    }
+}
+
+fn write_cidr(network: IpAddr, bits: u8, out: &mut Output<'_>) {
+    out.ip(network);
+    out.trusted(b"/");
+    out.number(bits.into());
+}
+
+impl Side {
+    fn certificate(self, info: &StreamInfo) -> Option<&PeerCertificate> {
+        match self {
+            Self::Downstream => info.connection.peer.as_deref(),
+            Self::Upstream => info.upstream.as_ref()?.peer.as_deref(),
+        }
+    }
+}
+
+impl PeerFact {
+    fn write(self, peer: &PeerCertificate, out: &mut Output<'_>) -> bool {
+        let text = match self {
+            Self::UriSan => return out.list(&peer.uri_sans),
+            Self::DnsSan => return out.list(&peer.dns_sans),
+            Self::Subject => &peer.subject,
+            Self::Serial => &peer.serial,
+            Self::Fingerprint256 => &peer.sha256,
+        };
+        if !text.is_empty() {
+            out.untrusted(text.as_bytes());
+        }
+        !text.is_empty()
+    }
+}
+
+fn write_server_name(first: ServerName, host: &Lookup, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
+    let sni = context.info.connection.server_name.as_deref().filter(|name| !name.is_empty());
+    match (first, sni) {
+        (ServerName::SniOnly | ServerName::SniFirst, Some(name)) => written(write_host_name(name, out)),
+        (ServerName::SniOnly, None) => false,
+        (ServerName::SniFirst, None) | (ServerName::HostFirst, _) => write_bytes(host.in_request(context.request), out),
+    }
+}
+
+/// Envoy marks a server name that is not a DNS name, and replaces what does not belong into one. Istio's own
+/// `outbound_.9080_._.host` is marked as well.
+fn write_host_name(name: &str, out: &mut Output<'_>) {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
+    if name.bytes().all(valid) {
+        return out.trusted(name.as_bytes());
+    }
+    out.trusted(b"invalid:");
+    let cleaned: Vec<u8> = name.bytes().map(|byte| if valid(byte) { byte } else { b'_' }).collect();
+    out.trusted(&cleaned);
+}
+
+/// The gRPC status of a stream: of the trailers, else of the response head, else Envoy's reading of the HTTP status.
+/// `None` when the request is not gRPC, or there is no response yet.
+pub fn grpc_status(context: &FormatContext<'_>) -> Option<u32> {
+    context.request.filter(|head| head.is_grpc())?;
+    let sent = [context.trailers, context.response.map(|head| &head.headers)];
+    let status = sent.into_iter().flatten().find_map(|headers| headers.get(Known::GrpcStatus));
+    match status {
+        Some(text) => std::str::from_utf8(text).ok()?.parse().ok(),
+        None if context.info.response_code == 0 => None,
+        None => Some(error::grpc_status(context.info.response_code)),
+    }
+}
+
+impl GrpcStatusStyle {
+    fn write(self, status: u32, out: &mut Output<'_>) {
+        const NAMES: [(&str, &str); 17] = [
+            ("OK", "OK"),
+            ("Canceled", "CANCELLED"),
+            ("Unknown", "UNKNOWN"),
+            ("InvalidArgument", "INVALID_ARGUMENT"),
+            ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+            ("NotFound", "NOT_FOUND"),
+            ("AlreadyExists", "ALREADY_EXISTS"),
+            ("PermissionDenied", "PERMISSION_DENIED"),
+            ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+            ("FailedPrecondition", "FAILED_PRECONDITION"),
+            ("Aborted", "ABORTED"),
+            ("OutOfRange", "OUT_OF_RANGE"),
+            ("Unimplemented", "UNIMPLEMENTED"),
+            ("Internal", "INTERNAL"),
+            ("Unavailable", "UNAVAILABLE"),
+            ("DataLoss", "DATA_LOSS"),
+            ("Unauthenticated", "UNAUTHENTICATED"),
+        ];
+        match (self, NAMES.get(status as usize)) {
+            (Self::Camel, Some((camel, _))) => out.trusted(camel.as_bytes()),
+            (Self::Snake, Some((_, snake))) => out.trusted(snake.as_bytes()),
+            _ => out.number(status.into()),
+        }
+    }
+}
+
+/// A random UUID (version 4).
+fn write_uuid(out: &mut Output<'_>) {
+    let version_and_variant = (0xf000 << 64) | (0xc000 << 48);
+    let random = (fastrand::u128(..) & !version_and_variant) | (0x4000 << 64) | (0x8000 << 48);
+    for (index, byte) in random.to_be_bytes().into_iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            out.trusted(b"-");
+        }
+        let hex = b"0123456789abcdef";
+        out.trusted(&[hex[usize::from(byte >> 4)], hex[usize::from(byte & 15)]]);
+    }
+}
