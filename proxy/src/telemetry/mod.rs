@@ -7,4 +7,5 @@ pub mod access_log;
 pub mod format;
 pub mod metrics;
 
+pub use access_log::{AccessLogError, AccessLogs, LogOptions, LogWriter};
 pub use format::{Format, FormatError, LogTemplate, grpc_status};
