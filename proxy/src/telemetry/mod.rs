@@ -1,6 +1,6 @@
 //! Access logs and metrics: what operators see of the traffic.
 //!
-//! [`format`] compiles Envoy's format language, [`access_log`] hands rendered lines to one writer thread, [`metrics`] holds
+//! [`mod@format`] compiles Envoy's format language, [`access_log`] hands rendered lines to one writer thread, [`metrics`] holds
 //! Istio's standard metrics and our own.
 
 pub mod access_log;

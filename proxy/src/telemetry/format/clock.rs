@@ -83,7 +83,7 @@ impl TimeFormat {
     }
 
     /// Appends `time`.
-    pub(super) fn write(&self, time: SystemTime, out: &mut Output<'_>) {
+    pub(super) fn write(&self, time: SystemTime, out: &mut Output<'_>) -> bool {
         // Clocks before 1970 are broken clocks.
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         match self {
@@ -95,6 +95,7 @@ impl TimeFormat {
                 }
             }
         }
+        true
     }
 }
 
@@ -164,7 +165,9 @@ impl Item {
             }
             Self::MonthName { short } => name(date.month().to_string(), *short, out),
             Self::WeekdayName { short } => name(date.weekday().to_string(), *short, out),
-            Self::AmPm => out.trusted(if date.hour() < 12 { b"AM" } else { b"PM" }),
+            Self::AmPm => {
+                out.trusted(if date.hour() < 12 { b"AM" } else { b"PM" });
+            }
         }
     }
 }

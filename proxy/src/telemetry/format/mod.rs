@@ -3,10 +3,12 @@
 //! <https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter>
 //!
 //! [`Format::compile`] resolves every `%OPERATOR%` once, so that rendering is a walk over an enum that appends bytes. What
-//! a peer chose (headers, SNI, certificate subjects) passes through [`output::Output::untrusted`], so no value can end a
+//! a peer chose (headers, SNI, certificate subjects) passes through `Output::untrusted`, so no value can end a
 //! line and forge the next one. Quotes stay as they are in text, as in Envoy: who parses logs by machine takes JSON.
 
 mod clock;
+mod grpc;
+mod lookup;
 mod operator;
 mod output;
 mod parse;
@@ -14,7 +16,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use operator::grpc_status;
+pub use grpc::grpc_status;
 pub use template::LogTemplate;
 
 use crate::stream_info::FormatContext;

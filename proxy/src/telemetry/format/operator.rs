@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::clock::TimeFormat;
+use super::grpc::{GrpcStatusStyle, grpc_status};
+use super::lookup::{Lookup, query_param, query_params, without_query};
 use super::output::Output;
-use crate::error;
-use crate::http::head::{HeaderName, Headers, Known, RequestHead, ResponseHead};
+use crate::http::head::Version;
 use crate::stream_info::{FormatContext, StreamInfo};
 use crate::tls::PeerCertificate;
 
@@ -74,27 +75,6 @@ pub(super) enum Operator {
     UniqueId,
 }
 
-/// A header, and the one to take when it is missing.
-#[derive(Clone, Debug)]
-pub(super) struct Lookup {
-    pub(super) main: Source,
-    pub(super) alternative: Option<Source>,
-}
-
-/// Where a header's value is.
-#[derive(Clone, Debug)]
-pub(super) enum Source {
-    Method,
-    Path,
-    Authority,
-    Scheme,
-    Status,
-    /// One of Envoy's inline headers: repeated ones were joined when they were received.
-    Joined(HeaderName),
-    /// Of repeated headers Envoy logs the first.
-    First(HeaderName),
-}
-
 /// Ends of a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimePoint {
@@ -154,13 +134,6 @@ pub(super) enum ServerName {
     HostFirst,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum GrpcStatusStyle {
-    Camel,
-    Snake,
-    Number,
-}
-
 impl Command {
     /// Whether a JSON log writes the value as a number.
     pub(super) fn is_number(&self) -> bool {
@@ -199,34 +172,30 @@ impl Operator {
             Self::Path { source, query: true } => write_bytes(source.in_request(context.request), out),
             Self::QueryParam(name) => write_bytes(context.request.and_then(|head| query_param(head, name)), out),
             Self::QueryParams { decoded } => write_bytes(context.request.and_then(|head| query_params(head, *decoded)), out),
-            Self::StartTime(format) => written(format.write(info.start_time, out)),
-            Self::EmitTime(format) => {
-                written(format.write(info.start_time + context.now.saturating_duration_since(info.start), out))
-            }
-            Self::ResponseCode => written(out.number(info.response_code.into())),
-            Self::BytesReceived => written(out.number(info.bytes_received)),
-            Self::BytesSent => written(out.number(info.bytes_sent)),
-            Self::ConnectionId => written(out.number(info.connection.id)),
-            Self::UpstreamRequestAttemptCount => written(out.number(info.attempts.into())),
+            Self::StartTime(format) => format.write(info.start_time, out),
+            Self::EmitTime(format) => format.write(info.start_time + context.now.saturating_duration_since(info.start), out),
+            Self::ResponseCode => out.number(info.response_code.into()),
+            Self::BytesReceived => out.number(info.bytes_received),
+            Self::BytesSent => out.number(info.bytes_sent),
+            Self::ConnectionId => out.number(info.connection.id),
+            Self::UpstreamRequestAttemptCount => out.number(info.attempts.into()),
             Self::Duration { from, to, unit } => write_duration(*from, *to, *unit, context, out),
-            Self::ResponseFlags => written(write_flags(info, str::as_bytes, out)),
-            Self::ResponseFlagsLong => written(write_flags(info, |short| long_name(short).as_bytes(), out)),
-            Self::GrpcStatus(style) => grpc_status(context).map(|status| style.write(status, out)).is_some(),
+            Self::ResponseFlags => write_flags(info, str::as_bytes, out),
+            Self::ResponseFlagsLong => write_flags(info, |short| long_name(short).as_bytes(), out),
+            Self::GrpcStatus(style) => grpc_status(context).is_some_and(|status| style.write(status, out)),
             Self::Address(address, part) => write_address(*address, *part, info, out),
             Self::Peer(side, fact) => side.certificate(info).is_some_and(|peer| fact.write(peer, out)),
             Self::RequestedServerName { first, host } => write_server_name(*first, host, context, out),
-            Self::UniqueId => written(write_uuid(out)),
-            Self::AccessLogType => {
-                written(out.trusted(if info.protocol.is_some() { b"DownstreamEnd" } else { b"TcpConnectionEnd" }))
-            }
-            _ => self.text(info).map(|text| self.write_text(text, out)).is_some(),
+            Self::UniqueId => write_uuid(out),
+            Self::AccessLogType => out.trusted(if info.protocol.is_some() { b"DownstreamEnd" } else { b"TcpConnectionEnd" }),
+            _ => self.text(info).is_some_and(|text| self.write_text(text, out)),
         }
     }
 
     /// The value of the operators that are a string of the stream.
     fn text<'a>(&self, info: &'a StreamInfo) -> Option<&'a str> {
         let text = match self {
-            Self::Protocol => info.protocol.map(|version| version.as_str()),
+            Self::Protocol => info.protocol.map(Version::as_str),
             Self::ResponseCodeDetails { .. } => Some(&*info.details),
             Self::ConnectionTerminationDetails => info.termination_details.as_deref(),
             Self::UpstreamTransportFailureReason => info.upstream_transport_failure.as_deref(),
@@ -242,7 +211,7 @@ impl Operator {
         text.filter(|text| !text.is_empty())
     }
 
-    fn write_text(&self, text: &str, out: &mut Output<'_>) {
+    fn write_text(&self, text: &str, out: &mut Output<'_>) -> bool {
         match self {
             Self::ResponseCodeDetails { allow_whitespace: false } | Self::UpstreamTransportFailureReason => out.one_word(text),
             _ => out.untrusted(text.as_bytes()),
@@ -250,115 +219,8 @@ impl Operator {
     }
 }
 
-/// For operators that always have a value.
-fn written((): ()) -> bool {
-    true
-}
-
 fn write_bytes(value: Option<Cow<'_, [u8]>>, out: &mut Output<'_>) -> bool {
-    value.map(|value| out.untrusted(&value)).is_some()
-}
-
-impl Lookup {
-    fn in_request<'a>(&'a self, head: Option<&'a RequestHead>) -> Option<Cow<'a, [u8]>> {
-        let head = head?;
-        self.main.of_request(head).or_else(|| self.alternative.as_ref()?.of_request(head))
-    }
-
-    fn in_response<'a>(&'a self, head: Option<&'a ResponseHead>) -> Option<Cow<'a, [u8]>> {
-        let head = head?;
-        let of = |source: &'a Source| match source {
-            Source::Status => Some(head.status.as_str().as_bytes().into()),
-            _ => source.of_headers(&head.headers),
-        };
-        of(&self.main).or_else(|| of(self.alternative.as_ref()?))
-    }
-
-    fn in_trailers<'a>(&'a self, trailers: Option<&'a Headers>) -> Option<Cow<'a, [u8]>> {
-        let trailers = trailers?;
-        self.main.of_headers(trailers).or_else(|| self.alternative.as_ref()?.of_headers(trailers))
-    }
-}
-
-impl Source {
-    /// The source of a header name, pseudo headers included.
-    pub(super) fn named(name: &str) -> Self {
-        let name = HeaderName::new(name);
-        match name.as_str() {
-            ":method" => Self::Method,
-            ":path" => Self::Path,
-            ":authority" | "host" => Self::Authority,
-            ":scheme" => Self::Scheme,
-            ":status" => Self::Status,
-            text => match Known::of(text.as_bytes()) {
-                Known::Other | Known::Cookie | Known::SetCookie => Self::First(name),
-                _ => Self::Joined(name),
-            },
-        }
-    }
-
-    fn of_request<'a>(&'a self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
-        match self {
-            Self::Method => Some(head.method.as_str().as_bytes().into()),
-            // CONNECT has no path.
-            Self::Path => Some(head.path()).filter(|path| !path.is_empty()).map(Cow::from),
-            Self::Authority => head.has_authority().then(|| head.authority().into()),
-            Self::Scheme => Some(head.scheme.as_str().as_bytes().into()),
-            _ => self.of_headers(&head.headers),
-        }
-    }
-
-    fn of_headers<'a>(&'a self, headers: &'a Headers) -> Option<Cow<'a, [u8]>> {
-        match self {
-            Self::First(name) => headers.find(name).map(Cow::from),
-            Self::Joined(name) => headers.joined(name),
-            _ => None,
-        }
-    }
-}
-
-fn without_query(value: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
-    match (value.iter().position(|byte| *byte == b'?'), value) {
-        (None, value) => value,
-        (Some(at), Cow::Borrowed(value)) => value[..at].into(),
-        (Some(at), Cow::Owned(mut value)) => {
-            value.truncate(at);
-            value.into()
-        }
-    }
-}
-
-fn query_param<'a>(head: &'a RequestHead, name: &str) -> Option<Cow<'a, [u8]>> {
-    head.query()?.split(|byte| *byte == b'&').find_map(|pair| {
-        let (key, value) = match pair.iter().position(|byte| *byte == b'=') {
-            Some(at) => (&pair[..at], &pair[at + 1..]),
-            None => (pair, &pair[pair.len()..]),
-        };
-        (key == name.as_bytes()).then_some(value.into())
-    })
-}
-
-fn query_params(head: &RequestHead, decoded: bool) -> Option<Cow<'_, [u8]>> {
-    let query = head.query()?;
-    if !decoded || !query.contains(&b'%') {
-        return Some(query.into());
-    }
-    let digit = |at: usize| query.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    let mut text = Vec::with_capacity(query.len());
-    let mut at = 0;
-    while let Some(&byte) = query.get(at) {
-        match (byte, digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                text.extend(u8::try_from(high * 16 + low));
-                at += 3;
-            }
-            _ => {
-                text.push(byte);
-                at += 1;
-            }
-        }
-    }
-    Some(text.into())
+    value.is_some_and(|value| out.untrusted(&value))
 }
 
 fn write_duration(from: TimePoint, to: TimePoint, unit: TimeUnit, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
@@ -369,7 +231,7 @@ fn write_duration(from: TimePoint, to: TimePoint, unit: TimeUnit, context: &Form
         TimeUnit::Microseconds => duration.as_micros(),
         TimeUnit::Nanoseconds => duration.as_nanos(),
     };
-    written(out.number(u64::try_from(count).unwrap_or(u64::MAX)))
+    out.number(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
 impl TimePoint {
@@ -387,7 +249,7 @@ impl TimePoint {
     }
 }
 
-fn write_flags(info: &StreamInfo, name: impl Fn(&'static str) -> &'static [u8], out: &mut Output<'_>) {
+fn write_flags(info: &StreamInfo, name: impl Fn(&'static str) -> &'static [u8], out: &mut Output<'_>) -> bool {
     if info.flags.is_empty() {
         return out.trusted(b"-");
     }
@@ -402,6 +264,7 @@ fn write_flags(info: &StreamInfo, name: impl Fn(&'static str) -> &'static [u8], 
     } else {
         info.flags.short_names_tcp().enumerate().for_each(|(index, short)| write(index, short));
     }
+    true
 }
 
 /// Envoy's long name of a flag, from its short one.
@@ -455,15 +318,14 @@ fn write_address(address: Address, part: AddressPart, info: &StreamInfo, out: &m
             match host.parse() {
                 Ok(socket) => socket,
                 Err(_) if matches!(part, AddressPart::Port) => return false,
-                Err(_) => return written(out.untrusted(host.as_bytes())),
+                Err(_) => return out.untrusted(host.as_bytes()),
             }
         }
     };
-    write_socket(socket, part, out);
-    true
+    write_socket(socket, part, out)
 }
 
-fn write_socket(socket: SocketAddr, part: AddressPart, out: &mut Output<'_>) {
+fn write_socket(socket: SocketAddr, part: AddressPart, out: &mut Output<'_>) -> bool {
     match part {
         AddressPart::Whole => out.address(socket),
         AddressPart::Ip => out.ip(socket.ip()),
@@ -478,10 +340,10 @@ fn write_socket(socket: SocketAddr, part: AddressPart, out: &mut Output<'_>) {
     }
 }
 
-fn write_cidr(network: IpAddr, bits: u8, out: &mut Output<'_>) {
+fn write_cidr(network: IpAddr, bits: u8, out: &mut Output<'_>) -> bool {
     out.ip(network);
     out.trusted(b"/");
-    out.number(bits.into());
+    out.number(bits.into())
 }
 
 impl Side {
@@ -502,17 +364,14 @@ impl PeerFact {
             Self::Serial => &peer.serial,
             Self::Fingerprint256 => &peer.sha256,
         };
-        if !text.is_empty() {
-            out.untrusted(text.as_bytes());
-        }
-        !text.is_empty()
+        !text.is_empty() && out.untrusted(text.as_bytes())
     }
 }
 
 fn write_server_name(first: ServerName, host: &Lookup, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
     let sni = context.info.connection.server_name.as_deref().filter(|name| !name.is_empty());
     match (first, sni) {
-        (ServerName::SniOnly | ServerName::SniFirst, Some(name)) => written(write_host_name(name, out)),
+        (ServerName::SniOnly | ServerName::SniFirst, Some(name)) => write_host_name(name, out),
         (ServerName::SniOnly, None) => false,
         (ServerName::SniFirst, None) | (ServerName::HostFirst, _) => write_bytes(host.in_request(context.request), out),
     }
@@ -520,60 +379,18 @@ fn write_server_name(first: ServerName, host: &Lookup, context: &FormatContext<'
 
 /// Envoy marks a server name that is not a DNS name, and replaces what does not belong into one. Istio's own
 /// `outbound_.9080_._.host` is marked as well.
-fn write_host_name(name: &str, out: &mut Output<'_>) {
+fn write_host_name(name: &str, out: &mut Output<'_>) -> bool {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
     if name.bytes().all(valid) {
         return out.trusted(name.as_bytes());
     }
     out.trusted(b"invalid:");
     let cleaned: Vec<u8> = name.bytes().map(|byte| if valid(byte) { byte } else { b'_' }).collect();
-    out.trusted(&cleaned);
-}
-
-/// The gRPC status of a stream: of the trailers, else of the response head, else Envoy's reading of the HTTP status.
-/// `None` when the request is not gRPC, or there is no response yet.
-pub fn grpc_status(context: &FormatContext<'_>) -> Option<u32> {
-    context.request.filter(|head| head.is_grpc())?;
-    let sent = [context.trailers, context.response.map(|head| &head.headers)];
-    let status = sent.into_iter().flatten().find_map(|headers| headers.get(Known::GrpcStatus));
-    match status {
-        Some(text) => std::str::from_utf8(text).ok()?.parse().ok(),
-        None if context.info.response_code == 0 => None,
-        None => Some(error::grpc_status(context.info.response_code)),
-    }
-}
-
-impl GrpcStatusStyle {
-    fn write(self, status: u32, out: &mut Output<'_>) {
-        const NAMES: [(&str, &str); 17] = [
-            ("OK", "OK"),
-            ("Canceled", "CANCELLED"),
-            ("Unknown", "UNKNOWN"),
-            ("InvalidArgument", "INVALID_ARGUMENT"),
-            ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
-            ("NotFound", "NOT_FOUND"),
-            ("AlreadyExists", "ALREADY_EXISTS"),
-            ("PermissionDenied", "PERMISSION_DENIED"),
-            ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
-            ("FailedPrecondition", "FAILED_PRECONDITION"),
-            ("Aborted", "ABORTED"),
-            ("OutOfRange", "OUT_OF_RANGE"),
-            ("Unimplemented", "UNIMPLEMENTED"),
-            ("Internal", "INTERNAL"),
-            ("Unavailable", "UNAVAILABLE"),
-            ("DataLoss", "DATA_LOSS"),
-            ("Unauthenticated", "UNAUTHENTICATED"),
-        ];
-        match (self, NAMES.get(status as usize)) {
-            (Self::Camel, Some((camel, _))) => out.trusted(camel.as_bytes()),
-            (Self::Snake, Some((_, snake))) => out.trusted(snake.as_bytes()),
-            _ => out.number(status.into()),
-        }
-    }
+    out.trusted(&cleaned)
 }
 
 /// A random UUID (version 4).
-fn write_uuid(out: &mut Output<'_>) {
+fn write_uuid(out: &mut Output<'_>) -> bool {
     let version_and_variant = (0xf000 << 64) | (0xc000 << 48);
     let random = (fastrand::u128(..) & !version_and_variant) | (0x4000 << 64) | (0x8000 << 48);
     for (index, byte) in random.to_be_bytes().into_iter().enumerate() {
@@ -583,4 +400,5 @@ fn write_uuid(out: &mut Output<'_>) {
         let hex = b"0123456789abcdef";
         out.trusted(&[hex[usize::from(byte >> 4)], hex[usize::from(byte & 15)]]);
     }
+    true
 }

@@ -11,7 +11,8 @@ pub(super) enum Style {
     Json,
 }
 
-/// A buffer with a style, and the limit of the value that is being written.
+/// A buffer with a style, and the limit of the value that is being written. What appends a value returns true, for
+/// operators to end with.
 pub(super) struct Output<'a> {
     /// What has been rendered so far.
     pub(super) buffer: &'a mut Vec<u8>,
@@ -27,37 +28,39 @@ impl<'a> Output<'a> {
     }
 
     /// A value that holds nothing to escape: numbers, addresses, flags.
-    pub(super) fn trusted(&mut self, value: &[u8]) {
+    pub(super) fn trusted(&mut self, value: &[u8]) -> bool {
         self.buffer.extend_from_slice(value);
+        true
     }
 
     /// Static text of the format: escaped for JSON, verbatim in text, where it holds the line feed.
     pub(super) fn literal(&mut self, text: &str) {
         match self.style {
-            Style::Line => self.trusted(text.as_bytes()),
+            Style::Line => self.buffer.extend_from_slice(text.as_bytes()),
             Style::Json => push_json(self.buffer, text.as_bytes()),
         }
     }
 
     /// A value that a peer or the configuration chose.
-    pub(super) fn untrusted(&mut self, value: &[u8]) {
+    pub(super) fn untrusted(&mut self, value: &[u8]) -> bool {
         let value = &value[..value.len().min(self.limit)];
         match self.style {
             Style::Line => push_line(self.buffer, value),
             Style::Json => push_json(self.buffer, value),
         }
+        true
     }
 
     /// As [`Output::untrusted`], white space replaced by `_`, so that the value stays one word of a text log.
-    pub(super) fn one_word(&mut self, value: &str) {
+    pub(super) fn one_word(&mut self, value: &str) -> bool {
         if !value.contains(char::is_whitespace) {
             return self.untrusted(value.as_bytes());
         }
         let word: String = value.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
-        self.untrusted(word.as_bytes());
+        self.untrusted(word.as_bytes())
     }
 
-    /// Items separated by commas.
+    /// Items separated by commas; false when there is none.
     pub(super) fn list(&mut self, items: &[String]) -> bool {
         for (index, item) in items.iter().enumerate() {
             if index > 0 {
@@ -69,12 +72,12 @@ impl<'a> Output<'a> {
     }
 
     /// A decimal number.
-    pub(super) fn number(&mut self, value: u64) {
-        self.trusted(itoa::Buffer::new().format(value).as_bytes());
+    pub(super) fn number(&mut self, value: u64) -> bool {
+        self.trusted(itoa::Buffer::new().format(value).as_bytes())
     }
 
     /// `1.2.3.4` or `2001:db8::1`, without brackets.
-    pub(super) fn ip(&mut self, ip: IpAddr) {
+    pub(super) fn ip(&mut self, ip: IpAddr) -> bool {
         match ip {
             // Written by hand because fmt costs ten times as much, three times a line.
             IpAddr::V4(v4) => {
@@ -84,13 +87,14 @@ impl<'a> Output<'a> {
                     }
                     self.trusted(itoa::Buffer::new().format(octet).as_bytes());
                 }
+                true
             }
             IpAddr::V6(_) => self.trusted(ip.to_string().as_bytes()),
         }
     }
 
     /// `1.2.3.4:80` or `[2001:db8::1]:80`.
-    pub(super) fn address(&mut self, address: SocketAddr) {
+    pub(super) fn address(&mut self, address: SocketAddr) -> bool {
         match address {
             SocketAddr::V4(v4) => {
                 self.ip((*v4.ip()).into());
@@ -102,7 +106,7 @@ impl<'a> Output<'a> {
                 self.trusted(b"]:");
             }
         }
-        self.number(address.port().into());
+        self.number(address.port().into())
     }
 }
 
@@ -126,7 +130,7 @@ fn push_line(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 fn push_json(out: &mut Vec<u8>, value: &[u8]) {
-    let plain = |byte: u8| byte >= b' ' && byte < 0x7f && byte != b'"' && byte != b'\\';
+    let plain = |byte: u8| (b' '..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
     if value.iter().fold(true, |all, byte| all & plain(*byte)) {
         return out.extend_from_slice(value);
     }

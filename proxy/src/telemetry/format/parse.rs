@@ -2,9 +2,9 @@
 
 use super::Piece;
 use super::clock::TimeFormat;
-use super::operator::{
-    Address, AddressPart, Command, GrpcStatusStyle, Lookup, Operator, PeerFact, ServerName, Side, Source, TimePoint, TimeUnit,
-};
+use super::grpc::GrpcStatusStyle;
+use super::lookup::{Lookup, Source};
+use super::operator::{Address, AddressPart, Command, Operator, PeerFact, ServerName, Side, TimePoint, TimeUnit};
 
 /// Envoy documents these, and nothing in this proxy knows their value: they render as missing, as they do in Envoy for
 /// streams without one. Metadata, filter state and tracing belong here because no filter of ours sets any.
