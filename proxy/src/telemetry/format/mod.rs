@@ -21,12 +21,14 @@ pub use template::LogTemplate;
 
 use crate::stream_info::FormatContext;
 use operator::Command;
-use output::{Output, Style};
+use output::{Output, StaticText, Style, count_controls};
 
 /// A compiled format string; also the values of header mutations.
 #[derive(Clone, Debug)]
 pub struct Format {
     pieces: Box<[Piece]>,
+    /// Control characters in the static text.
+    controls: usize,
 }
 
 /// Why a format string is refused.
@@ -39,10 +41,17 @@ pub struct FormatError {
     pub reason: String,
 }
 
+/// What stands for a value that is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Dash,
+    Nothing,
+}
+
 /// Static text or one operator.
 #[derive(Clone, Debug)]
 enum Piece {
-    Text(Box<str>),
+    Text(StaticText),
     Command(Command),
 }
 
@@ -52,39 +61,48 @@ impl Format {
     /// # Errors
     /// When an operator is unknown, unterminated or has bad parameters; the reason names operator and byte position.
     pub fn compile(source: &str) -> Result<Self, FormatError> {
-        match parse::parse(source) {
-            Ok(pieces) => Ok(Self { pieces: pieces.into() }),
-            Err(reason) => Err(FormatError { format: source.to_owned(), reason }),
-        }
+        let pieces = parse::parse(source).map_err(|reason| FormatError { format: source.to_owned(), reason })?;
+        let controls = |piece: &Piece| if let Piece::Text(text) = piece { count_controls(text.as_str().as_bytes()) } else { 0 };
+        Ok(Self { controls: pieces.iter().map(controls).sum(), pieces: pieces.into() })
     }
 
     /// Appends the rendered text. Missing values are `-`.
     pub fn render(&self, context: &FormatContext<'_>, out: &mut Vec<u8>) {
-        self.render_styled(context, b"-", &mut Output::new(out, Style::Line));
+        self.render_text(context, Missing::Dash, out);
     }
 
     /// Appends the rendered text. Missing values are nothing, as in the values of header mutations, where Envoy leaves out
     /// a header whose value comes out empty.
     pub fn render_header(&self, context: &FormatContext<'_>, out: &mut Vec<u8>) {
-        self.render_styled(context, b"", &mut Output::new(out, Style::Line));
+        self.render_text(context, Missing::Nothing, out);
     }
 
     /// The text of a format without operators.
     pub fn as_static(&self) -> Option<&str> {
         match &*self.pieces {
             [] => Some(""),
-            [Piece::Text(text)] => Some(text),
+            [Piece::Text(text)] => Some(text.as_str()),
             _ => None,
         }
     }
 
-    fn render_styled(&self, context: &FormatContext<'_>, missing: &[u8], out: &mut Output<'_>) {
+    fn render_text(&self, context: &FormatContext<'_>, missing: Missing, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.render_styled(context, missing, &mut Output::new(out, Style::Raw));
+        // One look at the whole text costs less than one at each value, and hostile values are rare.
+        if count_controls(&out[start..]) != self.controls {
+            out.truncate(start);
+            self.render_styled(context, missing, &mut Output::new(out, Style::Line));
+        }
+    }
+
+    fn render_styled(&self, context: &FormatContext<'_>, missing: Missing, out: &mut Output<'_>) {
         for piece in &self.pieces {
             match piece {
-                Piece::Text(text) => out.literal(text),
+                Piece::Text(text) => text.write(out),
                 Piece::Command(command) => {
-                    if !command.write(context, out) {
-                        out.trusted(missing);
+                    if !command.write(context, out) && missing == Missing::Dash {
+                        out.buffer.push(b'-');
                     }
                 }
             }

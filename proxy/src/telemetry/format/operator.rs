@@ -165,6 +165,21 @@ impl Operator {
         match self {
             Self::RequestHeader(lookup) => write_bytes(lookup.in_request(context.request), out),
             Self::ResponseHeader(lookup) => write_bytes(lookup.in_response(context.response), out),
+            Self::StartTime(format) => format.write(info.start_time, out),
+            Self::Protocol => out.text(info.protocol.map(Version::as_str)),
+            Self::ResponseCode => out.number(info.response_code.into()),
+            Self::ResponseFlags => write_flags(info, str::as_bytes, out),
+            Self::ResponseCodeDetails { allow_whitespace: false } => out.one_word(Some(&info.details)),
+            Self::ConnectionTerminationDetails => out.text(info.termination_details.as_deref()),
+            Self::UpstreamTransportFailureReason => out.one_word(info.upstream_transport_failure.as_deref()),
+            Self::BytesReceived => out.number(info.bytes_received),
+            Self::BytesSent => out.number(info.bytes_sent),
+            Self::Duration { from, to, unit } => write_duration(*from, *to, *unit, context, out),
+            Self::UpstreamHost => out.text(info.upstream_host.as_deref()),
+            Self::UpstreamCluster => out.text(info.upstream_cluster.as_deref()),
+            Self::Address(address, part) => write_address(*address, *part, info, out),
+            Self::RequestedServerName { first, host } => write_server_name(*first, host, context, out),
+            Self::RouteName => out.text(info.route_name.as_deref()),
             Self::ResponseTrailer(lookup) => write_bytes(lookup.in_trailers(context.trailers), out),
             Self::RequestHeaderWithoutQuery(source) | Self::Path { source, query: false } => {
                 write_bytes(source.in_request(context.request).map(without_query), out)
@@ -172,49 +187,20 @@ impl Operator {
             Self::Path { source, query: true } => write_bytes(source.in_request(context.request), out),
             Self::QueryParam(name) => write_bytes(context.request.and_then(|head| query_param(head, name)), out),
             Self::QueryParams { decoded } => write_bytes(context.request.and_then(|head| query_params(head, *decoded)), out),
-            Self::StartTime(format) => format.write(info.start_time, out),
             Self::EmitTime(format) => format.write(info.start_time + context.now.saturating_duration_since(info.start), out),
-            Self::ResponseCode => out.number(info.response_code.into()),
-            Self::BytesReceived => out.number(info.bytes_received),
-            Self::BytesSent => out.number(info.bytes_sent),
             Self::ConnectionId => out.number(info.connection.id),
             Self::UpstreamRequestAttemptCount => out.number(info.attempts.into()),
-            Self::Duration { from, to, unit } => write_duration(*from, *to, *unit, context, out),
-            Self::ResponseFlags => write_flags(info, str::as_bytes, out),
             Self::ResponseFlagsLong => write_flags(info, |short| long_name(short).as_bytes(), out),
             Self::GrpcStatus(style) => grpc_status(context).is_some_and(|status| style.write(status, out)),
-            Self::Address(address, part) => write_address(*address, *part, info, out),
             Self::Peer(side, fact) => side.certificate(info).is_some_and(|peer| fact.write(peer, out)),
-            Self::RequestedServerName { first, host } => write_server_name(*first, host, context, out),
             Self::UniqueId => write_uuid(out),
             Self::AccessLogType => out.trusted(if info.protocol.is_some() { b"DownstreamEnd" } else { b"TcpConnectionEnd" }),
-            _ => self.text(info).is_some_and(|text| self.write_text(text, out)),
-        }
-    }
-
-    /// The value of the operators that are a string of the stream.
-    fn text<'a>(&self, info: &'a StreamInfo) -> Option<&'a str> {
-        let text = match self {
-            Self::Protocol => info.protocol.map(Version::as_str),
-            Self::ResponseCodeDetails { .. } => Some(&*info.details),
-            Self::ConnectionTerminationDetails => info.termination_details.as_deref(),
-            Self::UpstreamTransportFailureReason => info.upstream_transport_failure.as_deref(),
-            Self::UpstreamHost => info.upstream_host.as_deref(),
-            Self::UpstreamCluster => info.upstream_cluster.as_deref(),
-            Self::DownstreamLocalUriSan => info.connection.local_uri_san.as_deref(),
-            Self::DownstreamTlsVersion => info.connection.tls_version,
-            Self::DownstreamTlsCipher => info.connection.tls_cipher,
-            Self::UpstreamTlsVersion => info.upstream.as_ref().and_then(|upstream| upstream.tls_version),
-            Self::RouteName => info.route_name.as_deref(),
-            _ => None,
-        };
-        text.filter(|text| !text.is_empty())
-    }
-
-    fn write_text(&self, text: &str, out: &mut Output<'_>) -> bool {
-        match self {
-            Self::ResponseCodeDetails { allow_whitespace: false } | Self::UpstreamTransportFailureReason => out.one_word(text),
-            _ => out.untrusted(text.as_bytes()),
+            Self::ResponseCodeDetails { allow_whitespace: true } => out.text(Some(&info.details)),
+            Self::DownstreamLocalUriSan => out.text(info.connection.local_uri_san.as_deref()),
+            Self::DownstreamTlsVersion => out.text(info.connection.tls_version),
+            Self::DownstreamTlsCipher => out.text(info.connection.tls_cipher),
+            Self::UpstreamTlsVersion => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_version)),
+            Self::Missing => false,
         }
     }
 }
@@ -364,7 +350,7 @@ impl PeerFact {
             Self::Serial => &peer.serial,
             Self::Fingerprint256 => &peer.sha256,
         };
-        !text.is_empty() && out.untrusted(text.as_bytes())
+        out.text(Some(text))
     }
 }
 

@@ -5,6 +5,7 @@ use super::clock::TimeFormat;
 use super::grpc::GrpcStatusStyle;
 use super::lookup::{Lookup, Source};
 use super::operator::{Address, AddressPart, Command, Operator, PeerFact, ServerName, Side, TimePoint, TimeUnit};
+use super::output::StaticText;
 
 /// Envoy documents these, and nothing in this proxy knows their value: they render as missing, as they do in Envoy for
 /// streams without one. Metadata, filter state and tracing belong here because no filter of ours sets any.
@@ -109,8 +110,8 @@ pub(super) fn parse(source: &str) -> Result<Vec<Piece>, String> {
 fn push_text(pieces: &mut Vec<Piece>, text: &str) {
     match pieces.last_mut() {
         _ if text.is_empty() => {}
-        Some(Piece::Text(last)) => *last = format!("{last}{text}").into(),
-        _ => pieces.push(Piece::Text(text.into())),
+        Some(Piece::Text(last)) => *last = StaticText::new(&format!("{}{text}", last.as_str())),
+        _ => pieces.push(Piece::Text(StaticText::new(text))),
     }
 }
 

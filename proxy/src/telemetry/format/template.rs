@@ -2,7 +2,7 @@
 
 use super::operator::Command;
 use super::output::{Output, Style};
-use super::{Format, FormatError, Piece};
+use super::{Format, FormatError, Missing, Piece};
 use crate::config::LogFormat;
 use crate::stream_info::FormatContext;
 
@@ -89,7 +89,7 @@ impl Member {
                 }
             }
             _ => {
-                let missing: &[u8] = if omit_empty_values { b"" } else { b"-" };
+                let missing = if omit_empty_values { Missing::Nothing } else { Missing::Dash };
                 out.push(b'"');
                 self.value.render_styled(context, missing, &mut Output::new(out, Style::Json));
                 out.push(b'"');
