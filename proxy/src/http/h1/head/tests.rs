@@ -1,6 +1,7 @@
 //! Heads as a real Envoy was seen to take or refuse them, and the cases in which this codec is stricter.
 
 use super::*;
+use crate::http::head::Headers;
 
 /// `H` stands for a good Host line.
 fn request(text: &str) -> Result<Option<(RequestHead, ParsedRequest)>, HeadError> {

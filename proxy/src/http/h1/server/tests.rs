@@ -291,7 +291,7 @@ async fn an_upgrade_hands_over_the_stream_with_early_data() {
     server.flush().await.expect("flush");
     assert!(!server.can_reuse(), "what follows is not HTTP");
     let clone = server.clone();
-    let server = server.into_parts().err().expect("a clone is alive");
+    let server = server.into_parts().expect_err("a clone is alive");
     drop(clone);
     let (mut stream, early) = server.into_parts().ok().expect("the only handle");
     assert_eq!(&early[..], b"early");
