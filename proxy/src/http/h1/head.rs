@@ -271,6 +271,8 @@ fn tokens_of_request(buf: &[u8], limits: &HeadLimits, head: &mut RequestHead) ->
         return Err(HeadError::LowVersion.into());
     }
     let mut facts = Facts::default();
+    let block = (!limits.preserve_case).then_some(&buf[..consumed]);
+    head.headers.load(block.unwrap_or_default());
     let mut host = None;
     for field in request.headers.iter() {
         if field.name.eq_ignore_ascii_case("host") {
@@ -279,7 +281,7 @@ fn tokens_of_request(buf: &[u8], limits: &HeadLimits, head: &mut RequestHead) ->
             }
             continue;
         }
-        facts.add(&mut head.headers, field, limits.preserve_case)?;
+        facts.add(&mut head.headers, field, block)?;
     }
     let target_scheme = set_target(head, target.as_bytes(), limits)?;
     let connection = facts.connection(&mut head.headers, head.version)?;
@@ -323,8 +325,10 @@ fn tokens_of_response(
     head.status = StatusCode::from_u16(status).map_err(|_| HeadError::Malformed)?;
     head.version = if version == 0 { Version::Http10 } else { Version::Http11 };
     let mut facts = Facts::default();
+    let block = (!limits.preserve_case).then_some(&buf[..consumed]);
+    head.headers.load(block.unwrap_or_default());
     for field in response.headers.iter() {
-        facts.add(&mut head.headers, field, limits.preserve_case)?;
+        facts.add(&mut head.headers, field, block)?;
     }
     let upgraded = status == 101 || (request.connect && head.status.is_success());
     if status == 101 && !request.upgrade {

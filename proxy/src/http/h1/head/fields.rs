@@ -1,5 +1,7 @@
 //! What the fields of a head say about its connection and its body.
 
+use std::ops::Range;
+
 use http::Method;
 use smallvec::SmallVec;
 
@@ -30,9 +32,18 @@ pub(super) struct Connection {
 }
 
 impl Facts {
-    pub(super) fn add(&mut self, headers: &mut Headers, field: &httparse::Header<'_>, spelled: bool) -> Result<(), HeadError> {
+    /// Notes and keeps one field. `block` is the loaded text that it lies in, `None` when its spelling is to be kept.
+    pub(super) fn add(
+        &mut self,
+        headers: &mut Headers,
+        field: &httparse::Header<'_>,
+        block: Option<&[u8]>,
+    ) -> Result<(), HeadError> {
         let (name, value) = (field.name.as_bytes(), field.value);
-        let id = if spelled { headers.push_spelled(name, value) } else { headers.push(name, value) };
+        let id = match block {
+            Some(block) => headers.push_within(range_in(block, name), range_in(block, value)),
+            None => headers.push_spelled(name, value),
+        };
         match id {
             Known::ContentLength => {
                 let length = parse_length(value).ok_or(HeadError::Malformed)?;
@@ -84,6 +95,12 @@ impl Facts {
         }
         keep_alive
     }
+}
+
+/// Where `part` lies in the block that it is a slice of.
+fn range_in(block: &[u8], part: &[u8]) -> Range<usize> {
+    let start = part.as_ptr().addr() - block.as_ptr().addr();
+    start..start + part.len()
 }
 
 fn keeps_alive(headers: &Headers, version: Version) -> bool {
