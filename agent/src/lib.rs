@@ -11,6 +11,6 @@ pub mod logging;
 pub mod metrics;
 //pub mod quickstart;
 pub mod shutdown;
-//pub mod sidecar;
+pub mod sidecar;
 pub mod stand_in;
 pub mod watch;
