@@ -9,7 +9,7 @@ pub mod client;
 pub mod exit;
 pub mod logging;
 pub mod metrics;
-//pub mod quickstart;
+pub mod quickstart;
 pub mod shutdown;
 pub mod sidecar;
 pub mod stand_in;
