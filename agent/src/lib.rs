@@ -4,7 +4,7 @@
 //! [`skiff_proxy::Proxy`], [`admin`] shows what came of it, [`shutdown`] ends it. [`quickstart`] runs two of them in one process.
 
 pub mod admin;
-//pub mod cli;
+pub mod cli;
 pub mod client;
 pub mod exit;
 pub mod logging;

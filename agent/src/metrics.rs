@@ -51,7 +51,7 @@ impl Metrics {
         }
         let recorder = Arc::new(builder.build_recorder());
         let handle = recorder.handle();
-        let process = Arc::new(Process::register(&*recorder));
+        let process = Arc::new(Process::register(&recorder));
         Ok(Self { recorder, handle, process })
     }
 
@@ -68,7 +68,7 @@ impl Metrics {
 
     /// A gauge of the agent, described once.
     pub fn gauge(&self, name: &'static str, description: &'static str) -> Gauge {
-        gauge(&*self.recorder, name, None, description)
+        gauge(&self.recorder, name, None, description)
     }
 
     /// All metrics in Prometheus' text format.
@@ -96,7 +96,11 @@ impl Process {
         gauge(recorder, "process_start_time_seconds", Some(Unit::Seconds), "When the process started, as Unix time.")
             .set(now.as_secs_f64());
         let version = Key::from_parts("skiff_build_info", vec![Label::from_static_parts("version", env!("CARGO_PKG_VERSION"))]);
-        recorder.describe_gauge(KeyName::from_const_str("skiff_build_info"), None, "Always 1; the labels say what is running.".into());
+        recorder.describe_gauge(
+            KeyName::from_const_str("skiff_build_info"),
+            None,
+            "Always 1; the labels say what is running.".into(),
+        );
         recorder.register_gauge(&version, &METADATA).set(1.0);
         Self {
             resident_memory: gauge(recorder, "process_resident_memory_bytes", Some(Unit::Bytes), "Memory that is really in use."),
@@ -143,8 +147,14 @@ mod tests {
         metrics.recorder().register_histogram(&Key::from_static_name("latency"), &METADATA).record(0.7);
         metrics.upkeep();
         let text = metrics.render();
-        assert!(text.contains("# HELP skiff_things_total Things.\n# TYPE skiff_things_total counter\nskiff_things_total 3\n"), "{text}");
-        assert!(text.contains("latency_bucket{le=\"0.5\"} 0\nlatency_bucket{le=\"1\"} 1\nlatency_bucket{le=\"+Inf\"} 1\n"), "{text}");
+        assert!(
+            text.contains("# HELP skiff_things_total Things.\n# TYPE skiff_things_total counter\nskiff_things_total 3\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("latency_bucket{le=\"0.5\"} 0\nlatency_bucket{le=\"1\"} 1\nlatency_bucket{le=\"+Inf\"} 1\n"),
+            "{text}"
+        );
         assert!(text.contains(concat!("skiff_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")), "{text}");
         let value = |name: &str| -> f64 {
             text.lines().find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.trim().parse().ok()).unwrap_or_default()

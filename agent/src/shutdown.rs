@@ -1,5 +1,6 @@
 //! The way a process ends: drain first, then exit, at once when asked twice.
 
+use std::convert::Infallible;
 use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,7 +44,7 @@ impl Shutdown {
     ///
     /// # Errors
     /// When the handlers cannot be installed.
-    pub fn on_signals(&self) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+    pub fn on_signals(&self) -> io::Result<impl Future<Output = Infallible> + Send + use<>> {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = self.clone();
         Ok(async move {

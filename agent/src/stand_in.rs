@@ -16,7 +16,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -103,7 +102,7 @@ async fn serve_connection(app: Bookinfo, stream: TcpStream, client_cert: Arc<wat
         let seen = request.headers().get("x-forwarded-client-cert").and_then(|value| value.to_str().ok());
         client_cert.send_replace(seen.map(str::to_owned));
         let (status, body) = answer(app, request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response(status, &body)) }
+        async move { Ok::<_, Infallible>(response(status, body)) }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -111,45 +110,39 @@ async fn serve_connection(app: Bookinfo, stream: TcpStream, client_cert: Arc<wat
     let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
-fn response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+fn response(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }
 
-fn answer(app: Bookinfo, method: &Method, path: &str) -> (StatusCode, Value) {
+fn answer(app: Bookinfo, method: &Method, path: &str) -> (StatusCode, String) {
     let id = |prefix: &str| path.strip_prefix(prefix)?.parse::<u32>().ok();
     let found = match (app, path) {
-        (Bookinfo::Details, "/health") => Some(json!({"status": "Details is healthy"})),
-        (Bookinfo::Ratings, "/health") => Some(json!({"status": "Ratings is healthy"})),
+        (Bookinfo::Details, "/health") => Some(r#"{"status":"Details is healthy"}"#.to_owned()),
+        (Bookinfo::Ratings, "/health") => Some(r#"{"status":"Ratings is healthy"}"#.to_owned()),
         (Bookinfo::Details, _) => id("/details/").map(book),
         (Bookinfo::Ratings, _) => id("/ratings/").map(ratings),
     };
     match found {
-        None => (StatusCode::NOT_FOUND, json!({"error": "not found"})),
-        Some(_) if method != Method::GET => (StatusCode::METHOD_NOT_ALLOWED, json!({"error": "only GET"})),
+        None => (StatusCode::NOT_FOUND, r#"{"error":"not found"}"#.to_owned()),
+        Some(_) if method != Method::GET => (StatusCode::METHOD_NOT_ALLOWED, r#"{"error":"only GET"}"#.to_owned()),
         Some(body) => (StatusCode::OK, body),
     }
 }
 
+// Written out, so that the keys come in the order of the real applications.
+
 /// The book of Istio's Bookinfo.
-fn book(id: u32) -> Value {
-    json!({
-        "id": id,
-        "author": "William Shakespeare",
-        "year": 1595,
-        "type": "paperback",
-        "pages": 200,
-        "publisher": "PublisherA",
-        "language": "English",
-        "ISBN-10": "1234567890",
-        "ISBN-13": "123-1234567890",
-    })
+fn book(id: u32) -> String {
+    format!(
+        r#"{{"id":{id},"author":"William Shakespeare","year":1595,"type":"paperback","pages":200,"publisher":"PublisherA","language":"English","ISBN-10":"1234567890","ISBN-13":"123-1234567890"}}"#
+    )
 }
 
-fn ratings(id: u32) -> Value {
-    json!({"id": id, "ratings": {"Reviewer1": 5, "Reviewer2": 4}})
+fn ratings(id: u32) -> String {
+    format!(r#"{{"id":{id},"ratings":{{"Reviewer1":5,"Reviewer2":4}}}}"#)
 }
 
 #[cfg(test)]
@@ -168,8 +161,11 @@ mod tests {
         let details = StandIn::start(Bookinfo::Details, 0).await.unwrap();
         let cert = "By=spiffe://a/ns/b/sa/c;URI=spiffe://a/ns/b/sa/d";
         let answer = ask(details.address(), Request::get("/details/7").header("x-forwarded-client-cert", cert)).await.unwrap();
-        assert_eq!((answer.status().as_u16(), &answer.headers()[header::CONTENT_TYPE]), (200, &"application/json".parse().unwrap()));
-        let book: Value = serde_json::from_slice(answer.body()).unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()[header::CONTENT_TYPE]),
+            (200, &"application/json".parse().unwrap())
+        );
+        let book: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
         assert_eq!((&book["id"], &book["ISBN-13"]), (&7.into(), &"123-1234567890".into()));
         assert_eq!(details.last_client_cert().as_deref(), Some(cert));
         for (request, status) in [

@@ -73,7 +73,8 @@ impl Watcher {
 fn watch_events(paths: &[PathBuf], hint: mpsc::SyncSender<()>) -> Option<RecommendedWatcher> {
     let on_event = move |event: notify::Result<notify::Event>| {
         // Reading is an event as well, and we read.
-        let read = |kind: &EventKind| matches!(kind, EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write));
+        let read =
+            |kind: &EventKind| matches!(kind, EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write));
         if !event.is_ok_and(|event| read(&event.kind)) {
             let _ = hint.try_send(());
         }
@@ -83,7 +84,8 @@ fn watch_events(paths: &[PathBuf], hint: mpsc::SyncSender<()>) -> Option<Recomme
         .ok()?;
     for path in paths {
         // A file that is replaced has another inode, so it is its folder that is watched.
-        let folder = if path.is_dir() { path } else { path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")) };
+        let folder =
+            if path.is_dir() { path } else { path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")) };
         if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
             tracing::debug!(folder = %folder.display(), %error, "no file events, polling every {POLL:?} instead");
         }

@@ -161,10 +161,7 @@ fn stats(admin: &Admin, query: &Query) -> Answer {
     };
     let wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter.is_match(name));
     // The two that health checks written for Envoy look at.
-    let server = [
-        ("server.state", u64::from(State::of(admin).number())),
-        ("server.uptime", admin.started.elapsed().as_secs()),
-    ];
+    let server = [("server.state", u64::from(State::of(admin).number())), ("server.uptime", admin.started.elapsed().as_secs())];
     let mut body = dump::stats_text(&admin.metrics.render(), wanted);
     for (name, value) in server.into_iter().filter(|(name, _)| wanted(name)) {
         let _ = writeln!(body, "{name}: {value}");

@@ -27,10 +27,13 @@ fn redirect(snapshot: &mut Snapshot, file: &Path) {
 }
 
 fn logs_of(listener: &mut Listener) -> impl Iterator<Item = &mut Vec<AccessLog>> {
-    let of_chain = |chain| match chain {
-        &mut FilterChain { filter: NetworkFilter::Http(ref mut http), .. } => &mut Arc::make_mut(http).access_log,
-        &mut FilterChain { filter: NetworkFilter::Tcp(ref mut tcp), .. } => &mut Arc::make_mut(tcp).access_log,
-    };
     let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
-    chains.map(of_chain).chain([&mut listener.access_log])
+    chains.map(logs_of_chain).chain([&mut listener.access_log])
+}
+
+fn logs_of_chain(chain: &mut FilterChain) -> &mut Vec<AccessLog> {
+    match &mut chain.filter {
+        NetworkFilter::Http(http) => &mut Arc::make_mut(http).access_log,
+        NetworkFilter::Tcp(tcp) => &mut Arc::make_mut(tcp).access_log,
+    }
 }

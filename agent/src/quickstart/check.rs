@@ -61,7 +61,8 @@ async fn observe(mesh: &mut Mesh, number: usize, scenario: &Scenario) -> Observe
     let id = format!("skiff-check-{number}");
     let mut logs = [&RATINGS, &DETAILS].map(|member| Log::from_here(mesh.folder.access_log(member)));
     let answer = send(call, call.to.address(), &id).await;
-    let mut observed = Observed { answer: describe(&answer), lines: Vec::new(), identities: None, faults: compare(expect, &answer) };
+    let mut observed =
+        Observed { answer: describe(&answer), lines: Vec::new(), identities: None, faults: compare(expect, &answer) };
 
     // A refused connection never gets as far as a request, so its line has no request id.
     let needle = if matches!(expect, Expect::Refused) { "" } else { id.as_str() };

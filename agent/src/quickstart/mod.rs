@@ -121,7 +121,9 @@ impl Mesh {
 }
 
 async fn start_app(member: &Member) -> Result<StandIn, Failure> {
-    let named = |error| Failure::Unavailable(format!("the {} application: cannot listen on {}: {error}", member.name, member.app_address));
+    let named = |error| {
+        Failure::Unavailable(format!("the {} application: cannot listen on {}: {error}", member.name, member.app_address))
+    };
     StandIn::start(member.app, member.app_address.port()).await.map_err(named)
 }
 

@@ -50,7 +50,10 @@ fn a_check_reads_what_would_go_to_stdout() {
     let listener = &translation.snapshot.listeners["in"];
     let NetworkFilter::Http(http) = &listener.filter_chains[0].filter else { panic!("not HTTP") };
     assert_eq!(listener.access_log[0].sink, AccessLogSink::File(file.clone()));
-    assert_eq!(http.access_log.iter().map(|log| &log.sink).collect::<Vec<_>>(), [&AccessLogSink::File(file), &AccessLogSink::Stderr]);
+    assert_eq!(
+        http.access_log.iter().map(|log| &log.sink).collect::<Vec<_>>(),
+        [&AccessLogSink::File(file), &AccessLogSink::Stderr]
+    );
 }
 
 #[test]

@@ -45,11 +45,16 @@ impl Configuration {
         let numbers = Numbers {
             reloads: metrics.counter("skiff_config_reloads_total", "Configurations that were read."),
             failures: metrics.counter("skiff_config_reload_failures_total", "Configurations that were refused as a whole."),
-            last_successful: metrics
-                .gauge("skiff_config_last_reload_successful", "1 when the last configuration that was read is in force, otherwise 0."),
-            last_success_time: metrics
-                .gauge("skiff_config_last_reload_success_timestamp_seconds", "When the configuration in force was read, as Unix time."),
-            rejected: metrics.gauge("skiff_config_rejected_resources", "Parts of the configuration in force that were not taken over."),
+            last_successful: metrics.gauge(
+                "skiff_config_last_reload_successful",
+                "1 when the last configuration that was read is in force, otherwise 0.",
+            ),
+            last_success_time: metrics.gauge(
+                "skiff_config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was read, as Unix time.",
+            ),
+            rejected: metrics
+                .gauge("skiff_config_rejected_resources", "Parts of the configuration in force that were not taken over."),
         };
         Ok(Self { path, translate, proxy, readiness, watcher, numbers })
     }

@@ -24,7 +24,10 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<Document>> {
         let mut text = String::new();
         let length = File::open(&file).and_then(|open| open.take(left + 1).read_to_string(&mut text)).map_err(named)?;
         left = left.checked_sub(length as u64).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::FileTooLarge, format!("{}: more than {MAX_BYTES} bytes of configuration", path.display()))
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("{}: more than {MAX_BYTES} bytes of configuration", path.display()),
+            )
         })?;
         documents.push((file, text));
     }
@@ -35,7 +38,8 @@ fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let is_document = path.extension().and_then(|extension| extension.to_str()).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"));
+        let is_document =
+            path.extension().and_then(|extension| extension.to_str()).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"));
         if is_document && !path.file_name().is_some_and(is_hidden) && path.is_file() {
             files.push(path);
         }

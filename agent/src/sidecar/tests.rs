@@ -21,7 +21,9 @@ fn translate(applied: Arc<Notify>) -> Translate {
         let bad = documents.iter().find(|(_, text)| text.contains("bad"));
         match bad {
             Some((path, _)) => Err(vec![format!("{}:1: kind: unknown kind bad", path.display())]),
-            None => Ok(Translation { snapshot: Snapshot::default(), rejected: vec!["a.yaml:2: spec.x: not supported".to_owned()] }),
+            None => {
+                Ok(Translation { snapshot: Snapshot::default(), rejected: vec!["a.yaml:2: spec.x: not supported".to_owned()] })
+            }
         }
     })
 }
