@@ -44,7 +44,7 @@ fn snapshot() -> Snapshot {
 
 #[test]
 fn a_check_reads_what_would_go_to_stdout() {
-    let translate: Translate = Box::new(|_| Ok(Translation { snapshot: snapshot(), rejected: Vec::new() }));
+    let translate: Translate = Box::new(|_| Ok(Translation { snapshot: snapshot(), warnings: Vec::new() }));
     let file = PathBuf::from("/tmp/details.log");
     let translation = access_logs::redirected(translate, file.clone())(&[]).unwrap();
     let listener = &translation.snapshot.listeners["in"];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::metrics::{Counter, Gauge};
-use skiff_proxy::{ListenerState, Proxy};
+use skiff_proxy::{ListenerState, Proxy, Rejected};
 
 use super::{Document, Translate, documents};
 use crate::admin::{Condition, Readiness};
@@ -53,8 +53,10 @@ impl Configuration {
                 "skiff_config_last_reload_success_timestamp_seconds",
                 "When the configuration in force was read, as Unix time.",
             ),
-            rejected: metrics
-                .gauge("skiff_config_rejected_resources", "Parts of the configuration in force that were not taken over."),
+            rejected: metrics.gauge(
+                "skiff_config_rejected_resources",
+                "Resources of the configuration in force that the data plane did not take over.",
+            ),
         };
         Ok(Self { path, translate, proxy, readiness, watcher, numbers })
     }
@@ -101,16 +103,18 @@ impl Configuration {
     fn apply(&self, documents: &[Document]) -> Result<(), Vec<String>> {
         let translation = (self.translate)(documents)?;
         let report = self.proxy.apply(translation.snapshot);
-        let rejected = report.rejected.iter().map(|r| format!("{} {}: {}", r.kind, r.name, r.reason));
-        let rejected: Vec<_> = translation.rejected.into_iter().chain(rejected).collect();
-        for reason in &rejected {
-            tracing::warn!("not taken over: {reason}");
+        for warning in translation.warnings {
+            tracing::warn!("{warning}");
         }
+        for Rejected { kind, name, reason } in &report.rejected {
+            tracing::error!("{kind} {name} not taken over: {reason}");
+        }
+        let rejected = report.rejected.len();
         if !report.unchanged {
-            tracing::info!(documents = documents.len(), rejected = rejected.len(), "configuration applied");
+            tracing::info!(documents = documents.len(), rejected, "configuration applied");
         }
         // A gauge is a float; no count of resources comes near where that loses a digit.
-        self.numbers.rejected.set(rejected.len() as f64);
+        self.numbers.rejected.set(rejected as f64);
         self.numbers.last_success_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         self.readiness.met(Condition::Configuration);
         self.check_listeners();

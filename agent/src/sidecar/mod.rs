@@ -57,8 +57,8 @@ pub struct SidecarConfig {
 pub struct Translation {
     /// What is served from now on.
     pub snapshot: Snapshot,
-    /// Parts that could not be taken over, one line each: `file:line: field: reason`.
-    pub rejected: Vec<String>,
+    /// What was left out or looks unintended, one line each: `file:line: field: reason`.
+    pub warnings: Vec<String>,
 }
 
 /// Makes a configuration of documents. An error refuses them all: one line each, `file:line: field: reason`.

@@ -22,7 +22,7 @@ fn translate(applied: Arc<Notify>) -> Translate {
         match bad {
             Some((path, _)) => Err(vec![format!("{}:1: kind: unknown kind bad", path.display())]),
             None => {
-                Ok(Translation { snapshot: Snapshot::default(), rejected: vec!["a.yaml:2: spec.x: not supported".to_owned()] })
+                Ok(Translation { snapshot: Snapshot::default(), warnings: vec!["a.yaml:2: spec.x: not supported".to_owned()] })
             }
         }
     })
@@ -61,7 +61,7 @@ async fn follows_its_documents_and_keeps_the_last_good_ones() {
     let running = tokio::spawn(sidecar.run());
     tokio::time::timeout(SOON, readiness.ready()).await.unwrap();
     assert_eq!(metric(address, "skiff_config_last_reload_successful").await, Some(1.0));
-    assert_eq!(metric(address, "skiff_config_rejected_resources").await, Some(1.0));
+    assert_eq!(metric(address, "skiff_config_rejected_resources").await, Some(0.0));
 
     fs::write(&file, "bad").unwrap();
     tokio::time::timeout(SOON, applied.notified()).await.unwrap();
