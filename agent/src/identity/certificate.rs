@@ -94,12 +94,22 @@ impl WorkloadCertificate {
     /// # Errors
     /// For anything else.
     pub fn verify(cert_chain: &[String], key: &WorkloadKey, id: &SpiffeId, now: SystemTime) -> Result<Self, CertificateError> {
+        Self::verify_for(cert_chain, &key.public_key(), key.private_key(), id, now)
+    }
+
+    fn verify_for(
+        cert_chain: &[String],
+        public_key: &[u8],
+        key: Arc<PrivateKeyDer<'static>>,
+        id: &SpiffeId,
+        now: SystemTime,
+    ) -> Result<Self, CertificateError> {
         let (mut chain, roots) = split_chain(cert_chain)?;
         chain.retain(|certificate| !roots.contains(certificate));
         let leaf_der = chain.first().ok_or(CertificateError::Shape("only roots"))?;
         let leaf = parse(leaf_der)?;
 
-        if leaf.public_key().raw != key.public_key() {
+        if leaf.public_key().raw != public_key {
             return Err(CertificateError::WrongKey);
         }
         check_identity(&leaf, id)?;
@@ -108,9 +118,9 @@ impl WorkloadCertificate {
 
         let validity = leaf.validity();
         Ok(Self {
-            key: key.private_key(),
+            key,
             id: id.clone(),
-            serial: leaf.raw_serial_as_string().replace(':', ""),
+            serial: hex(&leaf.serial.to_bytes_be()),
             not_before: system_time(validity.not_before),
             not_after: system_time(validity.not_after),
             chain,
@@ -214,6 +224,11 @@ fn check_path(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>], now: S
         leaf.verify_for_usage(algorithms, &anchors, intermediates, time, usage, None, None).map_err(untrusted)?;
     }
     Ok(())
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Times before 1970 become 1970: nothing we trust ends before that.

@@ -132,7 +132,7 @@ impl IdentityManager {
                     wait_until(rotates_at, self.clock()).await;
                 }
                 Err(error) => {
-                    let wait = backoff.next_wait();
+                    let wait = self.no_longer_than_affordable(backoff.next_wait());
                     self.report_failure(error, wait);
                     sleep(wait).await;
                 }
@@ -172,6 +172,16 @@ impl IdentityManager {
         let left = certificate.not_after.duration_since(now).unwrap_or_default();
         let jitter = self.config.rotation_jitter * (2.0 * fastrand::f64() - 1.0);
         now + left.mul_f64((self.config.rotation_ratio + jitter).clamp(0.0, 1.0)).max(MIN_ROTATION)
+    }
+
+    /// The less is left of the current certificate, the shorter the waits: an authority that is back just in time is
+    /// noticed in time.
+    fn no_longer_than_affordable(&self, wait: Duration) -> Duration {
+        let ends = self.certificate.borrow().as_ref().map(|current| current.not_after);
+        match ends.map(|ends| ends.duration_since(self.clock().now())) {
+            Some(Ok(left)) => wait.min((left / 8).max(self.config.first_retry)),
+            _ => wait,
+        }
     }
 
     fn report_failure(&self, error: String, wait: Duration) {

@@ -16,7 +16,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
 use super::state::{StateError, StateFolder};
-use crate::identity::{Clock, crypto_provider};
+use crate::identity::{Clock, crypto_provider, hex};
 
 /// Key and certificate are one file, so that a crash can never separate them.
 const CA_FILE: &str = "ca.pem";
@@ -235,10 +235,6 @@ fn random_serial() -> Result<[u8; 16], rcgen::Error> {
     // Neither negative nor with a leading zero byte, so that text and DER agree.
     serial[0] = serial[0] & 0x7f | 0x40;
     Ok(serial)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A duration as Go prints it (`2184h0m0s`), because istiod's texts hold it.

@@ -16,4 +16,7 @@ pub use state::{StateError, StateFolder};
 pub use token::{AUDIENCE, TokenError, TokenIssuer};
 
 #[cfg(test)]
+pub(crate) use server::TestPlane;
+
+#[cfg(test)]
 mod tests;

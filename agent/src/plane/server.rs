@@ -362,3 +362,35 @@ fn server_config(
     config.send_tls13_tickets = 0;
     Ok(config)
 }
+
+/// A plane without a socket, for tests that pause time: a real socket would be outrun by the clock.
+#[cfg(test)]
+#[derive(Clone)]
+pub(crate) struct TestPlane {
+    core: Arc<Core>,
+    stop: watch::Sender<bool>,
+}
+
+#[cfg(test)]
+impl TestPlane {
+    pub(crate) fn new(config: &PlaneConfig, state: &StateFolder) -> Self {
+        Self { core: Arc::new(Core::new(config, state).unwrap()), stop: watch::Sender::new(false) }
+    }
+
+    pub(crate) fn root_pem(&self) -> &str {
+        self.core.service.ca.root_pem()
+    }
+
+    pub(crate) fn token(&self, namespace: &str, service_account: &str) -> Token {
+        self.core.service.tokens.issue(namespace, service_account).unwrap()
+    }
+
+    pub(crate) fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (core, stopping) = (self.core.clone(), self.stop.subscribe());
+        core.serve(stream, peer, stopping)
+    }
+}
