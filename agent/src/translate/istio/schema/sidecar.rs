@@ -12,7 +12,6 @@ use super::destination_rule::ConnectionPool;
 /// [Sidecar](https://istio.io/latest/docs/reference/config/networking/sidecar/).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "refused fields are named so that their errors name them")]
 pub(in super::super) struct Sidecar {
     pub(in super::super) workload_selector: Option<WorkloadSelector>,
     #[serde(default)]
@@ -87,4 +86,11 @@ pub(in super::super) enum OutboundMode {
     #[default]
     AllowAny,
     RegistryOnly,
+}
+
+impl Egress {
+    /// What a workload without a Sidecar imports: everything, on the ports that services declare.
+    pub(in super::super) fn catch_all() -> Self {
+        Self { port: None, bind: None, capture_mode: CaptureMode, hosts: vec![HostFilter::everything()] }
+    }
 }
