@@ -2,8 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::admin::Node;
+use skiff_proxy::config::{Locality, SpiffeIdError};
+
+use crate::exit::Failure;
 use crate::stand_in::Bookinfo;
+use crate::translate::istio::Workload;
 
 /// The YAML of `examples/bookinfo`, by file name.
 pub(super) const DOCUMENTS: [(&str, &str); 5] = [
@@ -75,13 +78,19 @@ impl Member {
         format!("{}.{NAMESPACE}", self.name)
     }
 
-    /// Who it is in the mesh.
-    pub(super) fn node(&self) -> Node {
-        let Self { name, workload, ingress, .. } = self;
-        Node {
-            id: format!("sidecar~{}~{workload}.{NAMESPACE}~{NAMESPACE}.svc.cluster.local", ingress.ip()),
-            cluster: format!("{name}.{NAMESPACE}"),
-        }
+    /// What Istio YAML is translated for.
+    pub(super) fn workload(&self) -> Result<Workload, Failure> {
+        let labels = [("app", self.name), ("version", "v1")];
+        Ok(Workload {
+            name: self.workload.to_owned(),
+            namespace: NAMESPACE.to_owned(),
+            labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            addresses: vec![self.ingress.ip()],
+            service_account: self.service_account.to_owned(),
+            trust_domain: TRUST_DOMAIN.parse().map_err(|error: SpiffeIdError| Failure::Internal(error.to_string()))?,
+            cluster_id: "Kubernetes".to_owned(),
+            locality: Locality::default(),
+        })
     }
 }
 

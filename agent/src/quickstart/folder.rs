@@ -30,6 +30,11 @@ impl Folder {
         self.0.join("config")
     }
 
+    /// Where the plane keeps its keys.
+    pub(super) fn plane(&self) -> PathBuf {
+        self.0.join("plane")
+    }
+
     /// Where the sidecar of a member writes its access log during a check.
     pub(super) fn access_log(&self, member: &Member) -> PathBuf {
         self.0.join(format!("{}.log", member.name))

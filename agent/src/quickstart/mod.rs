@@ -14,13 +14,19 @@ mod tests;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use skiff_proxy::config::{SpiffeId, TrustDomain};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use bookinfo::{DETAILS, Member, RATINGS};
 
+use crate::cli::node;
+use crate::connect;
 use crate::exit::Failure;
+use crate::identity::{CaClient, ControlPlaneConnector, IdentityConfig, IdentityManager, RootSource, Security, TokenSource};
 use crate::logging::LogControl;
 use crate::metrics::Buckets;
+use crate::plane::{Plane, PlaneConfig};
 use crate::shutdown::Shutdown;
 use crate::sidecar::{Sidecar, SidecarConfig, Sources};
 use crate::stand_in::StandIn;
@@ -29,11 +35,10 @@ use folder::Folder;
 
 /// From the start until both sidecars are ready.
 const START_DEADLINE: Duration = Duration::from_secs(15);
+/// The sidecars keep the token they start with; nobody leaves a quickstart running for longer.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Nobody waits for a quickstart to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Gives each sidecar its translation and its identity.
-pub type Connect<'a> = &'a dyn Fn(&'static Member) -> Result<Sources, Failure>;
 
 /// What `skiff quickstart` is run with.
 #[derive(Clone, Debug)]
@@ -48,8 +53,8 @@ pub struct Options {
 ///
 /// # Errors
 /// When an address is in use, a sidecar does not become ready, or a scenario of the check failed.
-pub async fn run(options: &Options, connect: Connect<'_>, logging: &LogControl, shutdown: &Shutdown) -> Result<(), Failure> {
-    let mut mesh = Mesh::start(options, connect, logging, shutdown).await?;
+pub async fn run(options: &Options, logging: &LogControl, shutdown: &Shutdown) -> Result<(), Failure> {
+    let mut mesh = Mesh::start(options, logging, shutdown).await?;
     let mut out = io::stdout();
     let outcome = if options.check {
         let checked = tokio::select! {
@@ -67,24 +72,30 @@ pub async fn run(options: &Options, connect: Connect<'_>, logging: &LogControl, 
 /// Everything that runs.
 pub(crate) struct Mesh {
     folder: Folder,
+    plane: Plane,
     ratings: StandIn,
     details: StandIn,
     sidecars: JoinSet<Result<(), Failure>>,
 }
 
 impl Mesh {
-    async fn start(options: &Options, connect: Connect<'_>, logging: &LogControl, shutdown: &Shutdown) -> Result<Self, Failure> {
+    async fn start(options: &Options, logging: &LogControl, shutdown: &Shutdown) -> Result<Self, Failure> {
         let folder = Folder::create().map_err(|error| Failure::Unavailable(error.to_string()))?;
         let (ratings, details) = (start_app(&RATINGS).await?, start_app(&DETAILS).await?);
-        let mut mesh = Self { folder, ratings, details, sidecars: JoinSet::new() };
+        let plane = start_plane(&folder).await?;
+        let mut mesh = Self { folder, plane, ratings, details, sidecars: JoinSet::new() };
         for member in [&RATINGS, &DETAILS] {
-            let mut sources = connect(member)?;
+            let workload = member.workload()?;
+            let node = node(&workload);
+            let identity = Some(connect::certificates(mesh.identity(member)?));
+            let mut translate = connect::istio_yaml(workload);
             if options.check {
-                sources.translate = access_logs::redirected(sources.translate, mesh.folder.access_log(member));
+                translate = access_logs::redirected(translate, mesh.folder.access_log(member));
             }
+            let sources = Sources { translate, identity };
             let config = SidecarConfig {
                 path: mesh.folder.configuration(),
-                node: member.node(),
+                node,
                 admin_address: member.admin,
                 drain_deadline: DRAIN_DEADLINE,
                 // Two data planes share the machine with everything else.
@@ -100,6 +111,21 @@ impl Mesh {
             }
         }
         Ok(mesh)
+    }
+
+    /// Gets certificates from the plane, with a token of the member's service account.
+    fn identity(&self, member: &Member) -> Result<IdentityManager, Failure> {
+        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+        let token = self.plane.issue_token(bookinfo::NAMESPACE, member.service_account).map_err(|error| internal(&error))?;
+        let roots = RootSource::Pem(self.plane.root_pem().as_bytes().to_vec());
+        let ca = CaClient {
+            connector: ControlPlaneConnector::new(self.plane.address().to_string(), Security::Tls(roots)),
+            token: TokenSource::Watch(watch::Sender::new(Some(token)).subscribe()),
+            cluster_id: String::new(),
+            request_timeout: START_DEADLINE,
+        };
+        let id = member.spiffe_id().parse::<SpiffeId>().map_err(|error| internal(&error))?;
+        Ok(IdentityManager::new(IdentityConfig::new(id), ca))
     }
 
     /// The stand-in of a member.
@@ -118,6 +144,13 @@ impl Mesh {
         }
         outcome
     }
+}
+
+async fn start_plane(folder: &Folder) -> Result<Plane, Failure> {
+    let trust_domain = bookinfo::TRUST_DOMAIN.parse::<TrustDomain>().map_err(|error| Failure::Internal(error.to_string()))?;
+    let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+    let config = PlaneConfig { token_lifetime: TOKEN_LIFETIME, ..PlaneConfig::new(listen, folder.plane(), trust_domain) };
+    Plane::start(config).await.map_err(|error| Failure::Unavailable(error.to_string()))
 }
 
 async fn start_app(member: &Member) -> Result<StandIn, Failure> {

@@ -15,7 +15,10 @@ const MAX_BYTES: u64 = 32 * 1024 * 1024;
 pub type Document = (PathBuf, String);
 
 /// All `.yaml`, `.yml` and `.json` files directly in a folder, by name; or the one file that `path` is.
-pub(super) fn read(path: &Path) -> io::Result<Vec<Document>> {
+///
+/// # Errors
+/// With the file, when it cannot be read, is not UTF-8, or there is too much of it.
+pub fn read(path: &Path) -> io::Result<Vec<Document>> {
     let files = if path.is_dir() { list(path)? } else { vec![path.to_owned()] };
     let mut left = MAX_BYTES;
     let mut documents = Vec::with_capacity(files.len());

@@ -30,7 +30,7 @@ use crate::logging::LogControl;
 use crate::metrics::{self, Buckets, Metrics};
 use crate::shutdown::Shutdown;
 use configuration::Configuration;
-pub use documents::Document;
+pub use documents::{Document, read as read_documents};
 
 /// How long draining may take unless `SKIFF_DRAIN_DEADLINE` says otherwise: ECS kills 30 s after SIGTERM.
 pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);

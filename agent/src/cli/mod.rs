@@ -1,5 +1,7 @@
 //! The command line of `skiff`. Every option is an environment variable as well, because a task definition has no shell.
 
+mod run;
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic;
@@ -10,14 +12,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime;
 
-use crate::admin::{self, Node};
+use crate::admin;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
+use crate::quickstart;
 use crate::shutdown::Shutdown;
-use crate::sidecar::{Sidecar, SidecarConfig, Sources};
-
-/// Where Istio YAML is looked for unless `SKIFF_CONFIG` says otherwise.
-const DEFAULT_CONFIG: &str = "/etc/skiff";
+use crate::sidecar::{self, Sidecar};
+use crate::translate::istio::Documents;
+use run::RunArgs;
+pub(crate) use run::node;
 
 /// A sidecar for Istio without Envoy. Without a command it runs the sidecar.
 #[derive(Debug, Parser)]
@@ -41,6 +44,17 @@ enum Command {
         #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
         admin_address: SocketAddr,
     },
+    /// See it work: two services of Bookinfo with their sidecars in this process.
+    Quickstart {
+        /// Send the requests, compare what comes of them, and end.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Read Istio YAML and say what is wrong with it, without running anything.
+    Check {
+        /// Files and folders; what the sidecar would run from if none is given.
+        files: Vec<PathBuf>,
+    },
     /// Print the version.
     Version,
 }
@@ -53,32 +67,6 @@ struct LogArgs {
     /// How log lines look.
     #[arg(long = "log-format", env = "SKIFF_LOG_FORMAT", value_enum, default_value_t, global = true)]
     format: logging::Format,
-}
-
-/// What a sidecar is run with.
-#[derive(Debug, Args)]
-struct RunArgs {
-    /// Folder of Istio YAML, or a single file; edits are applied at once.
-    #[arg(long, env = "SKIFF_CONFIG", default_value = DEFAULT_CONFIG)]
-    config: PathBuf,
-    /// Where the admin page listens.
-    #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
-    admin_address: SocketAddr,
-    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m`.
-    #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = parse_duration, default_value = "30s")]
-    drain_deadline: Duration,
-    /// Worker threads; 0 takes the CPUs that the cgroup grants, at most 4.
-    #[arg(long, env = "SKIFF_WORKERS", default_value_t = skiff_proxy::Options::default().workers)]
-    workers: usize,
-    /// Open downstream connections above which new ones are refused.
-    #[arg(long, env = "SKIFF_MAX_CONNECTIONS", default_value_t = skiff_proxy::Options::default().max_connections)]
-    max_connections: usize,
-    /// Series of Istio's metrics that may exist.
-    #[arg(long, env = "SKIFF_MAX_SERIES", default_value_t = skiff_proxy::Options::default().max_series)]
-    max_series: usize,
-    /// Access-log lines that may wait to be written.
-    #[arg(long, env = "SKIFF_ACCESS_LOG_QUEUE", default_value_t = skiff_proxy::Options::default().access_log_queue)]
-    access_log_queue: usize,
 }
 
 /// Runs `skiff` with the arguments and the environment of the process.
@@ -109,10 +97,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let outcome = match command {
         Some(Command::Version) => print(concat!("skiff ", env!("CARGO_PKG_VERSION"), "\n")),
         Some(Command::Health { admin_address }) => runtime.block_on(admin::probe(admin_address)).map_err(Failure::No),
+        Some(Command::Check { files }) => check(if files.is_empty() { vec![run.config] } else { files }),
+        Some(Command::Quickstart { check }) => {
+            let logging = log.init()?;
+            let options = quickstart::Options { check, histograms: &[] };
+            runtime.block_on(until_signals(async |shutdown| quickstart::run(&options, &logging, shutdown).await))
+        }
         None => {
-            let config = run.sidecar_config()?;
-            let logging = logging::init(&log.filter, log.format).map_err(|error| Failure::Usage(error.to_string()))?;
-            runtime.block_on(run_sidecar(config, logging))
+            let (config, sources) = run.resolve()?;
+            let logging = log.init()?;
+            runtime.block_on(until_signals(async |shutdown| {
+                Sidecar::start(config, sources, logging, shutdown.clone()).await?.run().await
+            }))
         }
     };
     // A read that hangs in a slow file system must not delay the exit.
@@ -120,45 +116,34 @@ fn run(cli: Cli) -> Result<(), Failure> {
     outcome
 }
 
-async fn run_sidecar(config: SidecarConfig, logging: LogControl) -> Result<(), Failure> {
+/// Runs it with a shutdown that SIGTERM and SIGINT ask for.
+async fn until_signals(run: impl AsyncFnOnce(&Shutdown) -> Result<(), Failure>) -> Result<(), Failure> {
     let shutdown = Shutdown::default();
     let signals = shutdown.on_signals().map_err(|error| Failure::Internal(error.to_string()))?;
-    let sources = sources(&config)?;
-    let sidecar = async { Sidecar::start(config, sources, logging, shutdown.clone()).await?.run().await };
     tokio::select! {
-        outcome = sidecar => outcome,
+        outcome = run(&shutdown) => outcome,
         never = signals => match never {},
     }
 }
 
-/// Where configuration and certificates come from.
-fn sources(config: &SidecarConfig) -> Result<Sources, Failure> {
-    Err(Failure::Unavailable(format!("{}: this build cannot read Istio YAML", config.path.display())))
+fn check(paths: Vec<PathBuf>) -> Result<(), Failure> {
+    let mut documents = Vec::new();
+    for path in paths {
+        documents.extend(sidecar::read_documents(&path).map_err(|error| Failure::Configuration(error.to_string()))?);
+    }
+    match Documents::parse(&documents, "default") {
+        Ok(_) => print(&format!("{} files without a fault\n", documents.len())),
+        Err(errors) => {
+            let faults = errors.iter().fold(String::new(), |text, error| text + &error.to_string() + "\n");
+            print(&faults)?;
+            Err(Failure::Configuration(format!("{} faults", errors.len())))
+        }
+    }
 }
 
-impl RunArgs {
-    /// # Errors
-    /// When there is nothing to run from.
-    fn sidecar_config(self) -> Result<SidecarConfig, Failure> {
-        if !self.config.exists() {
-            return Err(Failure::Configuration(format!(
-                "nothing to run from: {} does not exist; set SKIFF_CONFIG to a folder of Istio YAML, or see it work with `skiff quickstart`",
-                self.config.display()
-            )));
-        }
-        Ok(SidecarConfig {
-            path: self.config,
-            node: Node::default(),
-            admin_address: self.admin_address,
-            drain_deadline: self.drain_deadline,
-            proxy: skiff_proxy::Options {
-                workers: self.workers,
-                max_connections: self.max_connections,
-                max_series: self.max_series,
-                access_log_queue: self.access_log_queue,
-            },
-            histograms: &[],
-        })
+impl LogArgs {
+    fn init(&self) -> Result<LogControl, Failure> {
+        logging::init(&self.filter, self.format).map_err(|error| Failure::Usage(error.to_string()))
     }
 }
 
@@ -201,7 +186,7 @@ mod tests {
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
         let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-        assert_eq!(args.drain_deadline, crate::sidecar::DEFAULT_DRAIN_DEADLINE);
+        assert_eq!(args.drain_deadline, sidecar::DEFAULT_DRAIN_DEADLINE);
     }
 
     #[test]
@@ -220,13 +205,5 @@ mod tests {
         let line = usage(&error.to_string());
         assert_eq!(line, "invalid value 'many' for '--workers <WORKERS>': invalid digit found in string; see skiff --help");
         assert!(!usage(&Cli::try_parse_from(["skiff", "fly"]).unwrap_err().to_string()).contains('\n'));
-    }
-
-    #[test]
-    fn without_anything_to_run_from_it_says_how_to_begin() {
-        let args = Cli::try_parse_from(["skiff", "--config", "/nowhere"]).unwrap().run;
-        let failure = args.sidecar_config().unwrap_err();
-        assert_eq!(failure.code(), 78);
-        assert!(failure.to_string().contains("/nowhere") && failure.to_string().contains("skiff quickstart"), "{failure}");
     }
 }
