@@ -119,11 +119,17 @@ impl Workload {
     }
 
     async fn issued(&mut self, count: u64) -> IdentityStatus {
-        self.status.wait_for(|status| status.issued >= count).await.unwrap().clone()
+        self.reached(|status| status.issued >= count).await
     }
 
     async fn failed(&mut self, count: u64) -> IdentityStatus {
-        self.status.wait_for(|status| status.failures >= count).await.unwrap().clone()
+        self.reached(|status| status.failures >= count).await
+    }
+
+    /// Bounded, because paused time would run on for ever.
+    async fn reached(&mut self, condition: impl FnMut(&IdentityStatus) -> bool) -> IdentityStatus {
+        let reached = tokio::time::timeout(Duration::from_secs(7 * 24 * 3600), self.status.wait_for(condition)).await;
+        reached.expect("not within a week").unwrap().clone()
     }
 
     fn names(&self) -> Vec<String> {
@@ -190,7 +196,7 @@ async fn ten_rotations_with_an_expired_token_and_an_outage_of_half_a_lifetime() 
 
 #[tokio::test(start_paused = true)]
 async fn an_ended_certificate_is_not_shown_so_that_a_fresh_token_helps() {
-    let lab = Lab::new(Duration::from_secs(30));
+    let lab = Lab::new(Duration::from_secs(45));
     let mut workload = lab.start(Duration::from_secs(60));
     workload.issued(1).await;
     lab.reachable.store(false, Ordering::Relaxed);

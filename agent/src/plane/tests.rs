@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use prost_types::value::Kind;
@@ -88,6 +88,10 @@ impl Write for Log {
 
 impl Log {
     fn capture() -> (Self, DefaultGuard) {
+        // While only one subscriber exists, tracing asks the thread that reaches a log statement first whether anybody
+        // wants it, and another test's thread says never for all. With a second one it asks every subscriber.
+        static SECOND: LazyLock<tracing::Dispatch> = LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
+        LazyLock::force(&SECOND);
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
