@@ -13,9 +13,7 @@ use skiff_proxy::config::{
 };
 
 use super::documents::Resource;
-use super::schema::security::{
-    Action, AuthorizationPolicy, Condition, ConditionKey, ConditionValues, Operation, Rule, Source,
-};
+use super::schema::security::{Action, AuthorizationPolicy, Condition, ConditionKey, ConditionValues, Operation, Rule, Source};
 use super::schema::selects;
 use super::scope::Scope;
 use super::values::Block;
@@ -63,8 +61,13 @@ fn is_dry_run(policy: &Resource<AuthorizationPolicy>) -> bool {
 fn policies<'s>(scope: &'s Scope<'_>, action: Action) -> impl Iterator<Item = &'s Resource<AuthorizationPolicy>> {
     scope.documents.authorization_policies.iter().filter(move |policy| {
         let in_reach = policy.namespace == scope.workload.namespace || policy.namespace == scope.root_namespace;
-        let selected = policy.spec.selector.as_ref().is_none_or(|selector| selects(&selector.match_labels, &scope.workload.labels));
-        in_reach && selected && policy.spec.action == action && policy.spec.target_ref.is_none() && policy.spec.target_refs.is_empty()
+        let selected =
+            policy.spec.selector.as_ref().is_none_or(|selector| selects(&selector.match_labels, &scope.workload.labels));
+        in_reach
+            && selected
+            && policy.spec.action == action
+            && policy.spec.target_ref.is_none()
+            && policy.spec.target_refs.is_empty()
     })
 }
 
@@ -221,12 +224,7 @@ impl Principals<'_> {
     }
 
     /// The same about the JWT of a request; istiod writes a single value without an `or` around it.
-    fn add_metadata(
-        &mut self,
-        values: &[String],
-        not: &[String],
-        one: impl Fn(&String) -> Principal,
-    ) -> Result<(), NeedsHttp> {
+    fn add_metadata(&mut self, values: &[String], not: &[String], one: impl Fn(&String) -> Principal) -> Result<(), NeedsHttp> {
         let at = self.and.len();
         self.add(values, not, true, one)?;
         let unwrap = |principal: Principal| match principal {

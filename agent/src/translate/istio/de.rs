@@ -242,11 +242,9 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'de, '_> {
     ) -> Result<V::Value, FieldError> {
         match &self.node.value {
             Value::String(name) => visitor.visit_enum(name.as_str().into_deserializer()),
-            Value::Mapping(entries) if entries.len() == 1 => {
-                visitor.visit_enum(Variant { entry: &entries[0], path: self.path })
-            }
+            Value::Mapping(entries) if entries.len() == 1 => visitor.visit_enum(Variant { entry: &entries[0], path: self.path }),
             Value::Mapping(_) => Err(serde::de::Error::custom(format_args!("expected exactly one of {}", variants.join(", ")))),
-            _ => self.visit(visitor),
+            other => Err(serde::de::Error::custom(format_args!("{other}: expected one of {}", variants.join(", ")))),
         }
         .map_err(|error| error.place(self.node.line, self.path))
     }
@@ -284,9 +282,7 @@ impl<'de> MapAccess<'de> for Entries<'de, '_> {
         let Some(entry) = self.entries.next() else { return Ok(None) };
         self.value = Some(entry);
         let key: StrDeserializer<'_, FieldError> = entry.0.name.as_str().into_deserializer();
-        seed.deserialize(key)
-            .map(Some)
-            .map_err(|error| error.place(entry.0.line, &Path::Field(self.path, &entry.0.name)))
+        seed.deserialize(key).map(Some).map_err(|error| error.place(entry.0.line, &Path::Field(self.path, &entry.0.name)))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, FieldError> {

@@ -11,7 +11,7 @@ use skiff_proxy::config::{
 
 use super::de::Located;
 use super::documents::Resource;
-use super::inbound::{HANDSHAKE_TIMEOUT, TCP_IDLE, apply_mesh_defaults};
+use super::inbound::{HANDSHAKE_TIMEOUT, TCP_IDLE, apply_mesh_defaults, apply_tcp_pool};
 use super::policy::{self, Policy};
 use super::registry::Service;
 use super::route::{Destinations, applies};
@@ -33,11 +33,7 @@ pub(super) struct Import<'i> {
 /// Builds the listeners and routes of the Sidecar's egress; returns what they refer to.
 pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) -> Selection {
     let mut selection = Selection::new();
-    let everything = [Located {
-        value: Egress::catch_all(),
-        line: 1,
-        path: "spec.egress".to_owned(),
-    }];
+    let everything = [Located { value: Egress::catch_all(), line: 1, path: "spec.egress".to_owned() }];
     let egress = match scope.sidecar {
         Some(sidecar) if !sidecar.spec.egress.is_empty() => &sidecar.spec.egress[..],
         _ => &everything[..],
@@ -69,8 +65,7 @@ fn catch_all(
     selection: &mut Selection,
     output: &mut Output,
 ) {
-    let ports: BTreeSet<u16> =
-        import.services.iter().flat_map(|service| service.ports).map(|port| port.number.get()).collect();
+    let ports: BTreeSet<u16> = import.services.iter().flat_map(|service| service.ports).map(|port| port.number.get()).collect();
     for number in ports {
         let address = SocketAddr::new(bind, number);
         let mut protocols = import.services.iter().filter_map(|service| service.port(number)).map(|port| port.protocol());
@@ -120,7 +115,8 @@ fn listener(
     };
     if protocol.is_http() {
         let routes = routes::add(scope, import, &name, address.port(), protocol == Protocol::HttpProxy, selection, output);
-        let mut http = HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
+        let mut http =
+            HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
         apply_mesh_defaults(&mut http);
         http.filters = vec![HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
         http.access_log = scope.access_log.clone();
@@ -132,7 +128,8 @@ fn listener(
     let mut tcp = TcpListener { scope, import, port: address.port(), selection, output };
     let (chains, default) = tcp.chains(protocol);
     if chains.is_empty() {
-        output.warn(format!("listener {name}: no imported service has TCP port {}, so there is no such listener", address.port()));
+        output
+            .warn(format!("listener {name}: no imported service has TCP port {}, so there is no such listener", address.port()));
         return None;
     }
     listener.inspect_tls = chains.iter().any(|chain| !chain.matches.server_names.is_empty());
@@ -180,7 +177,8 @@ impl TcpListener<'_, '_> {
         if !routed_by_sni && many && protocol != Protocol::Tls {
             let hosts: Vec<&str> = services.iter().map(|service| service.host.as_str()).collect();
             let (first, rest) = (hosts[0], hosts[1..].join(", "));
-            self.output.warn(format!("port {}: only {first} can be reached, not {rest}: bytes do not say which is meant", self.port));
+            self.output
+                .warn(format!("port {}: only {first} can be reached, not {rest}: bytes do not say which is meant", self.port));
         }
         let by_sni = protocol == Protocol::Tls && (many || routed_by_sni);
         for service in services.into_iter().take(if by_sni || !many { usize::MAX } else { 1 }) {
@@ -190,12 +188,12 @@ impl TcpListener<'_, '_> {
             }
             self.selection.insert((service.host.clone(), self.port));
             let cluster = clusters::name(self.port, "", &service.host);
-            let idle = Policy::of(policy::destination_rule(self.scope, service), None, self.port)
-                .connection_pool
-                .and_then(|pool| pool.tcp.idle_timeout)
-                .map_or(TCP_IDLE, |idle| idle.0);
+            let policy = Policy::of(policy::destination_rule(self.scope, service), None, self.port);
+            if policy.load_balancer.is_some_and(|lb| lb.consistent_hash.is_some()) {
+                self.output.warn(format!("{}: consistentHash has no effect on TCP port {}", service.host, self.port));
+            }
             let mut proxy = self.proxy(cluster.clone(), vec![WeightedCluster::only(cluster)]);
-            proxy.idle_timeout = Some(idle).filter(|idle| !idle.is_zero());
+            apply_tcp_pool(&mut proxy, policy.connection_pool);
             let matches = if by_sni { server_names(vec![service.host.clone()]) } else { FilterChainMatch::default() };
             chains.push(chain(String::new(), matches, NetworkFilter::Tcp(Arc::new(proxy))));
         }
@@ -223,7 +221,9 @@ impl TcpListener<'_, '_> {
                         continue;
                     }
                     let names: Vec<String> = matched.sni_hosts.iter().map(|host| host.as_str().to_owned()).collect();
-                    let Some(filter) = self.destinations(vs, &route.value.route, route.error("expected a route")) else { continue };
+                    let Some(filter) = self.destinations(vs, &route.value.route, route.error("expected a route")) else {
+                        continue;
+                    };
                     let mut matches = server_names(names);
                     matches.prefix_ranges = matched.destination_subnets.iter().map(|block| block.0).collect();
                     chains.push(chain(String::new(), matches, filter));

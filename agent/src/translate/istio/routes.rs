@@ -132,7 +132,8 @@ impl Builder<'_, '_> {
 
     fn service_host(&mut self, service: &Service<'_>, port: u16, domains: Vec<String>) -> VirtualHost {
         self.selection.insert((service.host.clone(), port));
-        let hosts = |vs: &Resource<VirtualService>| vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)).collect::<Vec<_>>();
+        let hosts =
+            |vs: &Resource<VirtualService>| vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)).collect::<Vec<_>>();
         let candidates = self.import.virtual_services.iter().filter(|vs| !vs.spec.http.is_empty());
         let candidates = candidates.flat_map(|vs| hosts(vs).into_iter().map(move |host| (*vs, host)));
         let routes = match Scope::most_specific(candidates, &service.host) {
@@ -197,6 +198,7 @@ fn domains(scope: &Scope<'_>, service: &Service<'_>) -> Vec<String> {
         }
     }
     let single = |block: &ipnet::IpNet| block.prefix_len() == block.max_prefix_len();
-    names.extend(service.resource.spec.addresses.iter().map(|block| block.0).filter(single).map(|block| block.addr().to_string()));
+    names
+        .extend(service.resource.spec.addresses.iter().map(|block| block.0).filter(single).map(|block| block.addr().to_string()));
     names
 }
