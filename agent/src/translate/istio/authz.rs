@@ -12,6 +12,7 @@ use skiff_proxy::config::{
     StringMatch, StringMatcher,
 };
 
+use super::Output;
 use super::documents::Resource;
 use super::schema::security::{Action, AuthorizationPolicy, Condition, ConditionKey, ConditionValues, Operation, Rule, Source};
 use super::schema::selects;
@@ -38,12 +39,12 @@ pub(super) fn http_filters(scope: &Scope<'_>) -> Vec<HttpFilter> {
 }
 
 /// The network filters of an inbound TCP chain. A dry run has nowhere to be recorded there, which is said in a warning.
-pub(super) fn network_rules(scope: &Scope<'_>, warnings: &mut Vec<String>) -> Vec<Arc<RbacRules>> {
+pub(super) fn network_rules(scope: &Scope<'_>, output: &mut Output) -> Vec<Arc<RbacRules>> {
     ORDER
         .into_iter()
         .filter_map(|(action, to)| {
             let (enforced, dry_run): (Vec<_>, Vec<_>) = policies(scope, action).partition(|policy| !is_dry_run(policy));
-            warnings.extend(dry_run.iter().map(|policy| policy.remark("a dry run is not recorded on TCP ports")));
+            dry_run.iter().for_each(|policy| output.warn(policy.remark("a dry run is not recorded on TCP ports")));
             (!enforced.is_empty()).then(|| Arc::new(rules(scope, &enforced, to, Layer::Tcp)))
         })
         .collect()

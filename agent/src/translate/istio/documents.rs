@@ -101,7 +101,7 @@ impl Documents {
             };
             match yaml::parse(text) {
                 Ok(nodes) => {
-                    errors.extend(nodes.iter().filter_map(|node| documents.add(node, file, default_namespace).err()).map(place))
+                    errors.extend(nodes.iter().filter_map(|node| documents.add(node, file, default_namespace).err()).map(place));
                 }
                 Err(error) => errors.push(place(error)),
             }
@@ -124,7 +124,7 @@ impl Documents {
         };
         let networking = "networking.istio.io/v1, networking.istio.io/v1beta1 or networking.istio.io/v1alpha3";
         let security = "security.istio.io/v1 or security.istio.io/v1beta1";
-        let (expected, read): (&str, fn(&mut Self, &Reader<'_>) -> Result<(), FieldError>) = match name {
+        let (expected, read): (&str, Read) = match name {
             "Sidecar" => (networking, |all, reader| reader.read(&mut all.sidecars)),
             "ServiceEntry" => (networking, |all, reader| reader.read(&mut all.service_entries)),
             "WorkloadEntry" => (networking, |all, reader| reader.read(&mut all.workload_entries)),
@@ -165,6 +165,9 @@ impl Documents {
         Ok(())
     }
 }
+
+/// Reads one document into the list of its kind.
+type Read = fn(&mut Documents, &Reader<'_>) -> Result<(), FieldError>;
 
 /// One document on its way into a list of resources.
 struct Reader<'a> {

@@ -109,7 +109,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, output: &mut Outpu
     let (rbac, filter) = if http {
         (Vec::new(), NetworkFilter::Http(Arc::new(http_filter(scope, ingress, &name))))
     } else {
-        (authz::network_rules(scope, &mut output.warnings), NetworkFilter::Tcp(Arc::new(tcp_filter(scope, ingress))))
+        (authz::network_rules(scope, output), NetworkFilter::Tcp(Arc::new(tcp_filter(scope, ingress))))
     };
     let chain = |shape: mtls::ChainShape| FilterChain {
         name: name.clone(),

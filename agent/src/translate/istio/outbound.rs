@@ -15,10 +15,11 @@ use super::inbound::{HANDSHAKE_TIMEOUT, TCP_IDLE, apply_mesh_defaults, apply_tcp
 use super::policy::{self, Policy};
 use super::registry::Service;
 use super::route::{Destinations, applies};
+use super::schema::services::ServicePort;
 use super::schema::sidecar::{Egress, OutboundMode};
 use super::schema::virtual_service::{TcpDestination, VirtualService};
 use super::scope::Scope;
-use super::values::{HostFilter, Protocol};
+use super::values::{HostFilter, Protocol, covers};
 use super::{Output, Selection, clusters, routes};
 
 /// Where egress listeners without `bind` listen, as istiod has it for sidecars without iptables.
@@ -33,6 +34,13 @@ pub(super) struct Import<'i> {
 /// Builds the listeners and routes of the Sidecar's egress; returns what they refer to.
 pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) -> Selection {
     let mut selection = Selection::new();
+    for vs in routes::virtual_services(scope).filter(|vs| !vs.spec.http.is_empty()) {
+        for host in vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)) {
+            if !scope.services.iter().any(|service| covers(&host, &service.host)) {
+                output.warn(vs.remark(format_args!("{host} is no service, so it is only known to HTTP listeners on port 80")));
+            }
+        }
+    }
     let everything = [Located { value: Egress::catch_all(), line: 1, path: "spec.egress".to_owned() }];
     let egress = match scope.sidecar {
         Some(sidecar) if !sidecar.spec.egress.is_empty() => &sidecar.spec.egress[..],
@@ -41,7 +49,7 @@ pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) -> Selection {
     // Listeners with a port come first: one without makes room for them.
     let (with_port, without): (Vec<_>, Vec<_>) = egress.iter().partition(|egress| egress.value.port.is_some());
     for egress in with_port.into_iter().chain(without) {
-        let import = import(scope, &egress.value.hosts);
+        let import = import(scope, &egress.value.hosts, output);
         let bind = egress.value.bind.unwrap_or(DEFAULT_BIND);
         match &egress.value.port {
             Some(port) => {
@@ -68,7 +76,7 @@ fn catch_all(
     let ports: BTreeSet<u16> = import.services.iter().flat_map(|service| service.ports).map(|port| port.number.get()).collect();
     for number in ports {
         let address = SocketAddr::new(bind, number);
-        let mut protocols = import.services.iter().filter_map(|service| service.port(number)).map(|port| port.protocol());
+        let mut protocols = import.services.iter().filter_map(|service| service.port(number)).map(ServicePort::protocol);
         let first = protocols.clone().next().unwrap_or(Protocol::Tcp);
         let protocol = if protocols.any(Protocol::is_http) { Protocol::Http } else { first };
         if output.snapshot.listeners.values().any(|other| other.address == address) {
@@ -81,8 +89,13 @@ fn catch_all(
 }
 
 /// Services and VirtualServices that `hosts` let in.
-fn import<'i>(scope: &'i Scope<'_>, hosts: &[HostFilter]) -> Import<'i> {
+fn import<'i>(scope: &'i Scope<'_>, hosts: &[HostFilter], output: &mut Output) -> Import<'i> {
     let own = &scope.workload.namespace;
+    for filter in hosts.iter().filter_map(HostFilter::single) {
+        if !scope.services.iter().any(|service| service.host == *filter) {
+            output.warn(format!("egress imports {filter}, which is no service"));
+        }
+    }
     let imported = |host: &str, namespace: &str| hosts.iter().any(|filter| filter.imports(host, namespace, own));
     Import {
         services: scope.services.iter().filter(|service| imported(&service.host, service.namespace)).collect(),
@@ -211,9 +224,17 @@ impl TcpListener<'_, '_> {
         chain("PassthroughFilterChain".to_owned(), FilterChainMatch::default(), NetworkFilter::Tcp(Arc::new(proxy)))
     }
 
+    /// Whether a host of the VirtualService is a service with this port.
+    fn concerns(&self, vs: &Resource<VirtualService>) -> bool {
+        let hosts: Vec<String> = vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)).collect();
+        let with_port = |service: &&&Service<'_>| service.port(self.port).is_some();
+        let mut services = self.import.services.iter().filter(with_port);
+        services.any(|service| hosts.iter().any(|host| covers(host, &service.host)))
+    }
+
     fn tls_routes(&mut self) -> Vec<FilterChain> {
         let mut chains: Vec<FilterChain> = Vec::new();
-        for vs in &self.import.virtual_services {
+        for vs in self.import.virtual_services.iter().filter(|vs| self.concerns(vs)).copied().collect::<Vec<_>>() {
             for route in &vs.spec.tls {
                 for matched in &route.value.matches {
                     let source = (&matched.source_labels, matched.source_namespace.as_deref(), &matched.gateways[..]);
@@ -235,10 +256,7 @@ impl TcpListener<'_, '_> {
 
     fn tcp_route(&mut self) -> Option<FilterChain> {
         for vs in &self.import.virtual_services {
-            let declares = |host: &super::values::HostName| {
-                self.scope.service(&host.resolve(&vs.namespace)).is_some_and(|service| service.port(self.port).is_some())
-            };
-            if !vs.spec.hosts.iter().any(declares) {
+            if !self.concerns(vs) {
                 continue;
             }
             for route in &vs.spec.tcp {

@@ -19,7 +19,7 @@ use super::schema::virtual_service::{
 };
 use super::schema::{Labels, selects};
 use super::scope::Scope;
-use super::values::{Port, TextMatch};
+use super::values::{Percent, Port, TextMatch};
 use super::{Output, Selection};
 
 /// What a match says about who asks: labels, namespace, gateways.
@@ -193,7 +193,7 @@ impl Builder<'_, '_> {
         old.chain(new)
             .map(|(destination, percentage)| Mirror {
                 cluster: self.to.cluster(destination, self.output),
-                fraction: percentage.map_or(Fraction::ALL, |percentage| percentage.fraction()),
+                fraction: percentage.map_or(Fraction::ALL, Percent::fraction),
             })
             .filter(|mirror| mirror.fraction != Fraction::NONE)
             .collect()
@@ -332,8 +332,7 @@ fn cors(policy: &schema::CorsPolicy) -> CorsPolicy {
 
 /// A fault without a percentage concerns no request.
 fn fault(fault: &schema::Fault) -> Fault {
-    let share =
-        |percentage: Option<super::values::Percent>| percentage.map_or(Fraction::NONE, |percentage| percentage.fraction());
+    let share = |percentage: Option<Percent>| percentage.map_or(Fraction::NONE, Percent::fraction);
     Fault {
         delay: fault.delay.as_ref().map(|delay| FaultDelay { fixed: delay.fixed_delay.0, fraction: share(delay.percentage) }),
         abort: fault.abort.as_ref().map(|abort| FaultAbort {

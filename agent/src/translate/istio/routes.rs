@@ -100,6 +100,12 @@ struct Builder<'b, 'o> {
 impl Builder<'_, '_> {
     /// A virtual host for each imported service that has HTTP on `port`.
     fn port_hosts(&mut self, port: u16) -> Vec<VirtualHost> {
+        for service in &self.import.services {
+            if service.port(port).is_some_and(|declared| !declared.protocol().is_http()) {
+                let text = format!("{}: port {port} is not HTTP, so the HTTP listener of that port leaves it out", service.host);
+                self.output.warn(text);
+            }
+        }
         let mut hosts: Vec<VirtualHost> = self
             .import
             .services
@@ -188,14 +194,13 @@ fn domains(scope: &Scope<'_>, service: &Service<'_>) -> Vec<String> {
         return names;
     }
     names.push(format!("{host}."));
-    if let Some(labels) = host.strip_suffix(".svc.cluster.local") {
-        if let Some((name, namespace)) = labels.rsplit_once('.') {
-            if namespace == scope.workload.namespace {
-                names.push(name.to_owned());
-            }
-            names.push(format!("{name}.{namespace}.svc"));
-            names.push(format!("{name}.{namespace}"));
+    let in_cluster = host.strip_suffix(".svc.cluster.local").and_then(|labels| labels.rsplit_once('.'));
+    if let Some((name, namespace)) = in_cluster {
+        if namespace == scope.workload.namespace {
+            names.push(name.to_owned());
         }
+        names.push(format!("{name}.{namespace}.svc"));
+        names.push(format!("{name}.{namespace}"));
     }
     let single = |block: &ipnet::IpNet| block.prefix_len() == block.max_prefix_len();
     names

@@ -243,6 +243,11 @@ impl HostFilter {
         namespace && self.host.covers(host)
     }
 
+    /// The host, when it is a single one of a namespace that may hold it.
+    pub(super) fn single(&self) -> Option<&str> {
+        (self.namespace != NamespaceFilter::None && !self.host.is_wildcard()).then(|| self.host.as_str())
+    }
+
     /// `*/*`
     pub(super) fn everything() -> Self {
         Self { namespace: NamespaceFilter::Any, host: HostName("*".to_owned()) }

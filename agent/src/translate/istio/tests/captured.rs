@@ -14,7 +14,7 @@ fn resources(scenario: &str, file: &str) -> Vec<Value> {
     serde_json::from_str(&text).unwrap()
 }
 
-fn named(resources: Vec<Value>, key: &str, facts: impl Fn(&Value) -> Value) -> Facts {
+fn named(resources: &[Value], key: &str, facts: impl Fn(&Value) -> Value) -> Facts {
     resources.iter().map(|resource| (resource[key].as_str().unwrap().to_owned(), facts(resource))).collect()
 }
 
@@ -23,7 +23,7 @@ pub(super) fn list(value: &Value) -> &[Value] {
 }
 
 pub(super) fn listeners(scenario: &str) -> Facts {
-    named(resources(scenario, "lds"), "name", |listener| {
+    named(&resources(scenario, "lds"), "name", |listener| {
         let socket = &listener["address"]["socket_address"];
         json!({
             "address": format!("{}:{}", socket["address"].as_str().unwrap(), socket["port_value"]),
@@ -84,7 +84,7 @@ fn http(config: &Value) -> Value {
 }
 
 pub(super) fn routes(scenario: &str) -> Facts {
-    named(resources(scenario, "rds"), "name", route_configuration)
+    named(&resources(scenario, "rds"), "name", route_configuration)
 }
 
 fn route_configuration(config: &Value) -> Value {
@@ -150,7 +150,7 @@ fn route(route: &Value) -> Value {
 }
 
 pub(super) fn clusters(scenario: &str) -> Facts {
-    named(resources(scenario, "cds"), "name", |cluster| {
+    named(&resources(scenario, "cds"), "name", |cluster| {
         let thresholds = &cluster["circuit_breakers"]["thresholds"][0];
         let options = &cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
         let socket = |socket: &Value| match socket["typed_config"].get("common_tls_context") {
@@ -192,7 +192,7 @@ pub(super) fn clusters(scenario: &str) -> Facts {
 }
 
 pub(super) fn endpoints(scenario: &str) -> Facts {
-    named(resources(scenario, "eds"), "cluster_name", load)
+    named(&resources(scenario, "eds"), "cluster_name", load)
 }
 
 fn load(load: &Value) -> Value {

@@ -204,7 +204,7 @@ fn kinds_that_are_not_served_are_left_out_by_name() {
 /// The errors of the base configuration with one more or another file.
 fn translation_errors(name: &str, text: &str) -> Vec<String> {
     let mut files = files("01-default");
-    files.retain(|(file, _)| *file != PathBuf::from(name));
+    files.retain(|(file, _)| file.as_os_str() != name);
     files.push((PathBuf::from(name), text.to_owned()));
     let documents = Documents::parse(&files, "bookinfo").unwrap();
     translate(&documents, &workload()).unwrap_err().iter().map(ToString::to_string).collect()

@@ -51,7 +51,7 @@ fn translated(scenario: &str) -> Translation {
 }
 
 #[track_caller]
-fn assert_same(kind: &str, ours: Facts, theirs: Facts) {
+fn assert_same(kind: &str, ours: &Facts, theirs: &Facts) {
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "names of {kind}");
     for ((name, ours), theirs) in ours.iter().zip(theirs.values()) {
         let difference = difference(name, ours, theirs);
@@ -74,10 +74,10 @@ fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
 
 fn assert_as_istiod(scenario: &str) -> Snapshot {
     let snapshot = translated(scenario).snapshot;
-    assert_same("listeners", built::listeners(&snapshot), captured::listeners(scenario));
-    assert_same("routes", built::routes(&snapshot), captured::routes(scenario));
-    assert_same("clusters", built::clusters(&snapshot), captured::clusters(scenario));
-    assert_same("endpoints", built::endpoints(&snapshot), captured::endpoints(scenario));
+    assert_same("listeners", &built::listeners(&snapshot), &captured::listeners(scenario));
+    assert_same("routes", &built::routes(&snapshot), &captured::routes(scenario));
+    assert_same("clusters", &built::clusters(&snapshot), &captured::clusters(scenario));
+    assert_same("endpoints", &built::endpoints(&snapshot), &captured::endpoints(scenario));
     snapshot
 }
 
@@ -135,10 +135,10 @@ fn scenario_10_external() {
     let chains = &ours.remove("127.0.0.2_443").unwrap()["chains"];
     assert_eq!(chains.as_array().unwrap().len(), 2);
     theirs.remove("127.0.0.2_443");
-    assert_same("listeners", ours, theirs);
-    assert_same("routes", built::routes(&snapshot), captured::routes(scenario));
-    assert_same("clusters", built::clusters(&snapshot), captured::clusters(scenario));
-    assert_same("endpoints", built::endpoints(&snapshot), captured::endpoints(scenario));
+    assert_same("listeners", &ours, &theirs);
+    assert_same("routes", &built::routes(&snapshot), &captured::routes(scenario));
+    assert_same("clusters", &built::clusters(&snapshot), &captured::clusters(scenario));
+    assert_same("endpoints", &built::endpoints(&snapshot), &captured::endpoints(scenario));
 }
 
 #[test]

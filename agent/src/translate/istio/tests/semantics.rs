@@ -12,7 +12,7 @@ use super::{files, workload};
 fn with(changes: &[(&str, &str)]) -> Translation {
     let mut files = files("01-default");
     for (name, text) in changes {
-        files.retain(|(file, _)| *file != PathBuf::from(name));
+        files.retain(|(file, _)| file.as_os_str() != *name);
         files.push((PathBuf::from(name), (*text).to_owned()));
     }
     let documents = Documents::parse(&files, "bookinfo").unwrap();
