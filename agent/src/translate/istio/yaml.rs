@@ -51,10 +51,15 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, FieldError> {
     let documents: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let error = error.without_snippet();
         let line = error.location().map_or(1, |location| location.line());
-        let reason = error.to_string();
-        FieldError::at(line, String::new(), reason.lines().next().unwrap_or("not YAML").to_owned())
+        FieldError::at(line, String::new(), reason(&error.to_string()))
     })?;
     Ok(documents.into_iter().filter(|node| !matches!(node.value, Value::Null)).collect())
+}
+
+/// The parser's message without its second account of the place and its hints for programmers.
+fn reason(message: &str) -> &str {
+    let cut = [" at line ", ", set ", "\n"].iter().filter_map(|mark| message.find(mark)).min();
+    &message[..cut.unwrap_or(message.len())]
 }
 
 impl Node {

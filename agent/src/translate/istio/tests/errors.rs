@@ -172,8 +172,8 @@ fn every_document_is_looked_at_and_lines_count_from_the_start_of_the_file() {
         errors(&format!("{bad}---\n{good}---\n{}", bad.replace("name: x", "name: z"))),
         [format!("policy.yaml:5: spec.mtls.mode: {reason}"), format!("policy.yaml:17: spec.mtls.mode: {reason}")]
     );
-    assert_eq!(errors("a: [").len(), 1);
-    assert_eq!(errors("a: 1\na: 2").len(), 1);
+    assert_eq!(errors("kind: Sidecar\na: ["), ["policy.yaml:2: unclosed bracket '['"]);
+    assert_eq!(errors("a: 1\na: 2"), ["policy.yaml:2: duplicate mapping key: a"]);
     assert_eq!(
         errors(&format!("{good}---\n{good}")),
         ["policy.yaml:7: metadata.name: \"y\": a second resource of this kind and name in namespace bookinfo"]

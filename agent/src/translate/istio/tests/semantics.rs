@@ -220,3 +220,68 @@ fn what_looks_unintended_is_warned_of() {
         ]
     );
 }
+
+fn tcp(chain: &FilterChain) -> Vec<(&str, u32)> {
+    match &chain.filter {
+        NetworkFilter::Tcp(tcp) => tcp.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.weight)).collect(),
+        NetworkFilter::Http(_) => panic!("{chain:?}"),
+    }
+}
+
+#[test]
+fn tls_and_tcp_routes_of_a_virtual_service_choose_among_clusters() {
+    let service = |name: &str, port: u16, protocol: &str| {
+        format!(
+            "{NETWORKING}kind: ServiceEntry\nmetadata: {{name: {name}}}\nspec: {{hosts: [{name}.example], location: MESH_EXTERNAL, \
+             resolution: DNS, ports: [{{number: {port}, name: p, protocol: {protocol}}}]}}\n"
+        )
+    };
+    let services = [service("a", 443, "TLS"), service("b", 443, "TLS"), service("db", 5432, "TCP"), service("db2", 5432, "TCP")];
+    let routes = format!(
+        "{NETWORKING}kind: VirtualService\nmetadata: {{name: tls}}\nspec:\n  hosts: [a.example]\n  tls:\n  - match: [{{sniHosts: \
+         [a.example, www.a.example]}}]\n    route: [{{destination: {{host: a.example}}}}]\n---\n{NETWORKING}kind: VirtualService\nmetadata: \
+         {{name: tcp}}\nspec:\n  hosts: [db.example]\n  tcp:\n  - route: [{{destination: {{host: db.example}}, weight: 90}}, \
+         {{destination: {{host: db2.example}}, weight: 10}}]\n"
+    );
+    let egress = "  outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n  egress:\n  - {bind: 127.0.0.5, port: {number: 443, protocol: TLS}, \
+                  hosts: [\"./*\"]}\n  - {bind: 127.0.0.5, port: {number: 5432, protocol: TCP}, hosts: [\"./db.example\"]}";
+    let built = with(&[("sidecar.yaml", &sidecar(egress)), ("se.yaml", &services.join("---\n")), ("vs.yaml", &routes)]);
+
+    let tls = &built.snapshot.listeners["127.0.0.5_443"];
+    assert!(tls.inspect_tls);
+    let by_name: Vec<_> = tls.filter_chains.iter().map(|chain| (chain.matches.server_names.join(","), tcp(chain))).collect();
+    let (a, b) = ("outbound|443||a.example", "outbound|443||b.example");
+    assert_eq!(by_name, [("a.example,www.a.example".to_owned(), vec![(a, 1)]), ("b.example".to_owned(), vec![(b, 1)])]);
+    assert_eq!(tcp(tls.default_filter_chain.as_ref().unwrap()), [("BlackHoleCluster", 1)]);
+
+    // db2 is not imported by the listener, but the route needs its cluster.
+    let db = &built.snapshot.listeners["127.0.0.5_5432"];
+    assert!(!db.inspect_tls);
+    assert_eq!(tcp(&db.filter_chains[0]), [("outbound|5432||db.example", 90), ("outbound|5432||db2.example", 10)]);
+    assert!(built.snapshot.clusters.contains_key("outbound|5432||db2.example"));
+    assert_eq!(built.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_endpoint_takes_part_in_mtls_by_its_label_and_its_own_mode() {
+    let entry = |name: &str, address: &str, labels: &str| {
+        format!(
+            "{NETWORKING}kind: WorkloadEntry\nmetadata: {{name: {name}, labels: {{app: reviews}}}}\nspec: {{address: {address}, labels: \
+             {labels}, serviceAccount: sa}}\n"
+        )
+    };
+    let entries = [
+        entry("plain", "127.0.1.1", "{security.istio.io/tlsMode: disabled}"),
+        entry("off", "127.0.1.2", "{legacy: \"yes\"}"),
+        entry("mesh", "127.0.1.3", "{}"),
+    ];
+    let off = authentication("off", "bookinfo", "{selector: {matchLabels: {legacy: \"yes\"}}, mtls: {mode: DISABLE}}");
+    let built = with(&[("workloads.yaml", &entries.join("---\n")), ("policy.yaml", &off)]);
+    let load = &built.snapshot.endpoints["outbound|9080||reviews.bookinfo.svc.cluster.local"];
+    let modes: Vec<_> = load.localities[0]
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.workload.as_ref().unwrap().name.as_str(), endpoint.transport_match.contains_key("tlsMode")))
+        .collect();
+    assert_eq!(modes, [("plain", false), ("off", false), ("mesh", true)]);
+}
