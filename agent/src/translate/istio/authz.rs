@@ -12,10 +12,9 @@ use skiff_proxy::config::{
     StringMatch, StringMatcher,
 };
 
+use super::Output;
 use super::documents::Resource;
-use super::schema::security::{
-    Action, AuthorizationPolicy, Condition, ConditionKey, ConditionValues, Operation, Rule, Source,
-};
+use super::schema::security::{Action, AuthorizationPolicy, Condition, ConditionKey, ConditionValues, Operation, Rule, Source};
 use super::schema::selects;
 use super::scope::Scope;
 use super::values::Block;
@@ -40,12 +39,12 @@ pub(super) fn http_filters(scope: &Scope<'_>) -> Vec<HttpFilter> {
 }
 
 /// The network filters of an inbound TCP chain. A dry run has nowhere to be recorded there, which is said in a warning.
-pub(super) fn network_rules(scope: &Scope<'_>, warnings: &mut Vec<String>) -> Vec<Arc<RbacRules>> {
+pub(super) fn network_rules(scope: &Scope<'_>, output: &mut Output) -> Vec<Arc<RbacRules>> {
     ORDER
         .into_iter()
         .filter_map(|(action, to)| {
             let (enforced, dry_run): (Vec<_>, Vec<_>) = policies(scope, action).partition(|policy| !is_dry_run(policy));
-            warnings.extend(dry_run.iter().map(|policy| policy.remark("a dry run is not recorded on TCP ports")));
+            dry_run.iter().for_each(|policy| output.warn(policy.remark("a dry run is not recorded on TCP ports")));
             (!enforced.is_empty()).then(|| Arc::new(rules(scope, &enforced, to, Layer::Tcp)))
         })
         .collect()
@@ -63,8 +62,13 @@ fn is_dry_run(policy: &Resource<AuthorizationPolicy>) -> bool {
 fn policies<'s>(scope: &'s Scope<'_>, action: Action) -> impl Iterator<Item = &'s Resource<AuthorizationPolicy>> {
     scope.documents.authorization_policies.iter().filter(move |policy| {
         let in_reach = policy.namespace == scope.workload.namespace || policy.namespace == scope.root_namespace;
-        let selected = policy.spec.selector.as_ref().is_none_or(|selector| selects(&selector.match_labels, &scope.workload.labels));
-        in_reach && selected && policy.spec.action == action && policy.spec.target_ref.is_none() && policy.spec.target_refs.is_empty()
+        let selected =
+            policy.spec.selector.as_ref().is_none_or(|selector| selects(&selector.match_labels, &scope.workload.labels));
+        in_reach
+            && selected
+            && policy.spec.action == action
+            && policy.spec.target_ref.is_none()
+            && policy.spec.target_refs.is_empty()
     })
 }
 
@@ -155,7 +159,7 @@ impl Builder<'_> {
     fn principal(&self, source: &Source, when: &[Condition]) -> Result<Principal, NeedsHttp> {
         let mut all = Principals { builder: self, and: Vec::new() };
         all.identities(&source.principals, &source.not_principals)?;
-        all.add(&source.request_principals, &source.not_request_principals, true, |id| request_principal(id))?;
+        all.add_metadata(&source.request_principals, &source.not_request_principals, |id| request_principal(id))?;
         all.add(&source.service_accounts, &source.not_service_accounts, false, |id| service_account(id, self.namespace))?;
         all.add(&source.namespaces, &source.not_namespaces, false, |name| namespace(name))?;
         all.add(&source.remote_ip_blocks, &source.not_remote_ip_blocks, false, |block: &Block| Principal::RemoteIp(block.0))?;
@@ -220,6 +224,22 @@ impl Principals<'_> {
         Ok(())
     }
 
+    /// The same about the JWT of a request; istiod writes a single value without an `or` around it.
+    fn add_metadata(&mut self, values: &[String], not: &[String], one: impl Fn(&String) -> Principal) -> Result<(), NeedsHttp> {
+        let at = self.and.len();
+        self.add(values, not, true, one)?;
+        let unwrap = |principal: Principal| match principal {
+            Principal::Or(mut list) if list.len() == 1 => list.remove(0),
+            other => other,
+        };
+        let added = self.and.split_off(at).into_iter().map(|principal| match principal {
+            Principal::Not(inner) => Principal::Not(Box::new(unwrap(*inner))),
+            other => unwrap(other),
+        });
+        self.and.extend(added);
+        Ok(())
+    }
+
     /// SPIFFE identities; `cluster.local` and every trust domain of ours stand for each other.
     fn identities(&mut self, values: &[String], not: &[String]) -> Result<(), NeedsHttp> {
         let scope = self.builder.scope;
@@ -242,12 +262,12 @@ impl Principals<'_> {
                 ConditionKey::RequestHeader(name) => {
                     self.add(values, not, true, |value| Principal::Header(header(name, value, false)))
                 }
-                ConditionKey::RequestPrincipal => self.add(values, not, true, |id| request_principal(id)),
-                ConditionKey::RequestAudiences => self.add(values, not, true, |value| claim(&["aud"], text(value, "", false))),
-                ConditionKey::RequestPresenter => self.add(values, not, true, |value| claim(&["azp"], text(value, "", false))),
+                ConditionKey::RequestPrincipal => self.add_metadata(values, not, |id| request_principal(id)),
+                ConditionKey::RequestAudiences => self.add_metadata(values, not, |value| claim(&["aud"], text(value, "", false))),
+                ConditionKey::RequestPresenter => self.add_metadata(values, not, |value| claim(&["azp"], text(value, "", false))),
                 ConditionKey::RequestClaim(path) => {
                     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-                    self.add(values, not, true, |value| claim(&path, text(value, "", false)))
+                    self.add_metadata(values, not, |value| claim(&path, text(value, "", false)))
                 }
                 _ => Ok(()),
             },

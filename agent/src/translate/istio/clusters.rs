@@ -123,8 +123,17 @@ fn cluster(
         None => {}
     }
     if let (Some(rule), Some(tls)) = (rule, policy.tls) {
+        let incomplete = tls.value.client_certificate.is_none() || tls.value.private_key.is_none();
+        if tls.value.mode == ClientTlsMode::Mutual && incomplete {
+            output.errors.push(rule.error(tls.error("MUTUAL: expected clientCertificate and privateKey")));
+        }
         if tls.value.mode == ClientTlsMode::Simple && tls.value.subject_alt_names.is_empty() && !tls.value.sni.is_empty() {
-            output.warn(rule.remark(format_args!("{}: without subjectAltNames any certificate of a trusted issuer is accepted", tls.path)));
+            output.warn(
+                rule.remark(format_args!(
+                    "{}: without subjectAltNames any certificate of a trusted issuer is accepted",
+                    tls.path
+                )),
+            );
         }
     }
     output.add_cluster(cluster);

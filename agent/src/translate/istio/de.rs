@@ -161,7 +161,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Located<T> {
 
 /// Reads `T` from `node`, whose place in its document is `path` (empty for the document itself).
 pub(super) fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, FieldError> {
-    T::deserialize(NodeDeserializer { node, path: &Path::Root(path) })
+    NodeDeserializer { node, path: &Path::Root(path) }.seed(std::marker::PhantomData)
 }
 
 #[derive(Clone, Copy)]
@@ -171,6 +171,11 @@ struct NodeDeserializer<'de, 'p> {
 }
 
 impl<'de> NodeDeserializer<'de, '_> {
+    /// Reads through `seed`, and places the errors that it makes by itself, after the value was read.
+    fn seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, FieldError> {
+        seed.deserialize(self).map_err(|error| error.place(self.node.line, self.path))
+    }
+
     fn visit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match &self.node.value {
             Value::Null => visitor.visit_unit(),
@@ -237,11 +242,9 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'de, '_> {
     ) -> Result<V::Value, FieldError> {
         match &self.node.value {
             Value::String(name) => visitor.visit_enum(name.as_str().into_deserializer()),
-            Value::Mapping(entries) if entries.len() == 1 => {
-                visitor.visit_enum(Variant { entry: &entries[0], path: self.path })
-            }
+            Value::Mapping(entries) if entries.len() == 1 => visitor.visit_enum(Variant { entry: &entries[0], path: self.path }),
             Value::Mapping(_) => Err(serde::de::Error::custom(format_args!("expected exactly one of {}", variants.join(", ")))),
-            _ => self.visit(visitor),
+            other => Err(serde::de::Error::custom(format_args!("{other}: expected one of {}", variants.join(", ")))),
         }
         .map_err(|error| error.place(self.node.line, self.path))
     }
@@ -262,7 +265,7 @@ impl<'de> SeqAccess<'de> for Items<'de, '_> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, FieldError> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
-        seed.deserialize(NodeDeserializer { node, path: &Path::Index(self.path, index) }).map(Some)
+        NodeDeserializer { node, path: &Path::Index(self.path, index) }.seed(seed).map(Some)
     }
 }
 
@@ -279,14 +282,12 @@ impl<'de> MapAccess<'de> for Entries<'de, '_> {
         let Some(entry) = self.entries.next() else { return Ok(None) };
         self.value = Some(entry);
         let key: StrDeserializer<'_, FieldError> = entry.0.name.as_str().into_deserializer();
-        seed.deserialize(key)
-            .map(Some)
-            .map_err(|error| error.place(entry.0.line, &Path::Field(self.path, &entry.0.name)))
+        seed.deserialize(key).map(Some).map_err(|error| error.place(entry.0.line, &Path::Field(self.path, &entry.0.name)))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, FieldError> {
         let (key, node) = self.value.take().ok_or_else(|| serde::de::Error::custom("a value without a key"))?;
-        seed.deserialize(NodeDeserializer { node, path: &Path::Field(self.path, &key.name) })
+        NodeDeserializer { node, path: &Path::Field(self.path, &key.name) }.seed(seed)
     }
 }
 
@@ -315,7 +316,7 @@ impl<'de> VariantAccess<'de> for Variant<'de, '_> {
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, FieldError> {
         let (key, node) = self.entry;
-        seed.deserialize(NodeDeserializer { node, path: &Path::Field(self.path, &key.name) })
+        NodeDeserializer { node, path: &Path::Field(self.path, &key.name) }.seed(seed)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, FieldError> {

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::de::{FieldError, from_node};
+use super::schema::Metadata;
 use super::schema::destination_rule::DestinationRule;
 use super::schema::mesh::{HARMLESS_MESH_FIELDS, MeshConfig};
 use super::schema::security::{AuthorizationPolicy, PeerAuthentication};
 use super::schema::services::{ServiceEntry, WorkloadEntry, WorkloadGroup};
 use super::schema::sidecar::Sidecar;
 use super::schema::virtual_service::VirtualService;
-use super::schema::Metadata;
 use super::yaml::{self, Node};
 
 /// What is wrong, where: `policy.yaml:12: spec.mtls.mode: "STRIC": expected one of STRICT, PERMISSIVE, DISABLE`.
@@ -100,9 +100,9 @@ impl Documents {
                 reason: error.reason,
             };
             match yaml::parse(text) {
-                Ok(nodes) => errors.extend(
-                    nodes.iter().filter_map(|node| documents.add(node, file, default_namespace).err()).map(place),
-                ),
+                Ok(nodes) => {
+                    errors.extend(nodes.iter().filter_map(|node| documents.add(node, file, default_namespace).err()).map(place));
+                }
                 Err(error) => errors.push(place(error)),
             }
         }
@@ -124,7 +124,7 @@ impl Documents {
         };
         let networking = "networking.istio.io/v1, networking.istio.io/v1beta1 or networking.istio.io/v1alpha3";
         let security = "security.istio.io/v1 or security.istio.io/v1beta1";
-        let (expected, read): (&str, fn(&mut Self, &Reader<'_>) -> Result<(), FieldError>) = match name {
+        let (expected, read): (&str, Read) = match name {
             "Sidecar" => (networking, |all, reader| reader.read(&mut all.sidecars)),
             "ServiceEntry" => (networking, |all, reader| reader.read(&mut all.service_entries)),
             "WorkloadEntry" => (networking, |all, reader| reader.read(&mut all.workload_entries)),
@@ -155,6 +155,7 @@ impl Documents {
 
     fn add_mesh(&mut self, node: &Node, file: &Path) -> Result<(), FieldError> {
         let mesh: MeshConfig = from_node(node, "")?;
+        mesh.log_format()?;
         for field in mesh.other.keys().filter(|field| !HARMLESS_MESH_FIELDS.contains(&field.as_str())) {
             self.warnings.push(format!("{}:{}: {field}: not used by skiff", file.display(), node.line));
         }
@@ -164,6 +165,9 @@ impl Documents {
         Ok(())
     }
 }
+
+/// Reads one document into the list of its kind.
+type Read = fn(&mut Documents, &Reader<'_>) -> Result<(), FieldError>;
 
 /// One document on its way into a list of resources.
 struct Reader<'a> {

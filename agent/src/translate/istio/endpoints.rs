@@ -28,7 +28,7 @@ pub(super) fn load_assignment(
     labelled: bool,
 ) -> ClusterLoadAssignment {
     let mut localities: BTreeMap<Locality, Vec<Endpoint>> = BTreeMap::new();
-    for endpoint in service.endpoints.iter().filter(|endpoint| subset.is_none_or(|wanted| selects(wanted, endpoint.labels))) {
+    for endpoint in service.endpoints.iter().filter(|endpoint| subset.is_none_or(|wanted| selects(wanted, &endpoint.labels))) {
         let built = build(scope, service, port, endpoint, labelled);
         localities.entry(endpoint.entry.locality.0.clone()).or_default().push(built);
     }
@@ -56,7 +56,7 @@ fn build(scope: &Scope<'_>, service: &Service<'_>, port: &ServicePort, from: &Se
         Some(mode) => mode == "istio",
         None => !from.entry.service_account.is_empty(),
     };
-    let accepts = || mtls::mode(scope, from.namespace, from.labels, from.port(port)) != MtlsMode::Disable;
+    let accepts = || mtls::mode(scope, from.namespace, &from.labels, from.port(port)) != MtlsMode::Disable;
     if labelled && !service.external && in_mesh && accepts() {
         endpoint.transport_match.insert("tlsMode".to_owned(), "istio".to_owned());
     }

@@ -13,6 +13,7 @@ use skiff_proxy::config::{
 
 use super::de::Located;
 use super::registry::EndpointHost;
+use super::schema::destination_rule::ConnectionPool;
 use super::schema::sidecar::Ingress;
 use super::scope::Scope;
 use super::values::{InboundEndpoint, Protocol};
@@ -29,12 +30,18 @@ pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) {
         return;
     };
     for ingress in &sidecar.spec.ingress {
+        if ingress.value.port.protocol == Protocol::HttpProxy {
+            output.errors.push(scope.sidecar_error(ingress.error("HTTP_PROXY: only an egress listener can be an HTTP proxy")));
+            continue;
+        }
         let addresses = match &ingress.value.bind {
             Some(bind) => std::slice::from_ref(bind),
             None => &scope.workload.addresses,
         };
         if addresses.is_empty() {
-            output.errors.push(scope.sidecar_error(ingress.error("expected a bind, because the workload has no address of its own")));
+            output
+                .errors
+                .push(scope.sidecar_error(ingress.error("expected a bind, because the workload has no address of its own")));
             continue;
         }
         output.add_cluster(cluster(scope, ingress));
@@ -72,8 +79,7 @@ fn cluster(scope: &Scope<'_>, ingress: &Located<Ingress>) -> Cluster {
         cluster.protocol = UpstreamProtocol::Http2;
     }
     cluster.service = own_service(scope, port);
-    let sidecar_pool = scope.sidecar.and_then(|sidecar| sidecar.spec.inbound_connection_pool.as_ref());
-    if let Some(pool) = ingress.connection_pool.as_ref().or(sidecar_pool) {
+    if let Some(pool) = connection_pool(scope, ingress) {
         clusters::apply_connection_pool(&mut cluster, pool, ingress.port.protocol.is_http());
     }
     cluster
@@ -103,7 +109,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, output: &mut Outpu
     let (rbac, filter) = if http {
         (Vec::new(), NetworkFilter::Http(Arc::new(http_filter(scope, ingress, &name))))
     } else {
-        (authz::network_rules(scope, &mut output.warnings), NetworkFilter::Tcp(Arc::new(tcp_filter(scope, ingress))))
+        (authz::network_rules(scope, output), NetworkFilter::Tcp(Arc::new(tcp_filter(scope, ingress))))
     };
     let chain = |shape: mtls::ChainShape| FilterChain {
         name: name.clone(),
@@ -132,7 +138,7 @@ pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 fn tcp_filter(scope: &Scope<'_>, ingress: &Ingress) -> TcpProxy {
     let name = cluster_name(ingress);
-    TcpProxy {
+    let mut proxy = TcpProxy {
         stat_prefix: name.clone(),
         clusters: vec![WeightedCluster::only(name)],
         idle_timeout: Some(TCP_IDLE),
@@ -140,7 +146,24 @@ fn tcp_filter(scope: &Scope<'_>, ingress: &Ingress) -> TcpProxy {
         max_connect_attempts: 1,
         access_log: scope.access_log.clone(),
         stats: Some(Arc::clone(&scope.inbound_stats)),
+    };
+    apply_tcp_pool(&mut proxy, connection_pool(scope, ingress));
+    proxy
+}
+
+/// The time limits of connections that carry bytes.
+pub(super) fn apply_tcp_pool(proxy: &mut TcpProxy, pool: Option<&ConnectionPool>) {
+    let Some(pool) = pool else { return };
+    if let Some(idle) = pool.tcp.idle_timeout {
+        proxy.idle_timeout = Some(idle.0).filter(|idle| !idle.is_zero());
     }
+    proxy.max_connection_duration = pool.tcp.max_connection_duration.map(|duration| duration.0);
+}
+
+/// The ingress listener's pool, else the Sidecar's: the one replaces the other.
+fn connection_pool<'p>(scope: &'p Scope<'_>, ingress: &'p Ingress) -> Option<&'p ConnectionPool> {
+    let sidecar = scope.sidecar.and_then(|sidecar| sidecar.spec.inbound_connection_pool.as_ref());
+    ingress.connection_pool.as_ref().or(sidecar)
 }
 
 fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str) -> HttpConnectionManager {

@@ -26,7 +26,8 @@ pub(super) fn mode(scope: &Scope<'_>, namespace: &str, labels: &Labels, port: u1
     };
     let root = scope.root_namespace.as_str();
     let in_reach = |policy: &&Resource<PeerAuthentication>| policy.namespace == namespace || policy.namespace == root;
-    let workload = policies.iter().filter(in_reach).find(|policy| selector(policy).is_some_and(|wanted| selects(&wanted, labels)));
+    let workload =
+        policies.iter().filter(in_reach).find(|policy| selector(policy).is_some_and(|wanted| selects(&wanted, labels)));
     let of_namespace = |namespace: &str| {
         policies
             .iter()
@@ -58,7 +59,8 @@ pub(super) fn chains(scope: &Scope<'_>, mode: MtlsMode, port: u16, http: bool) -
         application_protocols: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
         ..FilterChainMatch::default()
     };
-    let mtls = |alpn: &[&str]| ChainShape { matches: matches(TransportProtocol::Tls, alpn), tls: Some(downstream_tls(scope, http)) };
+    let mtls =
+        |alpn: &[&str]| ChainShape { matches: matches(TransportProtocol::Tls, alpn), tls: Some(downstream_tls(scope, http)) };
     let plain = |transport| ChainShape { matches: matches(transport, &[]), tls: None };
     match mode {
         MtlsMode::Strict => vec![mtls(&[])],

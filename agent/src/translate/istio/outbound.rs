@@ -11,14 +11,15 @@ use skiff_proxy::config::{
 
 use super::de::Located;
 use super::documents::Resource;
-use super::inbound::{HANDSHAKE_TIMEOUT, TCP_IDLE, apply_mesh_defaults};
+use super::inbound::{HANDSHAKE_TIMEOUT, TCP_IDLE, apply_mesh_defaults, apply_tcp_pool};
 use super::policy::{self, Policy};
 use super::registry::Service;
 use super::route::{Destinations, applies};
+use super::schema::services::ServicePort;
 use super::schema::sidecar::{Egress, OutboundMode};
 use super::schema::virtual_service::{TcpDestination, VirtualService};
 use super::scope::Scope;
-use super::values::{HostFilter, Protocol};
+use super::values::{HostFilter, Protocol, covers};
 use super::{Output, Selection, clusters, routes};
 
 /// Where egress listeners without `bind` listen, as istiod has it for sidecars without iptables.
@@ -33,11 +34,14 @@ pub(super) struct Import<'i> {
 /// Builds the listeners and routes of the Sidecar's egress; returns what they refer to.
 pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) -> Selection {
     let mut selection = Selection::new();
-    let everything = [Located {
-        value: Egress::catch_all(),
-        line: 1,
-        path: "spec.egress".to_owned(),
-    }];
+    for vs in routes::virtual_services(scope).filter(|vs| !vs.spec.http.is_empty()) {
+        for host in vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)) {
+            if !scope.services.iter().any(|service| covers(&host, &service.host)) {
+                output.warn(vs.remark(format_args!("{host} is no service, so it is only known to HTTP listeners on port 80")));
+            }
+        }
+    }
+    let everything = [Located { value: Egress::catch_all(), line: 1, path: "spec.egress".to_owned() }];
     let egress = match scope.sidecar {
         Some(sidecar) if !sidecar.spec.egress.is_empty() => &sidecar.spec.egress[..],
         _ => &everything[..],
@@ -45,7 +49,7 @@ pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) -> Selection {
     // Listeners with a port come first: one without makes room for them.
     let (with_port, without): (Vec<_>, Vec<_>) = egress.iter().partition(|egress| egress.value.port.is_some());
     for egress in with_port.into_iter().chain(without) {
-        let import = import(scope, &egress.value.hosts);
+        let import = import(scope, &egress.value.hosts, output);
         let bind = egress.value.bind.unwrap_or(DEFAULT_BIND);
         match &egress.value.port {
             Some(port) => {
@@ -69,11 +73,10 @@ fn catch_all(
     selection: &mut Selection,
     output: &mut Output,
 ) {
-    let ports: BTreeSet<u16> =
-        import.services.iter().flat_map(|service| service.ports).map(|port| port.number.get()).collect();
+    let ports: BTreeSet<u16> = import.services.iter().flat_map(|service| service.ports).map(|port| port.number.get()).collect();
     for number in ports {
         let address = SocketAddr::new(bind, number);
-        let mut protocols = import.services.iter().filter_map(|service| service.port(number)).map(|port| port.protocol());
+        let mut protocols = import.services.iter().filter_map(|service| service.port(number)).map(ServicePort::protocol);
         let first = protocols.clone().next().unwrap_or(Protocol::Tcp);
         let protocol = if protocols.any(Protocol::is_http) { Protocol::Http } else { first };
         if output.snapshot.listeners.values().any(|other| other.address == address) {
@@ -86,8 +89,13 @@ fn catch_all(
 }
 
 /// Services and VirtualServices that `hosts` let in.
-fn import<'i>(scope: &'i Scope<'_>, hosts: &[HostFilter]) -> Import<'i> {
+fn import<'i>(scope: &'i Scope<'_>, hosts: &[HostFilter], output: &mut Output) -> Import<'i> {
     let own = &scope.workload.namespace;
+    for filter in hosts.iter().filter_map(HostFilter::single) {
+        if !scope.services.iter().any(|service| service.host == *filter) {
+            output.warn(format!("egress imports {filter}, which is no service"));
+        }
+    }
     let imported = |host: &str, namespace: &str| hosts.iter().any(|filter| filter.imports(host, namespace, own));
     Import {
         services: scope.services.iter().filter(|service| imported(&service.host, service.namespace)).collect(),
@@ -120,7 +128,8 @@ fn listener(
     };
     if protocol.is_http() {
         let routes = routes::add(scope, import, &name, address.port(), protocol == Protocol::HttpProxy, selection, output);
-        let mut http = HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
+        let mut http =
+            HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
         apply_mesh_defaults(&mut http);
         http.filters = vec![HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
         http.access_log = scope.access_log.clone();
@@ -132,7 +141,8 @@ fn listener(
     let mut tcp = TcpListener { scope, import, port: address.port(), selection, output };
     let (chains, default) = tcp.chains(protocol);
     if chains.is_empty() {
-        output.warn(format!("listener {name}: no imported service has TCP port {}, so there is no such listener", address.port()));
+        output
+            .warn(format!("listener {name}: no imported service has TCP port {}, so there is no such listener", address.port()));
         return None;
     }
     listener.inspect_tls = chains.iter().any(|chain| !chain.matches.server_names.is_empty());
@@ -180,7 +190,8 @@ impl TcpListener<'_, '_> {
         if !routed_by_sni && many && protocol != Protocol::Tls {
             let hosts: Vec<&str> = services.iter().map(|service| service.host.as_str()).collect();
             let (first, rest) = (hosts[0], hosts[1..].join(", "));
-            self.output.warn(format!("port {}: only {first} can be reached, not {rest}: bytes do not say which is meant", self.port));
+            self.output
+                .warn(format!("port {}: only {first} can be reached, not {rest}: bytes do not say which is meant", self.port));
         }
         let by_sni = protocol == Protocol::Tls && (many || routed_by_sni);
         for service in services.into_iter().take(if by_sni || !many { usize::MAX } else { 1 }) {
@@ -190,12 +201,12 @@ impl TcpListener<'_, '_> {
             }
             self.selection.insert((service.host.clone(), self.port));
             let cluster = clusters::name(self.port, "", &service.host);
-            let idle = Policy::of(policy::destination_rule(self.scope, service), None, self.port)
-                .connection_pool
-                .and_then(|pool| pool.tcp.idle_timeout)
-                .map_or(TCP_IDLE, |idle| idle.0);
+            let policy = Policy::of(policy::destination_rule(self.scope, service), None, self.port);
+            if policy.load_balancer.is_some_and(|lb| lb.consistent_hash.is_some()) {
+                self.output.warn(format!("{}: consistentHash has no effect on TCP port {}", service.host, self.port));
+            }
             let mut proxy = self.proxy(cluster.clone(), vec![WeightedCluster::only(cluster)]);
-            proxy.idle_timeout = Some(idle).filter(|idle| !idle.is_zero());
+            apply_tcp_pool(&mut proxy, policy.connection_pool);
             let matches = if by_sni { server_names(vec![service.host.clone()]) } else { FilterChainMatch::default() };
             chains.push(chain(String::new(), matches, NetworkFilter::Tcp(Arc::new(proxy))));
         }
@@ -213,9 +224,17 @@ impl TcpListener<'_, '_> {
         chain("PassthroughFilterChain".to_owned(), FilterChainMatch::default(), NetworkFilter::Tcp(Arc::new(proxy)))
     }
 
+    /// Whether a host of the VirtualService is a service with this port.
+    fn concerns(&self, vs: &Resource<VirtualService>) -> bool {
+        let hosts: Vec<String> = vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)).collect();
+        let with_port = |service: &&&Service<'_>| service.port(self.port).is_some();
+        let mut services = self.import.services.iter().filter(with_port);
+        services.any(|service| hosts.iter().any(|host| covers(host, &service.host)))
+    }
+
     fn tls_routes(&mut self) -> Vec<FilterChain> {
         let mut chains: Vec<FilterChain> = Vec::new();
-        for vs in &self.import.virtual_services {
+        for vs in self.import.virtual_services.iter().filter(|vs| self.concerns(vs)).copied().collect::<Vec<_>>() {
             for route in &vs.spec.tls {
                 for matched in &route.value.matches {
                     let source = (&matched.source_labels, matched.source_namespace.as_deref(), &matched.gateways[..]);
@@ -223,7 +242,9 @@ impl TcpListener<'_, '_> {
                         continue;
                     }
                     let names: Vec<String> = matched.sni_hosts.iter().map(|host| host.as_str().to_owned()).collect();
-                    let Some(filter) = self.destinations(vs, &route.value.route, route.error("expected a route")) else { continue };
+                    let Some(filter) = self.destinations(vs, &route.value.route, route.error("expected a route")) else {
+                        continue;
+                    };
                     let mut matches = server_names(names);
                     matches.prefix_ranges = matched.destination_subnets.iter().map(|block| block.0).collect();
                     chains.push(chain(String::new(), matches, filter));
@@ -235,10 +256,7 @@ impl TcpListener<'_, '_> {
 
     fn tcp_route(&mut self) -> Option<FilterChain> {
         for vs in &self.import.virtual_services {
-            let declares = |host: &super::values::HostName| {
-                self.scope.service(&host.resolve(&vs.namespace)).is_some_and(|service| service.port(self.port).is_some())
-            };
-            if !vs.spec.hosts.iter().any(declares) {
+            if !self.concerns(vs) {
                 continue;
             }
             for route in &vs.spec.tcp {

@@ -1,5 +1,6 @@
 //! The services of the mesh as one workload sees them: ServiceEntries with their endpoints.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ pub(super) struct Service<'a> {
 pub(super) struct ServiceEndpoint<'a> {
     pub(super) host: EndpointHost,
     pub(super) entry: &'a WorkloadEntry,
-    pub(super) labels: &'a Labels,
+    pub(super) labels: Cow<'a, Labels>,
     pub(super) namespace: &'a str,
     pub(super) workload_name: String,
 }
@@ -80,8 +81,8 @@ impl ServiceEndpoint<'_> {
         EndpointWorkload {
             name: self.workload_name.clone(),
             namespace: self.namespace.to_owned(),
-            canonical_service: canonical_service(self.labels).unwrap_or(&self.workload_name).to_owned(),
-            canonical_revision: canonical_revision(self.labels).unwrap_or_default().to_owned(),
+            canonical_service: canonical_service(&self.labels).unwrap_or(&self.workload_name).to_owned(),
+            canonical_revision: canonical_revision(&self.labels).unwrap_or_default().to_owned(),
             cluster: cluster.to_owned(),
         }
     }
@@ -124,7 +125,8 @@ pub(super) fn services<'a>(
             };
             match by_host.get(&service.host) {
                 Some(other) if other.namespace == workload.namespace || service.namespace != workload.namespace => {
-                    warnings.push(resource.remark(format_args!("host {host} is taken from {}", other.resource.remark("this one"))));
+                    warnings
+                        .push(resource.remark(format_args!("host {host} is taken from {}", other.resource.remark("this one"))));
                 }
                 _ => {
                     by_host.insert(service.host.clone(), service);
@@ -135,11 +137,7 @@ pub(super) fn services<'a>(
     if errors.is_empty() { Ok(by_host.into_values().collect()) } else { Err(errors) }
 }
 
-fn service<'a>(
-    documents: &'a Documents,
-    resource: &'a Resource<ServiceEntry>,
-    host: &str,
-) -> Result<Service<'a>, DocumentError> {
+fn service<'a>(documents: &'a Documents, resource: &'a Resource<ServiceEntry>, host: &str) -> Result<Service<'a>, DocumentError> {
     let spec = &resource.spec;
     let resolution = spec.resolution.value;
     let mut endpoints = Vec::new();
@@ -153,15 +151,24 @@ fn service<'a>(
             return Err(resource.error(error));
         }
         let workload_name = format!("{}-{index}", resource.metadata.name);
-        endpoints.push(ServiceEndpoint { host, entry, labels: &entry.labels, namespace: &resource.namespace, workload_name });
+        endpoints.push(ServiceEndpoint {
+            host,
+            entry,
+            labels: Cow::Borrowed(&entry.labels),
+            namespace: &resource.namespace,
+            workload_name,
+        });
     }
     if let Some(selector) = spec.workload_selector.as_ref().filter(|selector| !selector.labels.is_empty()) {
         for entry in documents.workload_entries.iter().filter(|entry| entry.namespace == resource.namespace) {
-            if selects(&selector.labels, &entry.spec.labels) {
+            // Labels of the object count too, and before those of its spec.
+            let mut labels = entry.spec.labels.clone();
+            labels.extend(entry.metadata.labels.clone());
+            if selects(&selector.labels, &labels) {
                 endpoints.push(ServiceEndpoint {
                     host: endpoint_host(&entry.spec.address),
                     entry: &entry.spec,
-                    labels: &entry.spec.labels,
+                    labels: Cow::Owned(labels),
                     namespace: &entry.namespace,
                     workload_name: entry.metadata.name.clone(),
                 });

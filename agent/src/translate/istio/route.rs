@@ -13,12 +13,13 @@ use super::clusters;
 use super::de::Located;
 use super::documents::Resource;
 use super::policy::{self, Policy};
+use super::registry::Service;
 use super::schema::virtual_service::{
     self as schema, Body, DerivePort, Destination, HttpMatch, HttpRoute, Scheme, UnmatchedPreflights, VirtualService,
 };
 use super::schema::{Labels, selects};
 use super::scope::Scope;
-use super::values::{Port, TextMatch};
+use super::values::{Percent, Port, TextMatch};
 use super::{Output, Selection};
 
 /// What a match says about who asks: labels, namespace, gateways.
@@ -45,11 +46,7 @@ impl Destinations<'_, '_> {
     pub(super) fn cluster(&mut self, destination: &Destination, output: &mut Output) -> String {
         let host = destination.host.resolve(&self.resource.namespace);
         let service = self.scope.service(&host);
-        let only_port = service.and_then(|service| match service.ports {
-            [port] => Some(port.number.get()),
-            _ => None,
-        });
-        let port = destination.port.map(|port| port.number.get()).or(only_port).unwrap_or(self.port);
+        let port = self.port(destination, service);
         let rule = service.and_then(|service| policy::destination_rule(self.scope, service));
         let has_subset = rule.is_some_and(|rule| rule.spec.subsets.iter().any(|subset| subset.name == destination.subset));
         match service {
@@ -66,12 +63,21 @@ impl Destinations<'_, '_> {
         clusters::name(port, &destination.subset, &host)
     }
 
+    /// The declared port, else the only one that the service has, else the listener's.
+    fn port(&self, destination: &Destination, service: Option<&Service<'_>>) -> u16 {
+        let only_port = service.and_then(|service| match service.ports {
+            [port] => Some(port.number.get()),
+            _ => None,
+        });
+        destination.port.map(|port| port.number.get()).or(only_port).unwrap_or(self.port)
+    }
+
     /// What requests to a destination are hashed by.
     fn hash(&self, destination: &Destination) -> Vec<skiff_proxy::config::HashPolicy> {
         let Some(service) = self.scope.service(&destination.host.resolve(&self.resource.namespace)) else { return Vec::new() };
         let rule = policy::destination_rule(self.scope, service);
         let subset = rule.and_then(|rule| rule.spec.subsets.iter().find(|subset| subset.name == destination.subset));
-        let port = destination.port.map_or(self.port, |port| port.number.get());
+        let port = self.port(destination, Some(service));
         let hash = Policy::of(rule, subset, port).load_balancer.and_then(|lb| lb.consistent_hash.as_ref());
         hash.map(clusters::hash_policies).unwrap_or_default()
     }
@@ -187,7 +193,7 @@ impl Builder<'_, '_> {
         old.chain(new)
             .map(|(destination, percentage)| Mirror {
                 cluster: self.to.cluster(destination, self.output),
-                fraction: percentage.map_or(Fraction::ALL, |percentage| percentage.fraction()),
+                fraction: percentage.map_or(Fraction::ALL, Percent::fraction),
             })
             .filter(|mirror| mirror.fraction != Fraction::NONE)
             .collect()
@@ -282,13 +288,16 @@ fn is_host(name: &str) -> bool {
 
 fn header_mutations(headers: &schema::Headers) -> HeaderMutations {
     let options = |values: &BTreeMap<String, String>, action: AppendAction| {
-        values.iter().filter(|(name, _)| !is_host(name)).map(move |(name, value)| HeaderValueOption {
-            name: name.to_ascii_lowercase(),
-            value: value.clone(),
-            action,
-            keep_empty_value: false,
-        })
-        .collect::<Vec<_>>()
+        values
+            .iter()
+            .filter(|(name, _)| !is_host(name))
+            .map(move |(name, value)| HeaderValueOption {
+                name: name.to_ascii_lowercase(),
+                value: value.clone(),
+                action,
+                keep_empty_value: false,
+            })
+            .collect::<Vec<_>>()
     };
     let all = |operations: &schema::HeaderOperations| {
         let mut list = options(&operations.set, AppendAction::OverwriteIfExistsOrAdd);
@@ -307,7 +316,11 @@ fn header_mutations(headers: &schema::Headers) -> HeaderMutations {
 fn cors(policy: &schema::CorsPolicy) -> CorsPolicy {
     let list = |values: &[String]| (!values.is_empty()).then(|| values.join(","));
     CorsPolicy {
-        allow_origins: policy.allow_origins.iter().map(|origin| origin.matcher().unwrap_or_else(|| StringMatcher::prefix(""))).collect(),
+        allow_origins: policy
+            .allow_origins
+            .iter()
+            .map(|origin| origin.matcher().unwrap_or_else(|| StringMatcher::prefix("")))
+            .collect(),
         allow_methods: list(&policy.allow_methods),
         allow_headers: list(&policy.allow_headers),
         expose_headers: list(&policy.expose_headers),
@@ -319,7 +332,7 @@ fn cors(policy: &schema::CorsPolicy) -> CorsPolicy {
 
 /// A fault without a percentage concerns no request.
 fn fault(fault: &schema::Fault) -> Fault {
-    let share = |percentage: Option<super::values::Percent>| percentage.map_or(Fraction::NONE, |percentage| percentage.fraction());
+    let share = |percentage: Option<Percent>| percentage.map_or(Fraction::NONE, Percent::fraction);
     Fault {
         delay: fault.delay.as_ref().map(|delay| FaultDelay { fixed: delay.fixed_delay.0, fraction: share(delay.percentage) }),
         abort: fault.abort.as_ref().map(|abort| FaultAbort {

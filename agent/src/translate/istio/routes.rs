@@ -100,6 +100,12 @@ struct Builder<'b, 'o> {
 impl Builder<'_, '_> {
     /// A virtual host for each imported service that has HTTP on `port`.
     fn port_hosts(&mut self, port: u16) -> Vec<VirtualHost> {
+        for service in &self.import.services {
+            if service.port(port).is_some_and(|declared| !declared.protocol().is_http()) {
+                let text = format!("{}: port {port} is not HTTP, so the HTTP listener of that port leaves it out", service.host);
+                self.output.warn(text);
+            }
+        }
         let mut hosts: Vec<VirtualHost> = self
             .import
             .services
@@ -132,7 +138,8 @@ impl Builder<'_, '_> {
 
     fn service_host(&mut self, service: &Service<'_>, port: u16, domains: Vec<String>) -> VirtualHost {
         self.selection.insert((service.host.clone(), port));
-        let hosts = |vs: &Resource<VirtualService>| vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)).collect::<Vec<_>>();
+        let hosts =
+            |vs: &Resource<VirtualService>| vs.spec.hosts.iter().map(|host| host.resolve(&vs.namespace)).collect::<Vec<_>>();
         let candidates = self.import.virtual_services.iter().filter(|vs| !vs.spec.http.is_empty());
         let candidates = candidates.flat_map(|vs| hosts(vs).into_iter().map(move |host| (*vs, host)));
         let routes = match Scope::most_specific(candidates, &service.host) {
@@ -187,16 +194,16 @@ fn domains(scope: &Scope<'_>, service: &Service<'_>) -> Vec<String> {
         return names;
     }
     names.push(format!("{host}."));
-    if let Some(labels) = host.strip_suffix(".svc.cluster.local") {
-        if let Some((name, namespace)) = labels.rsplit_once('.') {
-            if namespace == scope.workload.namespace {
-                names.push(name.to_owned());
-            }
-            names.push(format!("{name}.{namespace}.svc"));
-            names.push(format!("{name}.{namespace}"));
+    let in_cluster = host.strip_suffix(".svc.cluster.local").and_then(|labels| labels.rsplit_once('.'));
+    if let Some((name, namespace)) = in_cluster {
+        if namespace == scope.workload.namespace {
+            names.push(name.to_owned());
         }
+        names.push(format!("{name}.{namespace}.svc"));
+        names.push(format!("{name}.{namespace}"));
     }
     let single = |block: &ipnet::IpNet| block.prefix_len() == block.max_prefix_len();
-    names.extend(service.resource.spec.addresses.iter().map(|block| block.0).filter(single).map(|block| block.addr().to_string()));
+    names
+        .extend(service.resource.spec.addresses.iter().map(|block| block.0).filter(single).map(|block| block.addr().to_string()));
     names
 }

@@ -1,6 +1,5 @@
 //! What one workload sees of the mesh: the input of every later step of the translation.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat, 
 use super::de::FieldError;
 use super::documents::{DocumentError, Documents, Resource};
 use super::registry::{self, Service};
-use super::schema::mesh::{AccessLogEncoding, MeshConfig};
+use super::schema::mesh::MeshConfig;
 use super::schema::sidecar::{OutboundMode, Sidecar};
 use super::schema::{Labels, selects};
 use super::values::covers;
@@ -32,11 +31,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn new(
-        documents: &'a Documents,
-        workload: &'a Workload,
-        output: &mut Output,
-    ) -> Result<Self, Vec<DocumentError>> {
+    pub(super) fn new(documents: &'a Documents, workload: &'a Workload, output: &mut Output) -> Result<Self, Vec<DocumentError>> {
         let mesh = documents.mesh.clone().unwrap_or_default();
         if let Some(declared) = mesh.trust_domain.as_ref().filter(|declared| declared.0 != workload.trust_domain) {
             let own = &workload.trust_domain;
@@ -131,45 +126,9 @@ fn access_log(mesh: &MeshConfig) -> Vec<AccessLog> {
         "/dev/stderr" => AccessLogSink::Stderr,
         path => AccessLogSink::File(path.into()),
     };
-    let format = match mesh.access_log_encoding {
-        AccessLogEncoding::Text if mesh.access_log_format.is_empty() => LogFormat::Text(LogFormat::ISTIO.to_owned()),
-        AccessLogEncoding::Text => LogFormat::Text(mesh.access_log_format.clone()),
-        AccessLogEncoding::Json => LogFormat::Json { fields: json_fields(&mesh.access_log_format), omit_empty_values: false, sort: true },
-    };
+    // The format was tried when the mesh was read.
+    let format = mesh.log_format().unwrap_or_else(|_| LogFormat::Text(LogFormat::ISTIO.to_owned()));
     vec![AccessLog { filter: None, format, sink }]
-}
-
-/// The fields of a JSON `accessLogFormat`, else Istio's default ones.
-fn json_fields(format: &str) -> Vec<(String, String)> {
-    const DEFAULT: [(&str, &str); 24] = [
-        ("authority", "%REQ(:AUTHORITY)%"),
-        ("bytes_received", "%BYTES_RECEIVED%"),
-        ("bytes_sent", "%BYTES_SENT%"),
-        ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-        ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-        ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-        ("duration", "%DURATION%"),
-        ("method", "%REQ(:METHOD)%"),
-        ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
-        ("protocol", "%PROTOCOL%"),
-        ("request_id", "%REQ(X-REQUEST-ID)%"),
-        ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-        ("response_code", "%RESPONSE_CODE%"),
-        ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-        ("response_flags", "%RESPONSE_FLAGS%"),
-        ("route_name", "%ROUTE_NAME%"),
-        ("start_time", "%START_TIME%"),
-        ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
-        ("upstream_host", "%UPSTREAM_HOST%"),
-        ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
-        ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-        ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-        ("user_agent", "%REQ(USER-AGENT)%"),
-        ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
-    ];
-    serde_json::from_str::<BTreeMap<String, String>>(format)
-        .map(|fields| fields.into_iter().collect())
-        .unwrap_or_else(|_| DEFAULT.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
 }
 
 fn stats_labels(workload: &Workload, reporter: &str) -> StatsLabels {

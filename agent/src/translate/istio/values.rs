@@ -171,7 +171,11 @@ impl HostName {
 
     /// Istio's rule for short names: without a dot it is a Service of the resource's own namespace.
     pub(super) fn resolve(&self, namespace: &str) -> String {
-        if self.0.contains('.') || self.is_wildcard() { self.0.clone() } else { format!("{}.{namespace}.svc.cluster.local", self.0) }
+        if self.0.contains('.') || self.is_wildcard() {
+            self.0.clone()
+        } else {
+            format!("{}.{namespace}.svc.cluster.local", self.0)
+        }
     }
 
     /// Whether every host that `host` stands for is one that this one stands for.
@@ -194,9 +198,7 @@ impl FromStr for HostName {
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.strip_prefix("*.").unwrap_or(text);
         let legal = |label: &str| {
-            !label.is_empty()
-                && label.len() <= 63
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
         if text == "*" || (name.len() <= 253 && name.split('.').all(legal)) {
             return Ok(Self(text.to_ascii_lowercase()));
@@ -239,6 +241,11 @@ impl HostFilter {
             NamespaceFilter::Named(name) => host_namespace == name,
         };
         namespace && self.host.covers(host)
+    }
+
+    /// The host, when it is a single one of a namespace that may hold it.
+    pub(super) fn single(&self) -> Option<&str> {
+        (self.namespace != NamespaceFilter::None && !self.host.is_wildcard()).then(|| self.host.as_str())
     }
 
     /// `*/*`
@@ -317,7 +324,10 @@ impl FromStr for RegexText {
     fn from_str(text: &str) -> Result<Self, String> {
         Regex::new(text).map(Self).map_err(|error| {
             let reason = error.to_string();
-            format!("{text:?}: not a regular expression: {}", reason.lines().last().unwrap_or_default().trim_start_matches("error: "))
+            format!(
+                "{text:?}: not a regular expression: {}",
+                reason.lines().last().unwrap_or_default().trim_start_matches("error: ")
+            )
         })
     }
 }

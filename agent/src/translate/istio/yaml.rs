@@ -43,15 +43,23 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, FieldError> {
     }
     let options = serde_saphyr::options! {
         with_snippet: false,
+        // As YAML 1.2 has it: `on` and `y` are text.
+        strict_booleans: true,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000 },
         budget: serde_saphyr::budget! { max_depth: 64, max_aliases: 1_000, max_events: 1_000_000 },
     };
     let documents: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let error = error.without_snippet();
         let line = error.location().map_or(1, |location| location.line());
-        let reason = error.to_string();
-        FieldError::at(line, String::new(), reason.lines().next().unwrap_or("not YAML").to_owned())
+        FieldError::at(line, String::new(), reason(&error.to_string()))
     })?;
     Ok(documents.into_iter().filter(|node| !matches!(node.value, Value::Null)).collect())
+}
+
+/// The parser's message without its second account of the place and its hints for programmers.
+fn reason(message: &str) -> &str {
+    let cut = [" at line ", ", set ", "\n"].iter().filter_map(|mark| message.find(mark)).min();
+    &message[..cut.unwrap_or(message.len())]
 }
 
 impl Node {
@@ -68,6 +76,20 @@ impl Node {
         match &self.value {
             Value::String(text) => Some(text),
             _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value}"),
+            Self::String(value) => write!(f, "{value:?}"),
+            Self::Sequence(_) => f.write_str("a list"),
+            Self::Mapping(_) => f.write_str("a mapping"),
         }
     }
 }
