@@ -13,7 +13,7 @@ use super::body::BodySize;
 use super::filter::Verdict;
 use super::forward;
 use super::forwarding::Overrides;
-use super::head::{Headers, Known, RequestHead, ResponseHead, Version};
+use super::head::{Headers, RequestHead, ResponseHead, Version};
 use super::local_reply::LocalReply;
 use super::manager::Connection;
 use super::request_body::RequestBody;
@@ -22,6 +22,7 @@ use super::route::{Action, Route};
 use super::upgrade::Tunnel;
 use crate::error::ErrorKind;
 use crate::stream_info::{FormatContext, StreamInfo};
+use crate::telemetry::grpc_status;
 use crate::telemetry::metrics::HttpSample;
 use crate::upstream::{Cluster, Endpoint};
 
@@ -194,12 +195,12 @@ impl Exchange {
             let current = self.cluster.as_ref().map(|cluster| cluster.current());
             metrics.record(&HttpSample {
                 service: current.as_ref().and_then(|current| current.config().service.as_ref()),
-                peer_workload: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
+                peer: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
                 peer_principal: self.peer_principal(),
                 mtls: self.info.connection.is_mtls(),
                 is_grpc: self.is_grpc,
                 response_code: self.info.response_code,
-                grpc_status: self.grpc_status(),
+                grpc_status: if self.is_grpc { grpc_status(&context) } else { None },
                 flags: self.info.flags,
                 duration: context.now.duration_since(self.info.start),
                 request_bytes: self.info.bytes_received,
@@ -216,11 +217,6 @@ impl Exchange {
             self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref())
         };
         peer.map(|peer| peer.principal())
-    }
-
-    fn grpc_status(&self) -> Option<u16> {
-        let of = |headers: &Headers| std::str::from_utf8(headers.get(Known::GrpcStatus)?).ok()?.parse().ok();
-        self.trailers.as_deref().and_then(of).or_else(|| of(&self.response.headers))
     }
 
     /// Whether the downstream speaks HTTP/2.

@@ -31,7 +31,7 @@ use crate::upstream::pool::{Lease, Protocol};
 use crate::upstream::{Cluster, Endpoint, Outcome as Health, PickContext};
 
 /// Forwards a request to the route's cluster and streams the response back.
-pub async fn run(
+pub(super) async fn run(
     exchange: &mut Exchange,
     found: RouteMatch<'_>,
     action: &ForwardRoute,
@@ -87,7 +87,7 @@ pub async fn run(
 }
 
 /// Writes a body that is there already and ends the message.
-pub async fn send_all(sink: &mut Sink, body: Cow<'static, [u8]>) {
+pub(super) async fn send_all(sink: &mut Sink, body: Cow<'static, [u8]>) {
     let mut next = match body {
         Cow::Borrowed(b"") => None,
         Cow::Borrowed(text) => Some(Bytes::from_static(text)),
@@ -177,7 +177,7 @@ impl Attempts<'_> {
                         self.exchange.info.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return self.give_up(&error, retries).await;
                     };
-                    retries.take();
+                    self.count_retry(retries);
                 }
             }
             self.body.restart();
@@ -190,6 +190,11 @@ impl Attempts<'_> {
                 };
             }
         }
+    }
+
+    fn count_retry(&self, retries: &mut Retries<'_>) {
+        retries.take();
+        self.cluster.metrics(self.exchange.connection.worker.metrics()).retries.increment(1);
     }
 
     /// Safe methods without a body may be sent again unasked (RFC 9110 §9.2.2).
@@ -314,7 +319,7 @@ impl Attempts<'_> {
             } else if self.body.can_restart()
                 && let Ok(_permit) = self.cluster.breakers().retries.acquire()
             {
-                retries.take();
+                self.count_retry(retries);
                 return Err(Failed::Response);
             }
         }
