@@ -23,7 +23,7 @@ pub fn certificates(manager: IdentityManager) -> Identity {
         Box::pin(async move {
             let failures = report_failures(manager.status(), publisher.clone());
             tokio::select! {
-                never = manager.run(move |name, secret| publisher.publish(name, secret)) => never,
+                never = manager.run(move |name, secret| publisher.publish(name, secret).map_err(|error| error.to_string())) => never,
                 never = failures => never,
             }
         })

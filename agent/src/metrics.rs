@@ -16,14 +16,8 @@ pub const UPKEEP: Duration = Duration::from_secs(5);
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 
-/// Upper bounds of one histogram.
-#[derive(Clone, Copy, Debug)]
-pub struct Buckets {
-    /// Metric name.
-    pub name: &'static str,
-    /// Upper bounds, ascending, without `+Inf`.
-    pub bounds: &'static [f64],
-}
+/// Name of a histogram and its upper bounds, ascending, without `+Inf`.
+pub type Buckets = (&'static str, &'static [f64]);
 
 /// The metrics of one sidecar. Cheap to clone.
 #[derive(Clone)]
@@ -46,8 +40,8 @@ impl Metrics {
     /// When a histogram has no bounds.
     pub fn new(histograms: &[Buckets]) -> Result<Self, BuildError> {
         let mut builder = PrometheusBuilder::new();
-        for buckets in histograms {
-            builder = builder.set_buckets_for_metric(Matcher::Full(buckets.name.to_owned()), buckets.bounds)?;
+        for (name, bounds) in histograms {
+            builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)?;
         }
         let recorder = Arc::new(builder.build_recorder());
         let handle = recorder.handle();
@@ -142,7 +136,7 @@ mod tests {
 
     #[test]
     fn renders_the_process_and_what_was_recorded() {
-        let metrics = Metrics::new(&[Buckets { name: "latency", bounds: &[0.5, 1.0] }]).unwrap();
+        let metrics = Metrics::new(&[("latency", &[0.5, 1.0])]).unwrap();
         metrics.counter("skiff_things_total", "Things.").increment(3);
         metrics.recorder().register_histogram(&Key::from_static_name("latency"), &METADATA).record(0.7);
         metrics.upkeep();

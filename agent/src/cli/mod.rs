@@ -2,6 +2,7 @@
 
 mod run;
 
+use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic;
@@ -100,7 +101,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Check { files }) => check(if files.is_empty() { vec![run.config] } else { files }),
         Some(Command::Quickstart { check }) => {
             let logging = log.init()?;
-            let options = quickstart::Options { check, histograms: &[] };
+            let options = quickstart::Options { check, histograms: &HISTOGRAM_BUCKETS };
             runtime.block_on(until_signals(async |shutdown| quickstart::run(&options, &logging, shutdown).await))
         }
         None => {

@@ -3,6 +3,7 @@
 //! The variables are those of Istio's `cluster.env` and `sidecar.env`, so that what `istioctl experimental workload entry
 //! configure` writes for a virtual machine works as it is; skiff's own begin with `SKIFF_`.
 
+use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -129,7 +130,7 @@ impl RunArgs {
                 max_series: self.max_series,
                 access_log_queue: self.access_log_queue,
             },
-            histograms: &[],
+            histograms: &HISTOGRAM_BUCKETS,
         };
         Ok((config, Sources { translate: connect::istio_yaml(workload), identity }))
     }

@@ -97,7 +97,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         before: Before::Stop(&DETAILS),
         call: Call { method: GET, to: Door::EgressOf(&RATINGS), host: "details.bookinfo:9080", path: "/details/0" },
         expect: Expect::Answer(503, "upstream connect error or disconnect/reset before headers"),
-        logged: &[(&RATINGS, " 503 "), (&DETAILS, " 503 UF upstream_reset_before_response_started{")],
+        logged: &[(&RATINGS, " 503 "), (&DETAILS, " 503 URX,UF upstream_reset_before_response_started{")],
         identities: None,
     },
     Scenario {

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use skiff_proxy::Proxy;
 use skiff_proxy::config::{Secret, Snapshot};
+use skiff_proxy::tls::TlsError;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -87,7 +88,7 @@ impl SecretPublisher {
     ///
     /// # Errors
     /// As [`Proxy::set_secret`]; the secret before stays in force.
-    pub fn publish(&self, name: &str, secret: Secret) -> Result<(), String> {
+    pub fn publish(&self, name: &str, secret: Secret) -> Result<(), TlsError> {
         let is_certificate = matches!(secret, Secret::Certificate { .. });
         self.proxy.set_secret(name, secret)?;
         if is_certificate {

@@ -71,6 +71,15 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
     let found = routes.find(&exchange.request);
     let route = found.map(|found| &**found.route);
     exchange.info.route_name = route.map(|route| route.name.clone());
+    // Chosen before the filters: what they refuse is logged with the cluster that it would have gone to.
+    let chosen = match route.map(|route| &route.action) {
+        Some(Action::Forward(action)) => Some(action.choose(&exchange.request)),
+        _ => None,
+    };
+    if let Some(Ok(choice)) = &chosen {
+        exchange.info.upstream_cluster = Some(choice.name.clone());
+        exchange.cluster.clone_from(&choice.cluster);
+    }
     if let Verdict::Reply(reply) = manager.filters.request(exchange, route).await {
         return exchange.reply(&body, out, reply, route).await;
     }
@@ -87,7 +96,11 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
         Action::Forward(action) if !manager.allows(exchange, action) => {
             exchange.reply(&body, out, LocalReply::empty(StatusCode::FORBIDDEN, "upgrade_failed"), route).await
         }
-        Action::Forward(action) => forward::run(exchange, found, action, &mut body, out).await,
+        Action::Forward(action) => match chosen {
+            Some(Ok(choice)) => forward::run(exchange, found, action, choice, &mut body, out).await,
+            Some(Err(kind)) => exchange.fail(&body, out, kind, route).await,
+            None => exchange.fail(&body, out, ErrorKind::NoRoute, route).await,
+        },
     }
 }
 

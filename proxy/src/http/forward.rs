@@ -35,18 +35,14 @@ pub(super) async fn run(
     exchange: &mut Exchange,
     found: RouteMatch<'_>,
     action: &ForwardRoute,
+    choice: &ClusterChoice,
     body: &mut RequestBody,
     out: &mut Responder,
 ) -> Outcome {
     let route = &**found.route;
-    let chosen = action.choose(&exchange.request).map(|choice| (choice, choice.cluster.clone()));
-    let (choice, cluster) = match chosen {
-        Ok((choice, Some(cluster))) => (choice, cluster),
-        Ok((_, None)) => return exchange.fail(body, out, ErrorKind::NoCluster(503), Some(route)).await,
-        Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,
+    let Some(cluster) = choice.cluster.clone() else {
+        return exchange.fail(body, out, ErrorKind::NoCluster(503), Some(route)).await;
     };
-    exchange.info.upstream_cluster = Some(cluster.name().clone());
-    exchange.cluster = Some(cluster.clone());
     let _request = match cluster.breakers().requests.acquire() {
         Ok(permit) => permit,
         Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,

@@ -108,7 +108,7 @@ fn cluster(
     cluster.lb_policy = if original_dst { LbPolicy::RoundRobin(None) } else { lb_policy(policy.load_balancer) };
     cluster.circuit_breakers = CircuitBreakers::UNLIMITED;
     cluster.panic_threshold = Fraction::NONE;
-    cluster.service = Some(service_metadata(service));
+    cluster.service = Some(Arc::new(service_metadata(service)));
     if port.protocol().is_http2() {
         cluster.protocol = UpstreamProtocol::Http2;
     }

@@ -78,7 +78,7 @@ fn cluster(scope: &Scope<'_>, ingress: &Located<Ingress>) -> Cluster {
     if ingress.port.protocol.is_http2() {
         cluster.protocol = UpstreamProtocol::Http2;
     }
-    cluster.service = own_service(scope, port);
+    cluster.service = own_service(scope, port).map(Arc::new);
     if let Some(pool) = connection_pool(scope, ingress) {
         clusters::apply_connection_pool(&mut cluster, pool, ingress.port.protocol.is_http());
     }

@@ -363,10 +363,10 @@ fn write_server_name(first: ServerName, host: &Lookup, context: &FormatContext<'
     }
 }
 
-/// Envoy marks a server name that is not a DNS name, and replaces what does not belong into one. Istio's own
-/// `outbound_.9080_._.host` is marked as well.
+/// A server name that no DNS name looks like is marked, and what does not belong into one is replaced: nobody can forge a
+/// log line with it. Underscores do belong: Istio's own names are `outbound_.9080_._.host`, and Envoy logs them as they are.
 fn write_host_name(name: &str, out: &mut Output<'_>) -> bool {
-    let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if name.bytes().all(valid) {
         return out.trusted(name.as_bytes());
     }
