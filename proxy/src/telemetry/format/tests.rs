@@ -211,7 +211,7 @@ fn values_cannot_forge_lines() {
     request.set_path(b"/p?q=%0d%0aforged");
     let context = context(&info, Some(&request), None);
     let line = render("%REQ(user-agent)%|%DOWNSTREAM_PEER_SUBJECT%|%REQUESTED_SERVER_NAME%|%QUERY_PARAMS(DECODED)%", &context);
-    assert_eq!(line, "a\\x0d\\x0a[2021] \"GET /forged\"\\x1b[2J\t\\x00\\x7fé|CN=\"a\\x0ab\"|x_y|q=\\x0d\\x0aforged");
+    assert_eq!(line, "a\\x0d\\x0a[2021] \"GET /forged\"\\x1b[2J\t\\x00\\x7fé|CN=\"a\\x0ab\"|invalid:x_y|q=\\x0d\\x0aforged");
     assert!(!render("%RESPONSE_CODE_DETAILS%", &context).contains(['\r', '\n', '\t', ' ']));
 
     let fields = vec![("ua".to_owned(), "%REQ(user-agent)%".to_owned()), ("latin".to_owned(), "%REQ(x-latin)%".to_owned())];
