@@ -280,7 +280,7 @@ impl Attempts<'_> {
         let result = self.exchange_with(&endpoint, retries).await;
         match &result {
             Err(Failed::Upstream { error, .. }) if error.side() == Side::Upstream => {
-                self.cluster.report(&endpoint, health_of(error.kind))
+                self.cluster.report(&endpoint, health_of(error.kind));
             }
             Err(Failed::Deadline(ErrorKind::Timeout)) => self.cluster.report(&endpoint, Health::LocalOriginTimeout),
             _ => {}
@@ -380,7 +380,7 @@ impl Attempts<'_> {
         }
         self.note_progress();
         match polled {
-            Poll::Ready(Err(PumpError::Source(error))) => Poll::Ready(Err(self.request_broken(error))),
+            Poll::Ready(Err(PumpError::Source(error))) => Poll::Ready(Err(self.request_broken(&error))),
             Poll::Ready(Err(PumpError::Sink(_))) => {
                 // The upstream stopped reading; it may have answered all the same, and its answer says more than the write error.
                 upstream.upload_failed = true;
@@ -391,7 +391,7 @@ impl Attempts<'_> {
         }
     }
 
-    fn request_broken(&mut self, error: Error) -> Failed {
+    fn request_broken(&mut self, error: &Error) -> Failed {
         match error.kind {
             ErrorKind::DownstreamProtocol => {
                 self.exchange.close = true;

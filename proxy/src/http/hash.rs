@@ -31,7 +31,7 @@ fn address(ip: IpAddr) -> String {
 /// The value of a cookie.
 pub(super) fn cookie<'a>(request: &'a RequestHead, name: &[u8]) -> Option<&'a [u8]> {
     let pairs = request.headers.get_all(Known::Cookie).flat_map(|line| line.split(|b| *b == b';'));
-    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"=")).map(|value| value.trim_ascii())
+    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"=")).map(<[u8]>::trim_ascii)
 }
 
 fn query_parameter<'a>(request: &'a RequestHead, name: &[u8]) -> Option<&'a [u8]> {

@@ -52,7 +52,7 @@ fn the_only_endpoint_may_be_ejected_and_panic_brings_it_back() {
     cluster
         .update_config(
             &Arc::new(config::Cluster { panic_threshold, ..config::Cluster::clone(&cluster.config()) }),
-            &crate::tls::Secrets::new(),
+            &Secrets::new(),
         )
         .unwrap();
     assert_eq!(ejected(&cluster), [1]);
@@ -130,7 +130,7 @@ fn an_ejection_survives_new_endpoints_but_not_the_end_of_outlier_detection() {
     cluster
         .update_config(
             &Arc::new(config::Cluster { outlier_detection: None, ..config::Cluster::clone(&cluster.config()) }),
-            &crate::tls::Secrets::new(),
+            &Secrets::new(),
         )
         .unwrap();
     assert!(ejected(&cluster).is_empty());

@@ -173,7 +173,7 @@ async fn an_upgrade_hands_over_the_stream_with_early_data() {
     let mut head = ResponseHead::default();
     assert!(client.read_head(&mut head).await.expect("head").upgraded);
     assert!(head.headers.contains(crate::http::head::Known::Upgrade) && !client.is_reusable());
-    let (_, early) = client.into_parts().ok().expect("the only handle");
+    let (_, early) = client.into_parts().expect("the only handle");
     assert_eq!(&early[..], b"hi");
 }
 

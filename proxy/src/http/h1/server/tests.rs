@@ -293,7 +293,7 @@ async fn an_upgrade_hands_over_the_stream_with_early_data() {
     let clone = server.clone();
     let server = server.into_parts().expect_err("a clone is alive");
     drop(clone);
-    let (mut stream, early) = server.into_parts().ok().expect("the only handle");
+    let (mut stream, early) = server.into_parts().expect("the only handle");
     assert_eq!(&early[..], b"early");
     stream.write_all(b"pong").await.expect("write");
     assert!(available(&mut client).await.ends_with("\r\n\r\npong"));
