@@ -24,7 +24,7 @@ use super::retry::Retries;
 use super::route::{ClusterChoice, ForwardRoute, RouteMatch};
 use super::timers::Timers;
 use super::upgrade::Tunnel;
-use super::{hash, mirror};
+use super::{connect, hash, mirror};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
 use crate::upstream::pool::{Lease, Protocol};
@@ -61,6 +61,9 @@ pub(super) async fn run(
     }
     route.apply_request(&mut exchange.request, choice, &exchange.info);
     mirror::send(exchange, action, body);
+    if exchange.request.method == Method::CONNECT {
+        return connect::run(exchange, found, choice, &cluster, body, out).await;
+    }
     let mut retries = Retries::new(policy);
     if retries.needs_replay() {
         body.keep();
