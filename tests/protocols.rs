@@ -1,5 +1,5 @@
 //! What goes through two sidecars unchanged: protocols and their corners.
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use ::http::{HeaderMap, HeaderValue, Request};
 use skiff_tests::access_log::AccessLogLine;
@@ -8,7 +8,7 @@ use skiff_tests::http::{self, Connection};
 use skiff_tests::http2::Client;
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS, Running};
 use skiff_tests::tls;
-use skiff_tests::wait::{eventually, within};
+use skiff_tests::wait::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -154,6 +154,7 @@ async fn early_hints_come_before_the_answer() {
     let mut caller = Connection::open(bookinfo.egress()).await.unwrap();
     let hints = caller.ask(&http::get_request(DETAILS, "/hints", "")).await.unwrap();
     assert_eq!((hints.status, hints.header("link")), (103, Some("</style.css>; rel=preload")));
+    bookinfo.app.release();
     assert_eq!(caller.answer().await.unwrap().status, 200);
 }
 
@@ -241,16 +242,45 @@ async fn a_tcp_protocol_may_greet_first_and_each_side_may_end_on_its_own() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_is_logged_as_dc_and_the_application_is_let_go() {
+async fn a_caller_that_resets_its_connection_is_logged_as_dc() {
     let bookinfo = bookinfo().await;
     let mut caller = Connection::open(bookinfo.egress()).await.unwrap();
     caller.send(http::get_request(DETAILS, "/hold", "x-request-id: id-left\r\n")).await.unwrap();
     bookinfo.app.arrived("/hold").await;
+    caller.0.get_ref().set_zero_linger().unwrap();
     drop(caller);
     let (ratings, details) = bookinfo.lines("id-left").await;
     for line in [ratings, details] {
         line.assert(&[("response_code", "0"), ("response_flags", "DC"), ("response_code_details", "downstream_remote_disconnect")]);
     }
-    let gone = async || (bookinfo.details.metrics().await.sum("envoy_cluster_upstream_cx_active", &[]) < 1.0).then_some(());
-    eventually("the connection to the application is closed", gone).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_has_said_everything_still_gets_its_answer() {
+    let bookinfo = bookinfo().await;
+    let mut caller = Connection::open(bookinfo.egress()).await.unwrap();
+    caller.send(http::get_request(DETAILS, "/hold", "x-request-id: id-half\r\n")).await.unwrap();
+    caller.0.shutdown().await.unwrap();
+    bookinfo.app.arrived("/hold").await;
+    bookinfo.app.release();
+    assert_eq!(caller.answer().await.unwrap().status, 200);
+    let (ratings, details) = bookinfo.lines("id-half").await;
+    for line in [ratings, details] {
+        line.assert(&[("response_code", "200"), ("response_flags", "-")]);
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_http2_request_is_cancelled_all_the_way() {
+    let bookinfo = bookinfo().await;
+    let mut caller = Client::open(bookinfo.egress()).await;
+    let request = Request::get(format!("http://{DETAILS}/hold")).header("x-request-id", "id-cancelled").body(()).unwrap();
+    tokio::select! {
+        _ = caller.ask(request, b"", HeaderMap::new()) => panic!("nobody has released it"),
+        () = bookinfo.app.arrived("/hold") => {}
+    }
+    let (ratings, details) = bookinfo.lines("id-cancelled").await;
+    ratings.assert(&[("response_code", "0"), ("response_flags", "DR"), ("response_code_details", "http2.remote_reset")]);
+    // HTTP/1.1 between the sidecars knows no reset of a request.
+    details.assert(&[("response_code", "0"), ("response_flags", "DC")]);
 }

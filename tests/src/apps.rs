@@ -30,7 +30,7 @@ pub const GREETING: &[u8] = b"220 ready\r\n";
 pub const GOODBYE: &[u8] = b"221 bye\r\n";
 
 /// An application. Over HTTP/1 it echoes the body of every request, and
-/// `/hold` waits for [`App::release`] first, `/hints` sends 103 before, `/chunked` answers in chunks with a trailer, `/upgrade`
+/// `/hold` waits for [`App::release`] first, `/hints` as well but sends 103 before, `/chunked` answers in chunks with a trailer, `/upgrade`
 /// becomes an echo of bytes, `/close` closes without an answer.
 #[derive(Debug)]
 pub struct App {
@@ -93,9 +93,15 @@ impl App {
         within("the request reaches the application", arrived).await.unwrap();
     }
 
-    /// Lets the requests to `/hold` be answered, now and from now on.
+    /// Lets the requests to `/hold` and `/hints` be answered, now and from now on.
     pub fn release(&self) {
         self.state.released.send_replace(true);
+    }
+}
+
+impl State {
+    async fn release(&self) {
+        let _ = self.released.subscribe().wait_for(|released| *released).await;
     }
 }
 
@@ -139,10 +145,11 @@ async fn http(stream: TcpStream, state: &State) -> io::Result<()> {
         match request.second_word() {
             "/upgrade" => return upgrade(connection).await,
             "/close" => return Ok(()),
-            "/hold" => {
-                let _ = state.released.subscribe().wait_for(|released| *released).await;
+            "/hold" => state.release().await,
+            "/hints" => {
+                connection.send("HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n").await?;
+                state.release().await;
             }
-            "/hints" => connection.send("HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n").await?,
             _ => {}
         }
         connection.send(answer(&request)).await?;
