@@ -300,8 +300,9 @@ impl Attempts<'_> {
         let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
         let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
         let mut upload = Pump::new(self.body.size());
+        let mut informed = false;
         loop {
-            self.await_head(&mut upstream, &mut upload).await?;
+            self.await_head(&mut upstream, &mut upload, informed).await?;
             let status = self.exchange.response.status;
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 drop(upstream);
@@ -311,6 +312,7 @@ impl Attempts<'_> {
                 break;
             }
             self.out.informational(&self.exchange.response);
+            informed = true;
         }
         self.exchange.info.response_start = Some(Instant::now());
         self.cluster.report(endpoint, Health::Response(health_status(&self.exchange.response)));
@@ -357,9 +359,13 @@ impl Attempts<'_> {
         }
     }
 
-    /// Sends the request body and waits for a response head, whichever comes first.
-    async fn await_head(&mut self, upstream: &mut Upstream, upload: &mut Pump) -> Result<(), Failed> {
+    /// Sends the request body and waits for a response head, whichever comes first. An informational head that was written
+    /// before leaves now: a caller that expects `100 Continue` sends nothing until it has it.
+    async fn await_head(&mut self, upstream: &mut Upstream, upload: &mut Pump, informed: bool) -> Result<(), Failed> {
         poll_fn(|cx| {
+            if informed {
+                let _ = self.out.poll_flush(cx);
+            }
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx, upstream, upload) {
                 return Poll::Ready(Err(failed));
             }
