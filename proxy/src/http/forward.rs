@@ -28,7 +28,7 @@ use super::{connect, hash, mirror};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
 use crate::upstream::pool::{Lease, Protocol};
-use crate::upstream::{Cluster, Endpoint, Outcome as Health, PickContext};
+use crate::upstream::{Cluster, Endpoint, Outcome as Health, Permit, PickContext};
 
 /// Forwards a request to the route's cluster and streams the response back.
 pub(super) async fn run(
@@ -80,6 +80,7 @@ pub(super) async fn run(
         timeouts,
         tried: Vec::new(),
         hash,
+        retry_permit: None,
     };
     attempts.start_timers();
     attempts.run(&mut retries).await
@@ -111,6 +112,8 @@ struct Attempts<'a> {
     /// Endpoints that have failed already.
     tried: Vec<Arc<Endpoint>>,
     hash: Option<u64>,
+    /// Held from the first retry on.
+    retry_permit: Option<Permit>,
 }
 
 /// How an attempt ended that did not send a response downstream.
@@ -174,11 +177,10 @@ impl Attempts<'_> {
                     if !self.body.can_restart() {
                         return self.give_up(&error, retries).await;
                     }
-                    let Ok(_permit) = self.cluster.breakers().retries.acquire() else {
+                    if !self.may_retry(retries) {
                         self.exchange.info.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return self.give_up(&error, retries).await;
-                    };
-                    self.count_retry(retries);
+                    }
                 }
             }
             self.body.restart();
@@ -193,9 +195,16 @@ impl Attempts<'_> {
         }
     }
 
-    fn count_retry(&self, retries: &mut Retries<'_>) {
-        retries.take();
+    /// Takes one retry, if the cluster's limit of retries in flight allows. It counts until the request is done.
+    fn may_retry(&mut self, retries: &mut Retries<'_>) -> bool {
+        if self.retry_permit.is_none() {
+            self.retry_permit = self.cluster.breakers().retries.acquire().ok();
+        }
+        if self.retry_permit.is_none() || !retries.take() {
+            return false;
+        }
         self.cluster.metrics(self.exchange.connection.worker.metrics()).retries.increment(1);
+        true
     }
 
     /// Safe methods without a body may be sent again unasked (RFC 9110 §9.2.2).
@@ -319,10 +328,7 @@ impl Attempts<'_> {
         if retries.covers_response(&self.exchange.response) {
             if retries.exhausted() {
                 self.exchange.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
-            } else if self.body.can_restart()
-                && let Ok(_permit) = self.cluster.breakers().retries.acquire()
-            {
-                self.count_retry(retries);
+            } else if self.body.can_restart() && self.may_retry(retries) {
                 return Err(Failed::Response);
             }
         }
@@ -445,6 +451,10 @@ impl Attempts<'_> {
                     }
                     match polled {
                         Poll::Ready(result) => Poll::Ready(result.err()),
+                        // On HTTP/2 the sink itself notices a reset.
+                        Poll::Pending if !self.out.is_multiplexed() && self.poll_gone(cx).is_ready() => {
+                            Poll::Ready(Some(PumpError::Sink(Error::new(ErrorKind::DownstreamClosed))))
+                        }
                         Poll::Pending => self.timers.poll(cx).map(|kind| Some(PumpError::Source(Error::new(kind)))),
                     }
                 })
