@@ -64,7 +64,8 @@ async fn permissive_takes_both_on_one_port() {
     let caller = RATINGS.spiffe_id();
     let tls = [("connection_security_policy", "mutual_tls"), ("source_principal", caller.as_str())];
     assert_eq!(metrics.only("istio_requests_total", &tls).value, 2.0);
-    let seen: Vec<_> = bookinfo.app.requests().iter().map(|request| request.header("x-forwarded-client-cert").is_some()).collect();
+    let seen: Vec<_> =
+        bookinfo.app.requests().iter().map(|request| request.header("x-forwarded-client-cert").is_some()).collect();
     assert_eq!(seen, [false, true, true]);
 }
 
@@ -181,7 +182,8 @@ async fn certificates_rotate_under_load_without_a_lost_request() {
     let (ratings, details) = (mesh.spawn(RATINGS, &ttl), mesh.spawn(DETAILS_V1, &ttl));
     ratings.ready().await;
     details.ready().await;
-    let serial = async || tls::server_serial(&tls::connect(mesh.ingress(DETAILS_V1, 9080), Some(&mesh.identity()), ISTIO).await.unwrap());
+    let serial =
+        async || tls::server_serial(&tls::connect(mesh.ingress(DETAILS_V1, 9080), Some(&mesh.identity()), ISTIO).await.unwrap());
     let first = serial().await;
     let rotated = |lines: &Lines| lines.count("workload certificate in force") >= 3;
     let sent = load(mesh.egress(RATINGS, 9080), async || rotated(&ratings.stderr) && rotated(&details.stderr)).await;

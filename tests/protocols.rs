@@ -176,7 +176,10 @@ async fn a_mebibyte_goes_both_ways_whole() {
     let bookinfo = bookinfo().await;
     let body = noise(MEBIBYTE);
     let mut caller = Connection::open(bookinfo.egress()).await.unwrap();
-    caller.send(format!("POST / HTTP/1.1\r\nhost: {DETAILS}\r\nx-request-id: id-large\r\ncontent-length: {MEBIBYTE}\r\n\r\n")).await.unwrap();
+    caller
+        .send(format!("POST / HTTP/1.1\r\nhost: {DETAILS}\r\nx-request-id: id-large\r\ncontent-length: {MEBIBYTE}\r\n\r\n"))
+        .await
+        .unwrap();
     caller.send(&body).await.unwrap();
     assert!(caller.answer().await.unwrap().body == body);
     let (ratings, details) = bookinfo.lines("id-large").await;
@@ -192,7 +195,9 @@ async fn a_mebibyte_goes_both_ways_whole() {
 async fn chunks_stay_chunks_and_a_head_has_no_body() {
     let bookinfo = bookinfo().await;
     let mut caller = Connection::open(bookinfo.egress()).await.unwrap();
-    let request = format!("POST /chunked HTTP/1.1\r\nhost: {DETAILS}\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n");
+    let request = format!(
+        "POST /chunked HTTP/1.1\r\nhost: {DETAILS}\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+    );
     let answer = caller.ask(&request).await.unwrap();
     assert_eq!((answer.header("transfer-encoding"), answer.text()), (Some("chunked"), "hello".to_owned()));
     let request = bookinfo.app.last_request();
@@ -251,7 +256,11 @@ async fn a_caller_that_resets_its_connection_is_logged_as_dc() {
     drop(caller);
     let (ratings, details) = bookinfo.lines("id-left").await;
     for line in [ratings, details] {
-        line.assert(&[("response_code", "0"), ("response_flags", "DC"), ("response_code_details", "downstream_remote_disconnect")]);
+        line.assert(&[
+            ("response_code", "0"),
+            ("response_flags", "DC"),
+            ("response_code_details", "downstream_remote_disconnect"),
+        ]);
     }
 }
 

@@ -74,7 +74,11 @@ impl Authority {
 ///
 /// # Errors
 /// When the handshake fails. A server that refuses the certificate says so only in the first read.
-pub async fn connect(address: SocketAddr, identity: Option<&Identity>, alpn: &[&str]) -> io::Result<client::TlsStream<TcpStream>> {
+pub async fn connect(
+    address: SocketAddr,
+    identity: Option<&Identity>,
+    alpn: &[&str],
+) -> io::Result<client::TlsStream<TcpStream>> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
