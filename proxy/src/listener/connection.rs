@@ -183,8 +183,8 @@ impl Incoming {
         };
         let failed = |reason: String| {
             // The one place where a refused certificate shows on this side: Envoy has no access log line for it.
-            tracing::info!(listener = listener.config.name, remote = %self.remote, reason, "TLS handshake failed");
             listener.metrics.tls_handshake_failures.increment(1);
+            tracing::info!(listener = listener.config.name, remote = %self.remote, reason, "TLS handshake failed");
         };
         let accept = Box::pin(context.accept(Prefixed::new(seen, self.stream)));
         let (stream, handshake) = match tokio::time::timeout(chain.handshake_timeout, accept).await {

@@ -144,17 +144,16 @@ pub(crate) struct Shared {
     metrics: Arc<ProxyMetrics>,
     /// Open downstream connections.
     connections: AtomicUsize,
-    /// Told when there are none left.
-    idle: Notify,
+    /// Told when one has closed.
+    closed: Notify,
     /// For the periodic review of ejections.
     clusters: ArcSwap<Vec<Arc<Cluster>>>,
 }
 
 impl Shared {
     fn connection_closed(&self) {
-        if self.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.idle.notify_waiters();
-        }
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.closed.notify_waiters();
     }
 
     fn sweep(&self, now: Instant) {
@@ -185,7 +184,7 @@ impl Proxy {
             workers,
             metrics,
             connections: AtomicUsize::new(0),
-            idle: Notify::new(),
+            closed: Notify::new(),
             clusters: ArcSwap::default(),
         });
         for (index, queue) in queues.into_iter().enumerate() {
@@ -249,15 +248,16 @@ impl Proxy {
         self.published().drain(inbound_only, &self.inner);
     }
 
-    /// Waits until nothing is in flight, `deadline` at the most; whether everything finished. The access log is written out then.
+    /// Waits until the listeners that drain have no connection left, `deadline` at the most; whether they had none. The access
+    /// log is written out then.
     pub async fn drained(&self, deadline: Duration) -> bool {
         let finished = tokio::time::timeout(deadline, async {
             loop {
-                let idle = self.inner.shared.idle.notified();
-                if self.inner.shared.connections.load(Ordering::Acquire) == 0 {
+                let closed = self.inner.shared.closed.notified();
+                if self.published().draining_connections() == 0 {
                     return;
                 }
-                idle.await;
+                closed.await;
             }
         });
         let finished = finished.await.is_ok();

@@ -235,6 +235,12 @@ impl Published {
         }
     }
 
+    /// Connections of listeners that have been told to drain.
+    pub(super) fn draining_connections(&self) -> u64 {
+        let live = self.listeners.values().map(|slot| &slot.acceptor).filter(|acceptor| acceptor.stop.is_draining());
+        live.chain(&self.leaving).map(|acceptor| acceptor.connections.load(Ordering::Acquire)).sum()
+    }
+
     fn compile_listener(&mut self, config: &Arc<config::Listener>, inner: &Inner) -> Result<ListenerRuntime, Reason> {
         let mut chains = Vec::with_capacity(config.filter_chains.len());
         for (index, chain) in config.filter_chains.iter().enumerate() {
