@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # User instructions that the proxy spends on one HTTP/1 request, counted by valgrind (callgrind) as the difference of two runs.
 #
-#   benches/instructions.sh [ROLE...]            print the numbers; roles: http, http+log+metrics (both if none is given)
+#   benches/instructions.sh [ROLE...]            print the numbers; roles: http, http+log+metrics, tcp (all if none is given)
 #   benches/instructions.sh --check [ROLE...]    fail when one is more than 10% above benches/instructions.budget
 #
 # Counted are the threads that carry the request, the worker and the writer of the access log; not the main thread, whose start-up
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 few=1000
 many=6000
-roles="http http+log+metrics"
+roles="http http+log+metrics tcp"
 budget=benches/instructions.budget
 
 check=false
@@ -26,7 +26,8 @@ lab="${CARGO_TARGET_DIR:-target}/profiling/lab-proxy"
 scratch=$(mktemp -d)
 children=()
 cleanup() {
-  for child in "${children[@]}"; do kill -KILL "$child" 2>/dev/null || true; done
+  # Not KILL, which timeout could not pass on to valgrind; it follows up with one itself.
+  for child in "${children[@]}"; do kill -TERM "$child" 2>/dev/null || true; done
   wait 2>/dev/null || true
   rm -rf "$scratch"
 }
@@ -35,13 +36,13 @@ trap 'exit 130' INT TERM
 
 # The address after "listening on" in a file that a process which we started writes; waits up to a minute.
 address() {
+  local line
   for _ in $(seq 600); do
-    local line
     line=$(grep -m1 -o 'listening on .*' "$1" || true)
     if [ -n "$line" ]; then echo "${line#listening on }"; return; fi
     sleep 0.1
   done
-  echo "nothing listens: $(cat "$1" "$scratch"/*.err 2>/dev/null)" >&2
+  echo "nothing listens: $(grep -hv '^==' "$scratch"/*.err)" >&2
   return 1
 }
 
@@ -70,6 +71,7 @@ upstream=$(address "$scratch/backend.out")
 
 failed=0
 for role in $roles; do
+  case "$role" in http | http+log+metrics | tcp) ;; *) echo "role $role: expected http, http+log+metrics or tcp" >&2; exit 64 ;; esac
   instructions "$role" "$few"; first=$collected
   instructions "$role" "$many"; second=$collected
   count=$(( (second - first) / (many - few) ))

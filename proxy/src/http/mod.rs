@@ -1,6 +1,6 @@
 //! HTTP: two codecs meet in one head and one body, so that routing, filters and logs know neither version.
 //!
-//! The way of a request: [`server`] reads it, [`exchange`] decides, [`forward`] carries it to an upstream.
+//! The way of a request: [`server`] reads it, [`exchange`] decides, `forward` carries it to an upstream.
 
 pub mod body;
 mod connect;
