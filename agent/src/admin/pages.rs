@@ -60,6 +60,12 @@ const PAGES: &[Page] = &[
     Page { path: "/metrics", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
     Page { path: "/quitquitquit", method: Allowed::Change, help: "drain and exit", answer: quit },
     Page { path: "/ready", method: Allowed::Read, help: "200 when ready, 503 with the reason when not", answer: ready },
+    Page {
+        path: "/reopen_logs",
+        method: Allowed::Change,
+        help: "open the access log files again, after a rotation",
+        answer: reopen,
+    },
     Page { path: "/server_info", method: Allowed::Read, help: "version, state, uptime, node", answer: server_info },
     Page { path: "/stats", method: Allowed::Read, help: "metrics as lines (filter=<regex>, format=prometheus)", answer: stats },
     Page { path: "/stats/prometheus", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
@@ -196,6 +202,11 @@ fn logging(admin: &Admin, query: &Query) -> Answer {
 fn drain(admin: &Admin, query: &Query) -> Answer {
     admin.readiness.draining();
     admin.proxy.drain(query.get("inboundonly").is_some());
+    ok("OK\n")
+}
+
+fn reopen(admin: &Admin, _: &Query) -> Answer {
+    admin.proxy.reopen_access_logs();
     ok("OK\n")
 }
 

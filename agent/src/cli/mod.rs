@@ -19,7 +19,7 @@ use crate::logging::{self, LogControl};
 use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
-use crate::translate::istio::Documents;
+use crate::translate::istio::{Documents, Workload, translate};
 use run::RunArgs;
 pub(crate) use run::node;
 
@@ -98,7 +98,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let outcome = match command {
         Some(Command::Version) => print(concat!("skiff ", env!("CARGO_PKG_VERSION"), "\n")),
         Some(Command::Health { admin_address }) => runtime.block_on(admin::probe(admin_address)).map_err(Failure::No),
-        Some(Command::Check { files }) => check(if files.is_empty() { vec![run.config] } else { files }),
+        Some(Command::Check { files }) => {
+            let (config, workload) = run.subject();
+            check(if files.is_empty() { vec![config] } else { files }, &workload)
+        }
         Some(Command::Quickstart { check }) => {
             let logging = log.init()?;
             let options = quickstart::Options { check, histograms: &HISTOGRAM_BUCKETS };
@@ -127,13 +130,17 @@ async fn until_signals(run: impl AsyncFnOnce(&Shutdown) -> Result<(), Failure>) 
     }
 }
 
-fn check(paths: Vec<PathBuf>) -> Result<(), Failure> {
+/// Reads the files and translates them for the workload that the environment describes.
+fn check(paths: Vec<PathBuf>, workload: &Workload) -> Result<(), Failure> {
     let mut documents = Vec::new();
     for path in paths {
         documents.extend(sidecar::read_documents(&path).map_err(|error| Failure::Configuration(error.to_string()))?);
     }
-    match Documents::parse(&documents, "default") {
-        Ok(_) => print(&format!("{} files without a fault\n", documents.len())),
+    match Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload)) {
+        Ok(translation) => {
+            let warnings = translation.warnings.iter().fold(String::new(), |text, warning| text + "warning: " + warning + "\n");
+            print(&format!("{warnings}{} files without a fault\n", documents.len()))
+        }
         Err(errors) => {
             let faults = errors.iter().fold(String::new(), |text, error| text + &error.to_string() + "\n");
             print(&faults)?;

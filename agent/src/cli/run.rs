@@ -106,6 +106,11 @@ struct CaArgs {
 struct Labels(BTreeMap<String, String>);
 
 impl RunArgs {
+    /// What a check reads when no file is named, and for whom.
+    pub(super) fn subject(self) -> (PathBuf, Workload) {
+        (self.config, self.workload.resolve())
+    }
+
     /// The settings of the sidecar and where it gets its configuration and certificates from.
     ///
     /// # Errors

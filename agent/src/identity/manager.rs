@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use serde::Serialize;
 use skiff_proxy::config::{Secret, SpiffeId};
@@ -33,7 +35,7 @@ pub struct IdentityConfig {
     pub id: SpiffeId,
     /// The lifetime to ask for (`SECRET_TTL`).
     pub lifetime: Duration,
-    /// The part of the lifetime after which it is renewed (`SECRET_GRACE_PERIOD_RATIO`).
+    /// The part of the lifetime after which it is renewed (Istio's `SECRET_GRACE_PERIOD_RATIO`, which is not an option here).
     pub rotation_ratio: f64,
     /// Spread of [`Self::rotation_ratio`] to both sides.
     pub rotation_jitter: f64,
@@ -152,7 +154,7 @@ impl IdentityManager {
         publish(WORKLOAD_SECRET, Secret::Certificate { chain: next.chain.clone(), key: next.key.clone() })?;
 
         let rotates_at = self.rotation_time(&next);
-        tracing::info!(id = %next.id, serial = next.serial, not_after = ?next.not_after, ?rotates_at, "workload certificate in force");
+        tracing::info!(id = %next.id, serial = next.serial, not_after = %utc(next.not_after), rotates_at = %utc(rotates_at), "workload certificate in force");
         self.status.send_modify(|status| {
             status.serial = Some(next.serial.clone());
             status.not_before = Some(next.not_before);
@@ -210,4 +212,7 @@ async fn wait_until(time: SystemTime, clock: &Clock) {
         // Timers count milliseconds: never wait for less, or a rest of microseconds spins.
         sleep(left.clamp(Duration::from_millis(1), CLOCK_CHECK)).await;
     }
+}
+fn utc(moment: SystemTime) -> String {
+    OffsetDateTime::from(moment).format(&Rfc3339).unwrap_or_default()
 }

@@ -164,7 +164,7 @@ impl Sidecar {
         let mut parts = JoinSet::new();
         parts.spawn(page.serve(admin));
         parts.spawn(async move { configuration.follow().await });
-        parts.spawn(upkeep(metrics));
+        parts.spawn(upkeep(metrics, proxy.clone()));
         if let Some(identity) = identity {
             let publisher = SecretPublisher { proxy: proxy.clone(), readiness: readiness.clone() };
             parts.spawn(async move { match identity(publisher).await {} });
@@ -201,10 +201,13 @@ async fn drain(proxy: &Proxy, deadline: Duration) {
     }
 }
 
-async fn upkeep(metrics: Metrics) {
+async fn upkeep(metrics: Metrics, proxy: Proxy) {
     let mut ticks = tokio::time::interval(metrics::UPKEEP);
     loop {
         ticks.tick().await;
         metrics.upkeep();
+        for error in proxy.reload_certificates() {
+            tracing::warn!(%error, "certificate file not taken over, the one before stays");
+        }
     }
 }

@@ -45,7 +45,10 @@ pub(super) async fn run(
     };
     let _request = match cluster.breakers().requests.acquire() {
         Ok(permit) => permit,
-        Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,
+        Err(kind) => {
+            cluster.metrics(exchange.connection.worker.metrics()).pending_overflow.increment(1);
+            return exchange.fail(body, out, kind, Some(route)).await;
+        }
     };
     let hash = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
     let overrides = exchange.overrides.take();
@@ -163,7 +166,7 @@ impl Attempts<'_> {
                 Failed::Deadline(kind) => return self.give_up(&Error::new(kind), retries).await,
                 Failed::Response => {}
                 Failed::Upstream { error, head_sent } => {
-                    if error.retry == Retry::IfReused && stale_repeats > 0 && self.is_replayable() && self.body.restart() {
+                    if stale_repeats > 0 && self.may_repeat_unasked(&error) && self.body.restart() {
                         stale_repeats -= 1;
                         continue;
                     }
@@ -205,6 +208,16 @@ impl Attempts<'_> {
         }
         self.cluster.metrics(self.exchange.connection.worker.metrics()).retries.increment(1);
         true
+    }
+
+    /// Whether a failure on a connection that had served before may be mended by another attempt, whatever the policy says.
+    /// That no connection could be made is not such a failure: it is the policy's business.
+    fn may_repeat_unasked(&self, error: &Error) -> bool {
+        match error.retry {
+            Retry::No => false,
+            Retry::IfReused => self.is_replayable(),
+            Retry::Yes => !matches!(error.kind, ErrorKind::ConnectFailure | ErrorKind::ConnectTimeout | ErrorKind::TlsFailure),
+        }
     }
 
     /// Safe methods without a body may be sent again unasked (RFC 9110 §9.2.2).

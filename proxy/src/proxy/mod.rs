@@ -216,9 +216,7 @@ impl Proxy {
     /// When key and certificate do not belong together or a certificate cannot be parsed; the old secret keeps serving.
     pub fn set_secret(&self, name: &str, secret: Secret) -> Result<(), TlsError> {
         self.inner.secrets.set(name, secret)?;
-        for certificate in self.inner.secrets.certificates() {
-            self.inner.shared.metrics.certificate_expires(&certificate.name, certificate.not_after);
-        }
+        self.note_certificates();
         Ok(())
     }
 
@@ -263,6 +261,20 @@ impl Proxy {
         let finished = finished.await.is_ok();
         self.inner.logs.flush(Duration::from_secs(1));
         finished
+    }
+
+    /// Reads certificate files again and publishes those that changed; what is wrong with the others, which keep serving as
+    /// they were. The owner calls it every few seconds.
+    pub fn reload_certificates(&self) -> Vec<TlsError> {
+        let errors = self.inner.secrets.reload_files();
+        self.note_certificates();
+        errors
+    }
+
+    fn note_certificates(&self) {
+        for certificate in self.inner.secrets.certificates() {
+            self.inner.shared.metrics.certificate_expires(&certificate.name, certificate.not_after);
+        }
     }
 
     /// Opens the access log files again, after they have been rotated.

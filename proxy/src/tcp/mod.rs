@@ -150,7 +150,10 @@ async fn dial(
     let mut tried = Vec::new();
     loop {
         session.info.attempts += 1;
-        let permit = cluster.breakers().connections.acquire().map_err(Error::new)?;
+        let permit = cluster.breakers().connections.acquire().map_err(|kind| {
+            cluster.metrics(worker.metrics()).connection_overflow.increment(1);
+            Error::new(kind)
+        })?;
         let attempt = session.info.attempts - 1;
         let context = PickContext { hash: None, subset: Some(subset), attempt, exclude: &tried, exclude_attempts: attempts };
         let endpoint = cluster.pick(&context).map_err(Error::new)?;

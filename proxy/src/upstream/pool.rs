@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::sync::Notify;
 
 use super::connect::{Connected, connect};
-use super::{Cluster, Endpoint, HostId, OpenConnection, Outcome};
+use super::{Cluster, Endpoint, HostId, OpenConnection, Outcome, Permit};
 use crate::config::{AlpnOverride, UpstreamHttpOptions, UpstreamProtocol};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::http::h1::client::{ClientConnection, ClientOptions};
@@ -162,6 +162,14 @@ impl Pool {
         Rc::new(Self { hosts: RefCell::default(), metrics })
     }
 
+    /// The place of a request that waits for a connection.
+    fn pending(&self, cluster: &Cluster) -> Result<Permit, Error> {
+        cluster.breakers().pending_requests.acquire().map_err(|kind| {
+            cluster.metrics(&self.metrics).pending_overflow.increment(1);
+            Error::new(kind)
+        })
+    }
+
     /// Connects, and counts what comes of it.
     async fn connect(&self, cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
         let connected = connect(cluster, endpoint, alpn).await;
@@ -255,7 +263,7 @@ impl Pool {
         key: Key,
         alpn: Option<&AlpnOverride>,
     ) -> Result<Lease, Error> {
-        let _pending = cluster.breakers().pending_requests.acquire().map_err(Error::new)?;
+        let _pending = self.pending(cluster)?;
         let permit = loop {
             match cluster.breakers().connections.acquire() {
                 Ok(permit) => break permit,
@@ -264,6 +272,7 @@ impl Pool {
                     break cluster.breakers().connections.acquire_over_limit();
                 }
                 Err(_) => {
+                    cluster.metrics(&self.metrics).connection_overflow.increment(1);
                     let released = cluster.connection_released().notified();
                     if let Some(inner) = self.take_idle(key) {
                         return Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true }));
@@ -308,7 +317,7 @@ impl Pool {
         key: Key,
         alpn: Option<&AlpnOverride>,
     ) -> Result<Lease, Error> {
-        let _pending = cluster.breakers().pending_requests.acquire().map_err(Error::new)?;
+        let _pending = self.pending(cluster)?;
         loop {
             if let Some(lease) = self.shared_http2(key) {
                 return Ok(lease);
@@ -322,7 +331,10 @@ impl Pool {
             Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => {
                 cluster.breakers().connections.acquire_over_limit()
             }
-            Err(kind) => return Err(Error::new(kind)),
+            Err(kind) => {
+                cluster.metrics(&self.metrics).connection_overflow.increment(1);
+                return Err(Error::new(kind));
+            }
         };
         let connecting = Connecting::new(self, key, cluster, endpoint);
         let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;

@@ -79,10 +79,10 @@ pub struct Documents {
 }
 
 /// Kinds of Istio that change nothing for a local sidecar or that skiff does not serve.
-const IGNORED_KINDS: [&str; 5] = ["Telemetry", "EnvoyFilter", "Gateway", "ProxyConfig", "ServiceExport"];
+const IGNORED_KINDS: [&str; 4] = ["Telemetry", "Gateway", "ProxyConfig", "ServiceExport"];
 
-/// Kinds that guard a workload: to leave them out would let requests pass that must not.
-const REFUSED_KINDS: [&str; 2] = ["RequestAuthentication", "WasmPlugin"];
+/// Kinds that guard a workload, or may: to leave them out would let requests pass that must not.
+const REFUSED_KINDS: [&str; 3] = ["RequestAuthentication", "WasmPlugin", "EnvoyFilter"];
 
 impl Documents {
     /// Reads every document of every file. A document without `metadata.namespace` belongs to `default_namespace`.

@@ -181,9 +181,14 @@ fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str) -> HttpConn
 }
 
 /// What istiod sets on every connection manager of a sidecar.
+/// From the first byte of a request to the end of its head.
+const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub(super) fn apply_mesh_defaults(http: &mut HttpConnectionManager) {
     http.normalize_path = true;
     http.stream_idle_timeout = None;
+    // Istio leaves it to Envoy's default, which is none: a caller that sends a head byte by byte would hold its place for ever.
+    http.request_headers_timeout = Some(REQUEST_HEADERS_TIMEOUT);
     http.proxy_100_continue = true;
     http.upgrades = vec![UpgradeType::WebSocket];
 }
