@@ -1,1 +1,4 @@
 //! placeholder
+
+pub mod bootstrap;
+pub mod translate;

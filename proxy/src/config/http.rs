@@ -237,6 +237,10 @@ pub struct HttpConnectionManager {
     pub http1: Http1Options,
     /// HTTP/2 options.
     pub http2: Http2Options,
+    /// `x-envoy-*` response headers are left out (`suppress_envoy_headers` of the router).
+    pub suppress_envoy_headers: bool,
+    /// Requests whose value of one of these `x-envoy-*` headers cannot be read are answered 400 (`strict_check_headers`).
+    pub strict_check_headers: Vec<String>,
     /// This is an HTTP proxy listener: absolute-form and CONNECT requests of applications that set `http_proxy`.
     pub http_proxy: bool,
 }
@@ -282,6 +286,8 @@ impl HttpConnectionManager {
             proxy_100_continue: false,
             http1: Http1Options::default(),
             http2: Http2Options::default(),
+            suppress_envoy_headers: false,
+            strict_check_headers: Vec::new(),
             http_proxy: false,
         }
     }
