@@ -113,15 +113,11 @@ fn cluster(name: &str, (address, tls, protocol): (SocketAddr, Option<Arc<Upstrea
 }
 
 fn manager(role: Role, cluster: &str, tls: bool, access_log: Vec<AccessLog>) -> HttpConnectionManager {
-    let route = Route {
-        name: "default".to_owned(),
-        action: RouteTarget::Forward(Box::new(RouteAction::cluster(cluster))),
-        ..Route::any()
-    };
+    let route = Route::new("default", RouteMatch::any(), RouteTarget::Forward(Box::new(RouteAction::cluster(cluster))));
     let host = VirtualHost {
         name: "inbound|http|9000".to_owned(),
         domains: vec!["*".to_owned()],
-        routes: vec![Route { matches: RouteMatch::any(), ..route }],
+        routes: vec![route],
         ..VirtualHost::default()
     };
     let routes = RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host], ..RouteConfiguration::default() };

@@ -2,3 +2,4 @@
 //! [`skiff_proxy::config::Snapshot`], without I/O.
 
 pub mod envoy;
+pub mod istio;

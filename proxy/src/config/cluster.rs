@@ -43,7 +43,7 @@ pub struct Cluster {
     /// Share of requests dropped on purpose (`drop_overloads`).
     pub drop_overload: Fraction,
     /// Destination service for Istio's metrics: host, name and namespace.
-    pub service: Option<Service>,
+    pub service: Option<Arc<Service>>,
 }
 
 /// The service that a cluster stands for (istiod's `istio.services` metadata).

@@ -63,6 +63,13 @@ pub struct Route {
     pub rbac: Option<Arc<Rbac>>,
 }
 
+impl Route {
+    /// A route without header mutations, faults or overrides.
+    pub fn new(name: impl Into<String>, matches: RouteMatch, action: RouteTarget) -> Self {
+        Self { name: name.into(), matches, action, headers: HeaderMutations::default(), cors: None, fault: None, rbac: None }
+    }
+}
+
 /// The condition of a route; all parts must hold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RouteMatch {

@@ -13,7 +13,7 @@ use super::body::BodySize;
 use super::filter::Verdict;
 use super::forward;
 use super::forwarding::Overrides;
-use super::head::{Headers, Known, RequestHead, ResponseHead, Version};
+use super::head::{Headers, RequestHead, ResponseHead, Version};
 use super::local_reply::LocalReply;
 use super::manager::Connection;
 use super::request_body::RequestBody;
@@ -22,6 +22,7 @@ use super::route::{Action, Route};
 use super::upgrade::Tunnel;
 use crate::error::ErrorKind;
 use crate::stream_info::{FormatContext, StreamInfo};
+use crate::telemetry::grpc_status;
 use crate::telemetry::metrics::HttpSample;
 use crate::upstream::{Cluster, Endpoint};
 
@@ -70,6 +71,15 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
     let found = routes.find(&exchange.request);
     let route = found.map(|found| &**found.route);
     exchange.info.route_name = route.map(|route| route.name.clone());
+    // Chosen before the filters: what they refuse is logged with the cluster that it would have gone to.
+    let chosen = match route.map(|route| &route.action) {
+        Some(Action::Forward(action)) => Some(action.choose(&exchange.request)),
+        _ => None,
+    };
+    if let Some(Ok(choice)) = &chosen {
+        exchange.info.upstream_cluster = Some(choice.name.clone());
+        exchange.cluster.clone_from(&choice.cluster);
+    }
     if let Verdict::Reply(reply) = manager.filters.request(exchange, route).await {
         return exchange.reply(&body, out, reply, route).await;
     }
@@ -86,7 +96,11 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
         Action::Forward(action) if !manager.allows(exchange, action) => {
             exchange.reply(&body, out, LocalReply::empty(StatusCode::FORBIDDEN, "upgrade_failed"), route).await
         }
-        Action::Forward(action) => forward::run(exchange, found, action, &mut body, out).await,
+        Action::Forward(action) => match chosen {
+            Some(Ok(choice)) => forward::run(exchange, found, action, choice, &mut body, out).await,
+            Some(Err(kind)) => exchange.fail(&body, out, kind, route).await,
+            None => exchange.fail(&body, out, ErrorKind::NoRoute, route).await,
+        },
     }
 }
 
@@ -194,12 +208,12 @@ impl Exchange {
             let current = self.cluster.as_ref().map(|cluster| cluster.current());
             metrics.record(&HttpSample {
                 service: current.as_ref().and_then(|current| current.config().service.as_ref()),
-                peer_workload: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
+                peer: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
                 peer_principal: self.peer_principal(),
                 mtls: self.info.connection.is_mtls(),
                 is_grpc: self.is_grpc,
                 response_code: self.info.response_code,
-                grpc_status: self.grpc_status(),
+                grpc_status: if self.is_grpc { grpc_status(&context) } else { None },
                 flags: self.info.flags,
                 duration: context.now.duration_since(self.info.start),
                 request_bytes: self.info.bytes_received,
@@ -216,11 +230,6 @@ impl Exchange {
             self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref())
         };
         peer.map(|peer| peer.principal())
-    }
-
-    fn grpc_status(&self) -> Option<u16> {
-        let of = |headers: &Headers| std::str::from_utf8(headers.get(Known::GrpcStatus)?).ok()?.parse().ok();
-        self.trailers.as_deref().and_then(of).or_else(|| of(&self.response.headers))
     }
 
     /// Whether the downstream speaks HTTP/2.

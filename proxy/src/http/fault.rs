@@ -8,7 +8,7 @@ use crate::config::Fault;
 use crate::flags::ResponseFlags;
 
 /// Delays the request and says how it is to be aborted, each for its share of requests.
-pub async fn inject(fault: &Fault, exchange: &mut Exchange) -> Option<LocalReply> {
+pub(super) async fn inject(fault: &Fault, exchange: &mut Exchange) -> Option<LocalReply> {
     if let Some(delay) = &fault.delay
         && delay.fraction.draw()
     {

@@ -31,22 +31,18 @@ use crate::upstream::pool::{Lease, Protocol};
 use crate::upstream::{Cluster, Endpoint, Outcome as Health, PickContext};
 
 /// Forwards a request to the route's cluster and streams the response back.
-pub async fn run(
+pub(super) async fn run(
     exchange: &mut Exchange,
     found: RouteMatch<'_>,
     action: &ForwardRoute,
+    choice: &ClusterChoice,
     body: &mut RequestBody,
     out: &mut Responder,
 ) -> Outcome {
     let route = &**found.route;
-    let chosen = action.choose(&exchange.request).map(|choice| (choice, choice.cluster.clone()));
-    let (choice, cluster) = match chosen {
-        Ok((choice, Some(cluster))) => (choice, cluster),
-        Ok((_, None)) => return exchange.fail(body, out, ErrorKind::NoCluster(503), Some(route)).await,
-        Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,
+    let Some(cluster) = choice.cluster.clone() else {
+        return exchange.fail(body, out, ErrorKind::NoCluster(503), Some(route)).await;
     };
-    exchange.info.upstream_cluster = Some(cluster.name().clone());
-    exchange.cluster = Some(cluster.clone());
     let _request = match cluster.breakers().requests.acquire() {
         Ok(permit) => permit,
         Err(kind) => return exchange.fail(body, out, kind, Some(route)).await,
@@ -87,7 +83,7 @@ pub async fn run(
 }
 
 /// Writes a body that is there already and ends the message.
-pub async fn send_all(sink: &mut Sink, body: Cow<'static, [u8]>) {
+pub(super) async fn send_all(sink: &mut Sink, body: Cow<'static, [u8]>) {
     let mut next = match body {
         Cow::Borrowed(b"") => None,
         Cow::Borrowed(text) => Some(Bytes::from_static(text)),
@@ -177,7 +173,7 @@ impl Attempts<'_> {
                         self.exchange.info.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return self.give_up(&error, retries).await;
                     };
-                    retries.take();
+                    self.count_retry(retries);
                 }
             }
             self.body.restart();
@@ -190,6 +186,11 @@ impl Attempts<'_> {
                 };
             }
         }
+    }
+
+    fn count_retry(&self, retries: &mut Retries<'_>) {
+        retries.take();
+        self.cluster.metrics(self.exchange.connection.worker.metrics()).retries.increment(1);
     }
 
     /// Safe methods without a body may be sent again unasked (RFC 9110 §9.2.2).
@@ -279,7 +280,7 @@ impl Attempts<'_> {
         let result = self.exchange_with(&endpoint, retries).await;
         match &result {
             Err(Failed::Upstream { error, .. }) if error.side() == Side::Upstream => {
-                self.cluster.report(&endpoint, health_of(error.kind))
+                self.cluster.report(&endpoint, health_of(error.kind));
             }
             Err(Failed::Deadline(ErrorKind::Timeout)) => self.cluster.report(&endpoint, Health::LocalOriginTimeout),
             _ => {}
@@ -314,7 +315,7 @@ impl Attempts<'_> {
             } else if self.body.can_restart()
                 && let Ok(_permit) = self.cluster.breakers().retries.acquire()
             {
-                retries.take();
+                self.count_retry(retries);
                 return Err(Failed::Response);
             }
         }
@@ -379,7 +380,7 @@ impl Attempts<'_> {
         }
         self.note_progress();
         match polled {
-            Poll::Ready(Err(PumpError::Source(error))) => Poll::Ready(Err(self.request_broken(error))),
+            Poll::Ready(Err(PumpError::Source(error))) => Poll::Ready(Err(self.request_broken(&error))),
             Poll::Ready(Err(PumpError::Sink(_))) => {
                 // The upstream stopped reading; it may have answered all the same, and its answer says more than the write error.
                 upstream.upload_failed = true;
@@ -390,7 +391,7 @@ impl Attempts<'_> {
         }
     }
 
-    fn request_broken(&mut self, error: Error) -> Failed {
+    fn request_broken(&mut self, error: &Error) -> Failed {
         match error.kind {
             ErrorKind::DownstreamProtocol => {
                 self.exchange.close = true;

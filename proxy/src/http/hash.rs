@@ -8,7 +8,7 @@ use crate::stream_info::StreamInfo;
 use crate::upstream::balance;
 
 /// The hash of a request; `None` when no policy finds anything. Several policies are combined in their order, as Envoy does.
-pub fn of_request(policies: &[HashPolicy], request: &RequestHead, info: &StreamInfo) -> Option<u64> {
+pub(super) fn of_request(policies: &[HashPolicy], request: &RequestHead, info: &StreamInfo) -> Option<u64> {
     let mut all = None;
     for policy in policies {
         let hash = match policy {
@@ -29,9 +29,9 @@ fn address(ip: IpAddr) -> String {
 }
 
 /// The value of a cookie.
-pub fn cookie<'a>(request: &'a RequestHead, name: &[u8]) -> Option<&'a [u8]> {
+pub(super) fn cookie<'a>(request: &'a RequestHead, name: &[u8]) -> Option<&'a [u8]> {
     let pairs = request.headers.get_all(Known::Cookie).flat_map(|line| line.split(|b| *b == b';'));
-    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"=")).map(|value| value.trim_ascii())
+    pairs.map(<[u8]>::trim_ascii).find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"=")).map(<[u8]>::trim_ascii)
 }
 
 fn query_parameter<'a>(request: &'a RequestHead, name: &[u8]) -> Option<&'a [u8]> {

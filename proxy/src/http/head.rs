@@ -6,6 +6,7 @@
 //! field: it is [`RequestHead::authority`], as in HTTP/2.
 
 use std::fmt;
+use std::ops::Range;
 
 use http::{Method, StatusCode};
 
@@ -222,6 +223,23 @@ impl Headers {
         let id = Known::of(name.of(&self.arena));
         let value = self.store(value);
         self.fields.push(Field { id, name, value, spelling: Span::default() });
+        id
+    }
+
+    /// Takes over a block of wire bytes into an empty list, for [`Headers::push_within`]: one copy for all fields.
+    pub fn load(&mut self, block: &[u8]) {
+        debug_assert!(self.arena.is_empty(), "spans are offsets into the block");
+        self.arena.extend_from_slice(block);
+    }
+
+    /// As [`Headers::push`], for a name and a value that are offsets into the block given to [`Headers::load`].
+    #[expect(clippy::cast_possible_truncation, reason = "codecs bound a head to 60 KiB by default and to a few MiB at the most")]
+    pub fn push_within(&mut self, name: Range<usize>, value: Range<usize>) -> Known {
+        let text = &mut self.arena[name.clone()];
+        text.make_ascii_lowercase();
+        let id = Known::of(text);
+        let span = |range: Range<usize>| Span { start: range.start as u32, len: range.len() as u32 };
+        self.fields.push(Field { id, name: span(name), value: span(value), spelling: Span::default() });
         id
     }
 

@@ -27,7 +27,7 @@ const QUEUE: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends the route's copies, each for its share of the requests.
-pub fn send(exchange: &Exchange, action: &ForwardRoute, body: &mut RequestBody) {
+pub(super) fn send(exchange: &Exchange, action: &ForwardRoute, body: &mut RequestBody) {
     for mirror in action.mirrors.iter().filter(|mirror| mirror.fraction.draw()) {
         let Some(cluster) = mirror.cluster.clone() else { continue };
         let mut head = exchange.request.clone();

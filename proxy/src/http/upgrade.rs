@@ -8,7 +8,7 @@ use super::exchange::Exchange;
 use super::h1::server::ServerConnection;
 use crate::flags::ResponseFlags;
 use crate::tcp::copy::{End, Limits, copy_both_ways};
-use crate::upstream::Permit;
+use crate::upstream::OpenConnection;
 use crate::upstream::connect::Connected;
 use crate::upstream::pool::Http1Lease;
 
@@ -22,7 +22,7 @@ enum Upstream {
     /// After `101 Switching Protocols`.
     Upgraded(Http1Lease),
     /// After `200` to CONNECT.
-    Dialled(Connected, Permit),
+    Dialled(Connected, OpenConnection),
 }
 
 impl Tunnel {
@@ -32,7 +32,7 @@ impl Tunnel {
     }
 
     /// A tunnel over a fresh connection.
-    pub fn dialled(upstream: Connected, permit: Permit, idle: Option<Duration>) -> Self {
+    pub fn dialled(upstream: Connected, permit: OpenConnection, idle: Option<Duration>) -> Self {
         Self { upstream: Upstream::Dialled(upstream, permit), idle: idle.filter(|idle| !idle.is_zero()) }
     }
 

@@ -131,7 +131,7 @@ impl Acceptor {
     fn hand_over(self: &Arc<Self>, stream: TcpStream, remote: SocketAddr, worker: &Rc<Worker>) {
         let limit = self.runtime.load().config.max_connections.map_or(u64::MAX, u64::from);
         if self.connections.load(Ordering::Relaxed) >= limit {
-            worker.metrics().connection_refused(&self.runtime.load().config.name);
+            self.runtime.load().metrics.connections_overflow.increment(1);
             return;
         }
         if let Some(connection) = Connection::open(self.clone(), stream, remote, worker) {

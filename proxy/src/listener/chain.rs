@@ -10,6 +10,7 @@ use crate::http::manager::ConnectionManager;
 use crate::rbac::Engine;
 use crate::tcp::TcpProxy;
 use crate::telemetry::access_log::AccessLogs;
+use crate::telemetry::metrics::ListenerMetrics;
 use crate::tls::ServerContext;
 
 /// What a [`config::Listener`] is compiled into. Published whole; connections hold the one they were accepted under.
@@ -22,6 +23,8 @@ pub struct ListenerRuntime {
     pub default_chain: Option<Arc<FilterChain>>,
     /// Logs of connections that never reach a chain.
     pub access_log: AccessLogs,
+    /// Handles of the listener's metrics.
+    pub metrics: ListenerMetrics,
     /// Begins when this version is replaced.
     pub drain: Arc<Drain>,
 }

@@ -40,7 +40,7 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
         incoming.refuse(&listener, sniffed, "filter_chain_not_found", ResponseFlags::NO_ROUTE_FOUND);
         return;
     };
-    let Some((stream, info, alpn)) = incoming.secure(&listener, &chain, sniffed, &worker).await else { return };
+    let Some((stream, info, alpn)) = incoming.secure(&listener, &chain, sniffed).await else { return };
     let info = Rc::new(info);
     if let Filter::Http(_) = &chain.filter
         && let Some(details) = denied(&chain, &info)
@@ -169,7 +169,6 @@ impl Incoming {
         listener: &ListenerRuntime,
         chain: &FilterChain,
         sniffed: Sniffed,
-        worker: &Worker,
     ) -> Option<(Stream, ConnectionInfo, Option<Box<[u8]>>)> {
         let mut info = self.info(sniffed.server_name);
         let seen = std::mem::take(&mut self.seen);
@@ -185,7 +184,7 @@ impl Incoming {
         let failed = |reason: String| {
             // The one place where a refused certificate shows on this side: Envoy has no access log line for it.
             tracing::info!(listener = listener.config.name, remote = %self.remote, reason, "TLS handshake failed");
-            worker.metrics().handshake_failed(&listener.config.name);
+            listener.metrics.tls_handshake_failures.increment(1);
         };
         let accept = Box::pin(context.accept(Prefixed::new(seen, self.stream)));
         let (stream, handshake) = match tokio::time::timeout(chain.handshake_timeout, accept).await {

@@ -12,12 +12,12 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-pub use self::worker::{Connection, Worker};
+pub(crate) use self::worker::{Connection, Worker};
 
 use self::publish::Published;
 use self::worker::{Command, Handle};
 use crate::config::{Secret, Snapshot};
-use crate::telemetry::access_log::LogWriter;
+use crate::telemetry::access_log::{LogOptions, LogWriter};
 use crate::telemetry::metrics::{ProxyMetrics, Registry};
 use crate::tls::{Secrets, TlsError};
 use crate::upstream::Cluster;
@@ -138,11 +138,10 @@ struct Inner {
 }
 
 /// What workers and publication have in common.
-pub struct Shared {
+pub(crate) struct Shared {
     options: Options,
     workers: Vec<Handle>,
-    metrics: ProxyMetrics,
-    registry: Arc<Registry>,
+    metrics: Arc<ProxyMetrics>,
     /// Open downstream connections.
     connections: AtomicUsize,
     /// Told when there are none left.
@@ -177,14 +176,14 @@ impl Proxy {
             count => count,
         };
         let (workers, queues) = worker::handles(count);
-        let registry = Registry::new(recorder, options.max_series);
-        let metrics = ProxyMetrics::new(&registry);
-        let logs = LogWriter::start(options.access_log_queue, &metrics)?;
+        let registry = Arc::new(Registry::new(recorder, options.max_series));
+        let metrics = Arc::new(ProxyMetrics::new(&registry));
+        let queue = LogOptions { max_lines: options.access_log_queue, ..LogOptions::default() };
+        let logs = LogWriter::start(queue, metrics.access_log_dropped.clone())?;
         let shared = Arc::new(Shared {
             options: options.clone(),
             workers,
             metrics,
-            registry,
             connections: AtomicUsize::new(0),
             idle: Notify::new(),
             clusters: ArcSwap::default(),
@@ -205,7 +204,10 @@ impl Proxy {
     /// Returns once every listener of the snapshot has been bound or has failed to; those that failed are tried again every second.
     pub fn apply(&self, snapshot: Snapshot) -> ApplyReport {
         let report = self.published().apply(snapshot, &self.inner);
-        self.inner.shared.metrics.config_applied(&report);
+        let metrics = &self.inner.shared.metrics;
+        metrics.config_version(&self.snapshot().version);
+        metrics.config_updates.increment(u64::from(!report.unchanged));
+        metrics.config_rejected.increment(report.rejected.len() as u64);
         report
     }
 
@@ -216,7 +218,7 @@ impl Proxy {
     pub fn set_secret(&self, name: &str, secret: Secret) -> Result<(), TlsError> {
         self.inner.secrets.set(name, secret)?;
         for certificate in self.inner.secrets.certificates() {
-            self.inner.shared.metrics.certificate(&certificate);
+            self.inner.shared.metrics.certificate_expires(&certificate.name, certificate.not_after);
         }
         Ok(())
     }
@@ -244,7 +246,7 @@ impl Proxy {
     /// Stops accepting, tells peers to go elsewhere (`connection: close`, GOAWAY), finishes what is in flight. Inbound
     /// listeners only when `inbound_only`. Returns at once.
     pub fn drain(&self, inbound_only: bool) {
-        self.published().drain(inbound_only);
+        self.published().drain(inbound_only, &self.inner);
     }
 
     /// Waits until nothing is in flight, `deadline` at the most; whether everything finished. The access log is written out then.

@@ -224,8 +224,9 @@ impl Published {
         live.chain(leaving).collect()
     }
 
-    pub(super) fn drain(&mut self, inbound_only: bool) {
+    pub(super) fn drain(&mut self, inbound_only: bool, inner: &Inner) {
         self.draining |= !inbound_only;
+        inner.shared.metrics.draining.set(1.0);
         for slot in self.listeners.values() {
             if !inbound_only || slot.config.traffic_direction == TrafficDirection::Inbound {
                 slot.acceptor.stop.begin();
@@ -252,6 +253,7 @@ impl Published {
             chains,
             default_chain,
             access_log: access_logs(&config.access_log, inner)?,
+            metrics: inner.shared.metrics.listener(&config.name),
             drain: Arc::new(Drain::default()),
         })
     }
@@ -292,7 +294,7 @@ impl Published {
             forwarding: Forwarding::from(&**config),
             path_options: PathOptions::from(&**config),
             access_log: access_logs(&config.access_log, inner)?,
-            metrics: config.stats.as_ref().map(|labels| IstioHttpMetrics::new(&inner.shared.registry, labels)),
+            metrics: config.stats.as_ref().map(|labels| IstioHttpMetrics::new(inner.shared.metrics.registry(), labels)),
         })
     }
 
@@ -302,7 +304,7 @@ impl Published {
             config: config.clone(),
             clusters: config.clusters.iter().map(resolve).collect(),
             access_log: access_logs(&config.access_log, inner)?,
-            metrics: config.stats.as_ref().map(|labels| IstioTcpMetrics::new(&inner.shared.registry, labels)),
+            metrics: config.stats.as_ref().map(|labels| IstioTcpMetrics::new(inner.shared.metrics.registry(), labels)),
         })
     }
 }

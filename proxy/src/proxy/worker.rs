@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use crate::listener::{self, Acceptor};
-use crate::telemetry::metrics::ProxyMetrics;
+use crate::telemetry::metrics::{ListenerMetrics, ProxyMetrics};
 use crate::upstream::pool::Pool;
 use crate::upstream::{Cluster, dns};
 
@@ -23,7 +23,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const QUEUE: usize = 1024;
 
 /// What a worker is told.
-pub enum Command {
+pub(super) enum Command {
     /// Serve a connection.
     Serve(Connection),
     /// Accept on a socket; without one the address is bound first.
@@ -35,14 +35,14 @@ pub enum Command {
 }
 
 /// How others see a worker.
-pub struct Handle {
+pub(super) struct Handle {
     commands: mpsc::Sender<Command>,
     load: AtomicUsize,
 }
 
 impl Handle {
     /// Queues a command, waiting for room. Not for use on a worker's own thread.
-    pub fn send(&self, command: Command) {
+    pub(super) fn send(&self, command: Command) {
         let mut command = command;
         // Publication may run inside a runtime, where blocking is not allowed: a full queue is waited for by hand.
         while let Err(mpsc::error::TrySendError::Full(back)) = self.commands.try_send(command) {
@@ -66,6 +66,7 @@ pub struct Connection {
     remote: SocketAddr,
     acceptor: Arc<Acceptor>,
     shared: Arc<Shared>,
+    metrics: ListenerMetrics,
     worker: usize,
 }
 
@@ -81,14 +82,16 @@ impl Connection {
         let shared = worker.shared.clone();
         if shared.connections.fetch_add(1, Ordering::Relaxed) >= shared.options.max_connections {
             shared.connection_closed();
-            shared.metrics.connection_refused(&acceptor.runtime.load().config.name);
+            acceptor.runtime.load().metrics.connections_overflow.increment(1);
             return None;
         }
         let chosen = shared.least_loaded(worker.index);
         shared.workers[chosen].load.fetch_add(1, Ordering::Relaxed);
         acceptor.connections.fetch_add(1, Ordering::Relaxed);
-        shared.metrics.connection_opened(&acceptor.runtime.load().config.name);
-        Some(Self { stream: Some(Socket::Registered(stream)), remote, acceptor, shared, worker: chosen })
+        let metrics = acceptor.runtime.load().metrics.clone();
+        metrics.connections_total.increment(1);
+        metrics.connections_active.increment(1);
+        Some(Self { stream: Some(Socket::Registered(stream)), remote, acceptor, shared, metrics, worker: chosen })
     }
 }
 
@@ -96,7 +99,10 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.acceptor.connections.fetch_sub(1, Ordering::Relaxed);
         self.shared.workers[self.worker].load.fetch_sub(1, Ordering::Relaxed);
-        self.shared.metrics.connection_closed(&self.acceptor.runtime.load().config.name);
+        self.metrics.connections_active.decrement(1);
+        if self.acceptor.stop.is_draining() {
+            self.shared.metrics.drained_connections.increment(1);
+        }
         self.shared.connection_closed();
     }
 }
@@ -187,7 +193,7 @@ impl Worker {
 }
 
 /// Queues of the workers to be started: made first, so that every worker knows all the others.
-pub fn handles(count: usize) -> (Vec<Handle>, Vec<mpsc::Receiver<Command>>) {
+pub(super) fn handles(count: usize) -> (Vec<Handle>, Vec<mpsc::Receiver<Command>>) {
     (0..count)
         .map(|_| {
             let (commands, receiver) = mpsc::channel(QUEUE);
@@ -200,7 +206,7 @@ pub fn handles(count: usize) -> (Vec<Handle>, Vec<mpsc::Receiver<Command>>) {
 ///
 /// # Errors
 /// When thread or runtime cannot be created.
-pub fn start(index: usize, commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> io::Result<()> {
+pub(super) fn start(index: usize, commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> io::Result<()> {
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
             Ok(runtime) => runtime,
@@ -209,7 +215,7 @@ pub fn start(index: usize, commands: mpsc::Receiver<Command>, shared: Arc<Shared
                 return;
             }
         };
-        let worker = Rc::new(Worker { pool: Pool::new(), shared, index });
+        let worker = Rc::new(Worker { pool: Pool::new(shared.metrics.clone()), shared, index });
         runtime.block_on(worker.run(commands));
     })?;
     Ok(())

@@ -19,7 +19,7 @@ use crate::stream_info::{ConnectionInfo, FormatContext, StreamInfo};
 use crate::telemetry::access_log::AccessLogs;
 use crate::telemetry::metrics::{IstioTcpMetrics, TcpSample};
 use crate::upstream::connect::{Connected, connect};
-use crate::upstream::{Cluster, Endpoint, Outcome, Permit, PickContext};
+use crate::upstream::{Cluster, Endpoint, OpenConnection, Outcome, PickContext};
 use copy::{End, Limits, copy_both_ways};
 
 /// What [`config::TcpProxy`] is compiled into.
@@ -39,7 +39,7 @@ struct Session<'a> {
     proxy: &'a TcpProxy,
     info: StreamInfo,
     endpoint: Option<Arc<Endpoint>>,
-    service: Option<config::Service>,
+    service: Option<Arc<config::Service>>,
     opened: bool,
 }
 
@@ -49,12 +49,10 @@ impl Session<'_> {
         let outbound = self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref());
         TcpSample {
             service: self.service.as_ref(),
-            peer_workload: self.endpoint.as_ref().and_then(|e| e.workload()),
+            peer: self.endpoint.as_ref().and_then(|e| e.workload()),
             peer_principal: inbound.or(outbound).map(|peer| peer.principal()),
             mtls: self.info.connection.is_mtls(),
             flags: self.info.flags,
-            received_bytes: self.info.bytes_received,
-            sent_bytes: self.info.bytes_sent,
         }
     }
 
@@ -77,7 +75,9 @@ impl Session<'_> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         if let Some(metrics) = self.proxy.metrics.as_ref().filter(|_| self.opened) {
-            metrics.closed(&self.sample());
+            let sample = self.sample();
+            metrics.transferred(&sample, self.info.bytes_received, self.info.bytes_sent);
+            metrics.closed(&sample);
         }
         let context = FormatContext { info: &self.info, request: None, response: None, trailers: None, now: Instant::now() };
         self.proxy.access_log.log(&context);
@@ -144,7 +144,7 @@ async fn dial(
     cluster: &Arc<Cluster>,
     subset: &BTreeMap<String, String>,
     worker: &Worker,
-) -> Result<(Connected, Permit), Error> {
+) -> Result<(Connected, OpenConnection), Error> {
     let attempts = session.proxy.config.max_connect_attempts.max(1);
     let mut tried = Vec::new();
     loop {
@@ -158,11 +158,11 @@ async fn dial(
         match connect(cluster, &endpoint, None).await {
             Ok(connected) => {
                 cluster.report(&endpoint, Outcome::TcpConnected);
-                return Ok((connected, permit));
+                return Ok((connected, OpenConnection::new(permit, cluster.metrics(worker.metrics()))));
             }
             Err(error) => {
                 cluster.report(&endpoint, Outcome::LocalOriginFailure);
-                worker.metrics().connect_failed(cluster.name());
+                cluster.metrics(worker.metrics()).connect_failures.increment(1);
                 if session.info.attempts >= attempts {
                     if error.kind != ErrorKind::Overflow {
                         session.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;

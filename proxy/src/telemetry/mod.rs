@@ -1,5 +1,11 @@
-//! Access logs and metrics.
+//! Access logs and metrics: what operators see of the traffic.
+//!
+//! [`mod@format`] compiles Envoy's format language, [`access_log`] hands rendered lines to one writer thread, [`metrics`] holds
+//! Istio's standard metrics and our own.
 
 pub mod access_log;
 pub mod format;
 pub mod metrics;
+
+pub use access_log::{AccessLogError, AccessLogs, LogOptions, LogWriter};
+pub use format::{Format, FormatError, LogTemplate, grpc_status};

@@ -44,7 +44,7 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[Stri
 async fn dial(endpoint: &Endpoint, cluster: &config::Cluster) -> Result<net::Transport, Error> {
     match endpoint.address() {
         EndpointAddress::Socket(address) => {
-            let stream = TcpStream::connect(address).await.map_err(connect_failure)?;
+            let stream = TcpStream::connect(address).await.map_err(|error| connect_failure(&error))?;
             // Small writes are coalesced here already; Nagle would only add a delay.
             let _ = stream.set_nodelay(true);
             if let Some(keepalive) = cluster.tcp_keepalive {
@@ -52,15 +52,17 @@ async fn dial(endpoint: &Endpoint, cluster: &config::Cluster) -> Result<net::Tra
             }
             Ok(net::Transport::Tcp(stream))
         }
-        EndpointAddress::Pipe(path) => UnixStream::connect(path).await.map(net::Transport::Unix).map_err(connect_failure),
+        EndpointAddress::Pipe(path) => {
+            UnixStream::connect(path).await.map(net::Transport::Unix).map_err(|error| connect_failure(&error))
+        }
         EndpointAddress::Name(name, _) => {
-            Err(connect_failure(io::Error::new(io::ErrorKind::NotFound, format!("{name} has not been resolved"))))
+            Err(connect_failure(&io::Error::new(io::ErrorKind::NotFound, format!("{name} has not been resolved"))))
         }
     }
 }
 
 /// `delayed connect error: Connection refused`: Envoy's words, which people search for.
-fn connect_failure(error: io::Error) -> Error {
+fn connect_failure(error: &io::Error) -> Error {
     let reason = match error.kind() {
         io::ErrorKind::ConnectionRefused => "Connection refused".to_owned(),
         io::ErrorKind::HostUnreachable => "No route to host".to_owned(),

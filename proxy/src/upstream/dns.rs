@@ -152,7 +152,7 @@ mod tests {
 
     fn published(answers: &Answers, dns: &DnsCluster, logical: bool) -> Vec<String> {
         let config = config::Cluster::new("c", ClusterDiscovery::StrictDns(dns.clone()));
-        let cluster = Cluster::new(Arc::new(config));
+        let cluster = Cluster::new(Arc::new(config), &crate::tls::Secrets::new()).unwrap();
         cluster.set_endpoints(&Arc::new(answers.assignment(&dns.endpoints, logical)));
         cluster.endpoints().iter().map(|endpoint| format!("{}={}", endpoint.hostname(), endpoint.host())).collect()
     }
@@ -197,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn numeric_names_are_published_once_without_a_lookup() {
         let config = config::Cluster::new("c", ClusterDiscovery::StrictDns(dns(&["192.0.2.7"])));
-        let cluster = Arc::new(Cluster::new(Arc::new(config)));
+        let cluster = Arc::new(Cluster::new(Arc::new(config), &crate::tls::Secrets::new()).unwrap());
         tokio::time::timeout(Duration::from_secs(5), run(Arc::clone(&cluster))).await.expect("returns by itself");
         assert_eq!(&**cluster.endpoints().iter().next().unwrap().host(), "192.0.2.7:80");
     }

@@ -18,7 +18,7 @@ pub mod pool;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
@@ -34,6 +34,7 @@ use self::endpoint::{LocalityGroup, is_subset};
 use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, OutlierDetection, TransportSocket};
 use crate::drain::Drain;
 use crate::error::ErrorKind;
+use crate::telemetry::metrics::{ClusterMetrics, ProxyMetrics};
 use crate::tls::{ClientContext, Secrets, TlsError};
 use crate::{ClusterStatus, EndpointStatus};
 
@@ -47,12 +48,34 @@ pub struct Cluster {
     endpoints: ArcSwap<EndpointSet>,
     contexts: ArcSwap<TlsContexts>,
     connection_released: Notify,
+    metrics: OnceLock<ClusterMetrics>,
     retired: Drain,
     writer: Mutex<Writer>,
 }
 
 /// One TLS context for each distinct [`config::UpstreamTls`] of a cluster.
 type TlsContexts = Vec<(Arc<config::UpstreamTls>, ClientContext)>;
+
+/// An open connection in the limits and metrics of its cluster.
+pub struct OpenConnection {
+    _permit: Permit,
+    active: metrics::Gauge,
+}
+
+impl OpenConnection {
+    /// Counts a connection that has just been made.
+    pub fn new(permit: Permit, metrics: &ClusterMetrics) -> Self {
+        metrics.connections_total.increment(1);
+        metrics.connections_active.increment(1);
+        Self { _permit: permit, active: metrics.connections_active.clone() }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.active.decrement(1);
+    }
+}
 
 /// One publication: a configuration and the endpoints it applies to.
 #[derive(Debug)]
@@ -90,6 +113,7 @@ impl Cluster {
             contexts: ArcSwap::from_pointee(tls_contexts(&config, secrets)?),
             endpoints: ArcSwap::from_pointee(EndpointSet::new(config, assignment, &[], now)),
             connection_released: Notify::new(),
+            metrics: OnceLock::new(),
             retired: Drain::default(),
             writer: Mutex::default(),
         })
@@ -182,6 +206,11 @@ impl Cluster {
         let _turn = self.writer();
         let old = self.endpoints.load_full();
         self.publish(&old, Arc::clone(&old.config), Arc::default(), Instant::now());
+    }
+
+    /// Handles of its metrics, made when it is used for the first time: a mesh has more clusters than a sidecar uses.
+    pub fn metrics(&self, metrics: &ProxyMetrics) -> &ClusterMetrics {
+        self.metrics.get_or_init(|| metrics.cluster(&self.name))
     }
 
     /// Waits until the cluster has left the configuration.

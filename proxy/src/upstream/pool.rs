@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 
-use super::connect::connect;
-use super::{Cluster, Endpoint, HostId, Permit};
+use super::connect::{Connected, connect};
+use super::{Cluster, Endpoint, HostId, OpenConnection, Outcome};
 use crate::config::{AlpnOverride, UpstreamHttpOptions, UpstreamProtocol};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::http::h1::client::{ClientConnection, ClientOptions};
@@ -23,6 +23,7 @@ use crate::http::h2::client::H2Connection;
 use crate::http::head::Version;
 use crate::net;
 use crate::stream_info::UpstreamConnectionInfo;
+use crate::telemetry::metrics::ProxyMetrics;
 
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE_PER_HOST: usize = 256;
@@ -80,9 +81,9 @@ struct Http2Entry {
 }
 
 /// The connections of one worker.
-#[derive(Default)]
 pub struct Pool {
     hosts: RefCell<HashMap<Key, Host>>,
+    metrics: Arc<ProxyMetrics>,
 }
 
 /// A connection for one request.
@@ -108,7 +109,7 @@ struct Http1 {
     info: Rc<UpstreamConnectionInfo>,
     created: Instant,
     requests: u32,
-    permit: Permit,
+    open: OpenConnection,
 }
 
 /// An HTTP/1 connection that goes back to the pool when it is dropped in a reusable state.
@@ -127,11 +128,11 @@ impl Http1Lease {
 
     /// The byte stream and what was read ahead of it, for a tunnel; the permit is to be kept while the tunnel lives. `None`
     /// while another handle of the connection is alive.
-    pub fn into_parts(mut self) -> Option<(net::Stream, BytesMut, Permit)> {
+    pub fn into_parts(mut self) -> Option<(net::Stream, BytesMut, OpenConnection)> {
         let http1 = self.inner.take()?;
         self.pool.forget(self.key);
         let (stream, early) = http1.connection.into_parts().ok()?;
-        Some((stream, early, http1.permit))
+        Some((stream, early, http1.open))
     }
 
     /// Whether it has served a request before.
@@ -156,8 +157,18 @@ impl Drop for Http1Lease {
 
 impl Pool {
     /// An empty pool.
-    pub fn new() -> Rc<Self> {
-        Rc::new(Self::default())
+    pub fn new(metrics: Arc<ProxyMetrics>) -> Rc<Self> {
+        Rc::new(Self { hosts: RefCell::default(), metrics })
+    }
+
+    /// Connects, and counts what comes of it.
+    async fn connect(&self, cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
+        let connected = connect(cluster, endpoint, alpn).await;
+        match &connected {
+            Ok(_) => cluster.report(endpoint, Outcome::Connected),
+            Err(_) => cluster.metrics(&self.metrics).connect_failures.increment(1),
+        }
+        connected
     }
 
     /// A connection to `endpoint`: an idle one, or a new one when the cluster's limits allow.
@@ -265,11 +276,12 @@ impl Pool {
             }
         };
         let opening = Opening::new(self, key, cluster, endpoint);
-        let connected = connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
+        let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
+        let open = OpenConnection::new(permit, cluster.metrics(&self.metrics));
         opening.done.set(true);
         let options = Rc::new(client_options(&cluster.current().config().http));
         let connection = ClientConnection::new(connected.stream, options);
-        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, permit };
+        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, open };
         Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: false }))
     }
 
@@ -312,13 +324,13 @@ impl Pool {
             Err(kind) => return Err(Error::new(kind)),
         };
         let connecting = Connecting::new(self, key, cluster, endpoint);
-        let connected = connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;
+        let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;
+        let open = OpenConnection::new(permit, cluster.metrics(&self.metrics));
         if connected.info.tls_version.is_some() && !speaks_http2(connected.alpn.as_deref()) {
             let refused = std::io::Error::other("upstream did not agree on HTTP/2");
             return Err(Error::with_source(ErrorKind::UpstreamProtocol, refused).retry(Retry::Yes));
         }
-        let connection =
-            H2Connection::handshake(connected.stream, move || drop(permit)).await.map_err(|e| e.retry(Retry::Yes))?;
+        let connection = H2Connection::handshake(connected.stream, move || drop(open)).await.map_err(|e| e.retry(Retry::Yes))?;
         let info = Rc::new(connected.info);
         let entry = Http2Entry { connection: connection.clone(), info: info.clone(), created: Instant::now() };
         self.with_host(key, cluster, endpoint, |host| host.http2.push(entry));

@@ -34,7 +34,7 @@ fn config(policy: LbPolicy) -> config::Cluster {
 }
 
 fn cluster(config: config::Cluster, assignment: &Arc<ClusterLoadAssignment>) -> Cluster {
-    let cluster = Cluster::new(Arc::new(config));
+    let cluster = Cluster::new(Arc::new(config), &Secrets::new()).unwrap();
     cluster.set_endpoints(assignment);
     cluster
 }

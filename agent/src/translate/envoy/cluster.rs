@@ -43,7 +43,7 @@ pub(super) fn cluster(message: &pb::Cluster) -> Outcome<config::Cluster> {
     if let Some(assignment) = &message.load_assignment {
         cluster.drop_overload = endpoint::drop_overload(assignment).at("load_assignment")?;
     }
-    cluster.service = message.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("istio")).and_then(service);
+    cluster.service = istio_metadata(message).and_then(service).map(Arc::new);
     Ok(cluster)
 }
 
@@ -331,4 +331,8 @@ fn service(message: &Struct) -> Option<config::Service> {
         _ => String::new(),
     };
     Some(config::Service { host: text("host"), name: text("name"), namespace: text("namespace") })
+}
+
+fn istio_metadata(message: &pb::Cluster) -> Option<&Struct> {
+    message.metadata.as_ref()?.filter_metadata.get("istio")
 }

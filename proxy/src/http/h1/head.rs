@@ -3,20 +3,25 @@
 //! httparse finds the tokens in one pass; what it refuses but Envoy accepts (line folding, tabs in the request line) is
 //! rewritten on a cold path and parsed again, and what both refuse is told apart there, so that the good case pays nothing.
 
+mod fields;
+mod second_look;
+
 use std::mem::MaybeUninit;
 
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
+pub(super) use self::fields::offers_upgrade;
+use self::fields::{Facts, request_framing, response_framing};
+pub(super) use self::second_look::Progress;
+use self::second_look::{Look, explain_request, second_look};
 use super::body::Framing;
 use crate::error::Reply;
 use crate::flags::ResponseFlags;
-use crate::http::head::{Headers, Known, RequestHead, ResponseHead, Scheme, Version};
+use crate::http::head::{Known, RequestHead, ResponseHead, Scheme, Version};
 
 /// Fields for which there is room on the stack; larger limits take a heap allocation per parse.
 const INLINE_HEADERS: usize = 128;
-/// Names that one `connection` header may nominate for removal (Envoy's bound).
-const MAX_NOMINATED: usize = 10;
 
 /// What a head may look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,19 +168,21 @@ pub struct RequestKind {
 /// # Errors
 /// The request must be answered with [`HeadError::reply`]; `head` is then in no particular state.
 pub fn parse_request(buf: &[u8], limits: &HeadLimits, head: &mut RequestHead) -> Result<Option<ParsedRequest>, HeadError> {
-    let error = match tokens_of_request(buf, buf.len(), limits, head) {
-        Ok(parsed) => return bounded(parsed, |p| p.consumed, buf, limits),
+    let error = match tokens_of_request(buf, limits, head) {
+        Ok(parsed) => return check_size(parsed.as_ref().map_or(buf.len(), |p| p.consumed), limits).map(|()| parsed),
         Err(Fault::Head(error)) => return Err(error),
         Err(Fault::Tokens(error)) => error,
     };
-    match second_look(buf, limits, error, true)? {
-        Look::Wait => Ok(None),
-        Look::Final => Err(explain_request(buf)),
-        Look::Rewritten { end, text } => match tokens_of_request(&text, end, limits, head) {
-            Ok(parsed) => bounded(parsed, |p| p.consumed, buf, limits),
-            Err(Fault::Head(error)) => Err(error),
-            Err(Fault::Tokens(_)) => Err(explain_request(buf)),
-        },
+    let (consumed, text) = match second_look(buf, limits, error, true)? {
+        Look::Wait => return Ok(None),
+        Look::Final => return Err(explain_request(buf)),
+        Look::Rewritten { consumed, text } => (consumed, text),
+    };
+    check_size(consumed, limits)?;
+    match tokens_of_request(&text, limits, head) {
+        Ok(parsed) => Ok(parsed.map(|parsed| ParsedRequest { consumed, ..parsed })),
+        Err(Fault::Head(error)) => Err(error),
+        Err(Fault::Tokens(_)) => Err(explain_request(buf)),
     }
 }
 
@@ -189,19 +196,21 @@ pub fn parse_response(
     request: RequestKind,
     head: &mut ResponseHead,
 ) -> Result<Option<ParsedResponse>, HeadError> {
-    let error = match tokens_of_response(buf, buf.len(), limits, request, head) {
-        Ok(parsed) => return bounded(parsed, |p| p.consumed, buf, limits),
+    let error = match tokens_of_response(buf, limits, request, head) {
+        Ok(parsed) => return check_size(parsed.as_ref().map_or(buf.len(), |p| p.consumed), limits).map(|()| parsed),
         Err(Fault::Head(error)) => return Err(error),
         Err(Fault::Tokens(error)) => error,
     };
-    match second_look(buf, limits, error, false)? {
-        Look::Wait => Ok(None),
-        Look::Final => Err(HeadError::Malformed),
-        Look::Rewritten { end, text } => match tokens_of_response(&text, end, limits, request, head) {
-            Ok(parsed) => bounded(parsed, |p| p.consumed, buf, limits),
-            Err(Fault::Head(error)) => Err(error),
-            Err(Fault::Tokens(_)) => Err(HeadError::Malformed),
-        },
+    let (consumed, text) = match second_look(buf, limits, error, false)? {
+        Look::Wait => return Ok(None),
+        Look::Final => return Err(HeadError::Malformed),
+        Look::Rewritten { consumed, text } => (consumed, text),
+    };
+    check_size(consumed, limits)?;
+    match tokens_of_response(&text, limits, request, head) {
+        Ok(parsed) => Ok(parsed.map(|parsed| ParsedResponse { consumed, ..parsed })),
+        Err(Fault::Head(error)) => Err(error),
+        Err(Fault::Tokens(_)) => Err(HeadError::Malformed),
     }
 }
 
@@ -223,14 +232,8 @@ impl From<HeadError> for Fault {
     }
 }
 
-fn bounded<T>(
-    parsed: Option<T>,
-    consumed: impl Fn(&T) -> usize,
-    buf: &[u8],
-    limits: &HeadLimits,
-) -> Result<Option<T>, HeadError> {
-    let bytes = parsed.as_ref().map_or(buf.len(), consumed);
-    if bytes > limits.max_bytes { Err(HeadError::HeadersTooLarge) } else { Ok(parsed) }
+fn check_size(bytes: usize, limits: &HeadLimits) -> Result<(), HeadError> {
+    if bytes > limits.max_bytes { Err(HeadError::HeadersTooLarge) } else { Ok(()) }
 }
 
 type Slot<'buf> = MaybeUninit<httparse::Header<'buf>>;
@@ -247,13 +250,8 @@ fn slots<'s, 'buf>(
     heap
 }
 
-/// One pass over a request. `end` is what a rewritten text counts for in the connection's bytes.
-fn tokens_of_request(
-    buf: &[u8],
-    end: usize,
-    limits: &HeadLimits,
-    head: &mut RequestHead,
-) -> Result<Option<ParsedRequest>, Fault> {
+/// One pass over a request.
+fn tokens_of_request(buf: &[u8], limits: &HeadLimits, head: &mut RequestHead) -> Result<Option<ParsedRequest>, Fault> {
     let mut inline = [const { MaybeUninit::uninit() }; INLINE_HEADERS];
     let mut heap = Vec::new();
     let slots = slots(&mut inline, &mut heap, limits.max_headers);
@@ -263,7 +261,6 @@ fn tokens_of_request(
     let httparse::Status::Complete(consumed) = config.parse_request_with_uninit_headers(&mut request, buf, slots)? else {
         return Ok(None);
     };
-    let consumed = if end == buf.len() { consumed } else { end };
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(HeadError::Malformed.into());
     };
@@ -274,6 +271,8 @@ fn tokens_of_request(
         return Err(HeadError::LowVersion.into());
     }
     let mut facts = Facts::default();
+    let block = (!limits.preserve_case).then_some(&buf[..consumed]);
+    head.headers.load(block.unwrap_or_default());
     let mut host = None;
     for field in request.headers.iter() {
         if field.name.eq_ignore_ascii_case("host") {
@@ -282,7 +281,7 @@ fn tokens_of_request(
             }
             continue;
         }
-        facts.add(&mut head.headers, field, limits.preserve_case)?;
+        facts.add(&mut head.headers, field, block)?;
     }
     let target_scheme = set_target(head, target.as_bytes(), limits)?;
     let connection = facts.connection(&mut head.headers, head.version)?;
@@ -307,7 +306,6 @@ fn tokens_of_request(
 /// One pass over a response.
 fn tokens_of_response(
     buf: &[u8],
-    end: usize,
     limits: &HeadLimits,
     request: RequestKind,
     head: &mut ResponseHead,
@@ -320,7 +318,6 @@ fn tokens_of_response(
     let httparse::Status::Complete(consumed) = config.parse_response_with_uninit_headers(&mut response, buf, slots)? else {
         return Ok(None);
     };
-    let consumed = if end == buf.len() { consumed } else { end };
     let (Some(status), Some(version)) = (response.code, response.version) else {
         return Err(HeadError::Malformed.into());
     };
@@ -328,8 +325,10 @@ fn tokens_of_response(
     head.status = StatusCode::from_u16(status).map_err(|_| HeadError::Malformed)?;
     head.version = if version == 0 { Version::Http10 } else { Version::Http11 };
     let mut facts = Facts::default();
+    let block = (!limits.preserve_case).then_some(&buf[..consumed]);
+    head.headers.load(block.unwrap_or_default());
     for field in response.headers.iter() {
-        facts.add(&mut head.headers, field, limits.preserve_case)?;
+        facts.add(&mut head.headers, field, block)?;
     }
     let upgraded = status == 101 || (request.connect && head.status.is_success());
     if status == 101 && !request.upgrade {
@@ -342,189 +341,6 @@ fn tokens_of_response(
     }
     let keep_alive = keep_alive && framing != Framing::UntilClose;
     Ok(Some(ParsedResponse { consumed, framing, keep_alive, upgraded }))
-}
-
-/// What the fields say about framing and connection, gathered while they are copied.
-#[derive(Default)]
-struct Facts {
-    content_length: Option<u64>,
-    transfer_encodings: u8,
-    chunked: bool,
-    has_connection: bool,
-    has_upgrade: bool,
-    has_private: bool,
-    expect_continue: bool,
-}
-
-/// What a request's `connection` header comes down to.
-struct Connection {
-    keep_alive: bool,
-    upgrade: bool,
-    nominates_host: bool,
-}
-
-impl Facts {
-    fn add(&mut self, headers: &mut Headers, field: &httparse::Header<'_>, spelled: bool) -> Result<(), HeadError> {
-        let (name, value) = (field.name.as_bytes(), field.value);
-        let id = if spelled { headers.push_spelled(name, value) } else { headers.push(name, value) };
-        match id {
-            Known::ContentLength => {
-                let length = parse_length(value).ok_or(HeadError::Malformed)?;
-                if self.content_length.replace(length).is_some() {
-                    return Err(HeadError::Malformed);
-                }
-            }
-            Known::TransferEncoding => {
-                self.transfer_encodings = self.transfer_encodings.saturating_add(1);
-                self.chunked = value.eq_ignore_ascii_case(b"chunked");
-            }
-            Known::Connection => self.has_connection = true,
-            Known::Upgrade => self.has_upgrade = true,
-            Known::KeepAlive | Known::ProxyConnection => self.has_private = true,
-            Known::Expect => self.expect_continue = value.eq_ignore_ascii_case(b"100-continue"),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Acts on a request's `connection` header as Envoy's codec does and removes what concerns this connection only.
-    fn connection(&self, headers: &mut Headers, version: Version) -> Result<Connection, HeadError> {
-        let mut found = Connection { keep_alive: version != Version::Http10, upgrade: false, nominates_host: false };
-        let mut h2c = false;
-        if self.has_connection {
-            let upgrade = has_token(headers, Known::Connection, b"upgrade");
-            h2c = upgrade && has_token(headers, Known::Upgrade, b"h2c");
-            found.upgrade = upgrade && self.has_upgrade && !h2c;
-            found.keep_alive = keeps_alive(headers, version);
-            found.nominates_host = remove_nominated(headers)?;
-        }
-        if self.has_connection || self.has_upgrade || self.has_private || self.transfer_encodings > 0 {
-            headers.retain(|id, _, _| match id {
-                Known::TransferEncoding | Known::KeepAlive | Known::ProxyConnection => false,
-                Known::Connection | Known::Upgrade => found.upgrade,
-                Known::Http2Settings => !h2c,
-                _ => true,
-            });
-        }
-        Ok(found)
-    }
-
-    /// The same for a response, where Envoy honours no nominations.
-    fn response_connection(&self, headers: &mut Headers, version: Version, upgraded: bool) -> bool {
-        let keep_alive = keeps_alive(headers, version);
-        if !upgraded && (self.has_connection || self.has_upgrade || self.has_private) {
-            headers
-                .retain(|id, _, _| !matches!(id, Known::Connection | Known::Upgrade | Known::KeepAlive | Known::ProxyConnection));
-        }
-        keep_alive
-    }
-}
-
-fn keeps_alive(headers: &Headers, version: Version) -> bool {
-    if version == Version::Http10 {
-        has_token(headers, Known::Connection, b"keep-alive")
-    } else {
-        !has_token(headers, Known::Connection, b"close")
-    }
-}
-
-/// The elements of a comma-separated list.
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
-}
-
-fn has_token(headers: &Headers, id: Known, token: &[u8]) -> bool {
-    headers.get_all(id).flat_map(tokens).any(|t| t.eq_ignore_ascii_case(token))
-}
-
-/// Whether a head offers an upgrade: an `upgrade` header that `connection` speaks of.
-pub(super) fn offers_upgrade(headers: &Headers) -> bool {
-    headers.contains(Known::Upgrade) && has_token(headers, Known::Connection, b"upgrade")
-}
-
-/// Removes the headers that `connection` nominates; whether `host` is one of them, which then counts as missing.
-fn remove_nominated(headers: &mut Headers) -> Result<bool, HeadError> {
-    const ORDINARY: [&[u8]; 4] = [b"close", b"keep-alive", b"upgrade", b"te"];
-    const PROTECTED: [&[u8]; 4] = [b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-client-cert"];
-    let same = |token: &[u8], names: &[&[u8]]| names.iter().any(|name| token.eq_ignore_ascii_case(name));
-    let mut nominated = SmallVec::<[u8; 64]>::new();
-    let mut count = 0;
-    for token in headers.get_all(Known::Connection).flat_map(tokens).filter(|token| !same(token, &ORDINARY)) {
-        count += 1;
-        if same(token, &PROTECTED) || token[0] == b':' || count > MAX_NOMINATED {
-            return Err(HeadError::ConnectionHeaderRejected);
-        }
-        nominated.extend_from_slice(token);
-        nominated.push(b',');
-    }
-    if count > 0 {
-        headers.retain(|_, name, _| !tokens(&nominated).any(|token| token.eq_ignore_ascii_case(name)));
-    }
-    Ok(tokens(&nominated).any(|token| token.eq_ignore_ascii_case(b"host")))
-}
-
-fn request_framing(facts: &Facts, head: &mut RequestHead, limits: &HeadLimits) -> Result<Framing, HeadError> {
-    let has_length = facts.content_length.is_some();
-    if facts.transfer_encodings > 0 {
-        if has_length && !limits.allow_chunked_length {
-            return Err(HeadError::ContentLengthAndChunked);
-        }
-        // HTTP/1.0 has no transfer codings: a peer that does not know them would take the chunks for the next request.
-        if facts.transfer_encodings != 1 || !facts.chunked || head.version == Version::Http10 {
-            return Err(HeadError::InvalidTransferEncoding);
-        }
-        if has_length {
-            head.headers.remove(Known::ContentLength);
-        }
-    }
-    if head.method == Method::CONNECT {
-        let body = facts.transfer_encodings > 0 || facts.content_length.is_some_and(|n| n > 0);
-        return if body { Err(HeadError::Malformed) } else { Ok(Framing::None) };
-    }
-    Ok(match facts.content_length {
-        _ if facts.transfer_encodings > 0 => Framing::Chunked,
-        Some(length) => Framing::Length(length),
-        None => Framing::None,
-    })
-}
-
-fn response_framing(facts: &Facts, status: u16, request: RequestKind, limits: &HeadLimits) -> Result<Framing, HeadError> {
-    if facts.transfer_encodings > 0 {
-        if facts.content_length.is_some() && !limits.allow_chunked_length {
-            return Err(HeadError::ContentLengthAndChunked);
-        }
-        if facts.transfer_encodings != 1 || !facts.chunked {
-            return Err(HeadError::InvalidTransferEncoding);
-        }
-    }
-    let tunnel = status == 101 || (request.connect && (200..300).contains(&status));
-    if tunnel {
-        return Ok(Framing::None);
-    }
-    if status < 200 || status == 204 {
-        // A length or coding where no body can be is how a response is made to swallow the next one.
-        let body = facts.transfer_encodings > 0 || facts.content_length.is_some_and(|n| n > 0);
-        return if body { Err(HeadError::Malformed) } else { Ok(Framing::None) };
-    }
-    if request.head || status == 304 {
-        return Ok(Framing::None);
-    }
-    Ok(match facts.content_length {
-        _ if facts.transfer_encodings > 0 => Framing::Chunked,
-        Some(length) => Framing::Length(length),
-        None => Framing::UntilClose,
-    })
-}
-
-/// Digits only: no sign, no list, no blank inside.
-fn parse_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() {
-        return None;
-    }
-    value.iter().try_fold(0u64, |sum, b| {
-        let digit = b.is_ascii_digit().then(|| u64::from(b - b'0'))?;
-        sum.checked_mul(10)?.checked_add(digit)
-    })
 }
 
 /// The methods that Envoy's parser knows (it spells `MSEARCH` so).
@@ -621,117 +437,6 @@ fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8
 fn check_authority(authority: &[u8]) -> Result<(), HeadError> {
     let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b);
     if authority.iter().all(fits) { Ok(()) } else { Err(HeadError::InvalidAuthority) }
-}
-
-/// Where the head in `buf` ends for a receiver that takes bare LF for a line end; the search begins at `from`.
-fn end_from(buf: &[u8], from: usize) -> Option<usize> {
-    let mut at = from;
-    while let Some(lf) = buf[at..].iter().position(|b| *b == b'\n') {
-        let next = at + lf + 1;
-        match &buf[next..] {
-            [b'\n', ..] => return Some(next + 1),
-            [b'\r', b'\n', ..] => return Some(next + 2),
-            _ => at = next,
-        }
-    }
-    None
-}
-
-/// Keeps a head that arrives in drops from being parsed again for each of them.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    seen: usize,
-}
-
-impl Progress {
-    /// Whether parsing `buf` can find anything new: at the first bytes, at the end of the head, and beyond the limit.
-    pub(super) fn is_due(&self, buf: &[u8], limits: &HeadLimits) -> bool {
-        self.seen == 0 || buf.len() > limits.max_bytes || end_from(buf, self.seen.saturating_sub(3).min(buf.len())).is_some()
-    }
-
-    /// `buf` holds no whole head.
-    pub(super) fn note(&mut self, buf: &[u8]) {
-        self.seen = buf.len();
-    }
-
-    /// The next head begins.
-    pub(super) fn reset(&mut self) {
-        self.seen = 0;
-    }
-}
-
-/// What can be done about a head that httparse refuses.
-enum Look {
-    /// A verdict needs more bytes.
-    Wait,
-    /// It stays refused.
-    Final,
-    /// Its text without what Envoy takes but httparse does not; `end` is where the original ends.
-    Rewritten { end: usize, text: Vec<u8> },
-}
-
-#[cold]
-fn second_look(buf: &[u8], limits: &HeadLimits, error: httparse::Error, request: bool) -> Result<Look, HeadError> {
-    if error == httparse::Error::TooManyHeaders {
-        return Err(HeadError::TooManyHeaders);
-    }
-    let blank = buf.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    let start = &buf[blank..];
-    // A request may still turn out well as long as it starts like a method, a response when only a field's line is odd.
-    let hopeless =
-        if request { !start.first().is_some_and(u8::is_ascii_uppercase) } else { error != httparse::Error::HeaderName };
-    if hopeless {
-        return Err(HeadError::Malformed);
-    }
-    let Some(end) = end_from(start, 0) else {
-        return if buf.len() > limits.max_bytes { Err(HeadError::HeadersTooLarge) } else { Ok(Look::Wait) };
-    };
-    Ok(match rewrite(&start[..end], request) {
-        Some(text) => Look::Rewritten { end: blank + end, text },
-        None => Look::Final,
-    })
-}
-
-/// Joins folded lines and, in requests, turns tabs between the words of the first line into spaces; `None` when there is
-/// nothing of that kind.
-fn rewrite(head: &[u8], request: bool) -> Option<Vec<u8>> {
-    let mut text = Vec::with_capacity(head.len());
-    let mut changed = false;
-    for (index, line) in head.split_inclusive(|b| *b == b'\n').enumerate() {
-        if index == 0 && request && line.contains(&b'\t') {
-            changed = true;
-            text.extend(line.iter().map(|b| if *b == b'\t' { b' ' } else { *b }));
-            continue;
-        }
-        if index > 1 && matches!(line[0], b' ' | b'\t') {
-            changed = true;
-            let kept = text.trim_ascii_end().len();
-            text.truncate(kept);
-        }
-        text.extend_from_slice(line);
-    }
-    changed.then_some(text)
-}
-
-/// Which refusal a request has earned that can't be parsed.
-#[cold]
-fn explain_request(buf: &[u8]) -> HeadError {
-    let buf = buf.trim_ascii_start();
-    let head = &buf[..end_from(buf, 0).unwrap_or(buf.len())];
-    let line = head.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
-    let mut words = line.split(|b| matches!(b, b' ' | b'\t')).filter(|word| !word.is_empty()).skip(1);
-    if head.iter().any(|b| b.is_ascii_control() && !matches!(b, b'\r' | b'\n' | b'\t')) {
-        return HeadError::InvalidCharacters;
-    }
-    match (words.next(), words.next(), words.next()) {
-        (Some(_), None, None) => HeadError::LowVersion,
-        (Some(_), Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
-            if major.is_ascii_digit() && minor.is_ascii_digit() && !(*major == b'1' && matches!(minor, b'0' | b'1')) =>
-        {
-            HeadError::LowVersion
-        }
-        _ => HeadError::Malformed,
-    }
 }
 
 #[cfg(test)]

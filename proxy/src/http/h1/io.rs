@@ -206,6 +206,12 @@ impl Output {
         self.len() == 0
     }
 
+    /// Bytes of memory held.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.tail.capacity() + self.queue.capacity()
+    }
+
     /// The vector to append small pieces to.
     pub(super) fn tail(&mut self) -> &mut Vec<u8> {
         if self.tail.capacity() == 0 {

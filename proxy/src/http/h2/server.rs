@@ -64,7 +64,8 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream) {
     loop {
         let event = next_event(&mut h2, &connection, &streams, draining).await;
         match event {
-            Event::Stream(request, respond) => {
+            Event::Stream(stream) => {
+                let (request, respond) = *stream;
                 served += 1;
                 spawn(&connection, &streams, request, respond);
                 let worn = config.max_requests_per_connection.is_some_and(|max| served >= max)
@@ -85,7 +86,7 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream) {
 }
 
 enum Event {
-    Stream(Request<RecvStream>, SendResponse<Bytes>),
+    Stream(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
     StreamsChanged,
     Drain,
     Closed,
@@ -103,7 +104,7 @@ async fn next_event(h2: &mut H2<net::Stream, Bytes>, connection: &Connection, st
     tokio::select! {
         biased;
         accepted = h2.accept() => match accepted {
-            Some(Ok((request, respond))) => Event::Stream(request, respond),
+            Some(Ok(stream)) => Event::Stream(Box::new(stream)),
             Some(Err(error)) => {
                 tracing::debug!(%error, "downstream HTTP/2 connection failed");
                 Event::Closed

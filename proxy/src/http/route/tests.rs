@@ -69,7 +69,7 @@ fn request(target: &str, headers: &[&str]) -> RequestHead {
         let (name, value) = line.split_once(": ").unwrap();
         match name {
             ":method" => head.method = value.parse().unwrap(),
-            _ => head.headers.push(name.as_bytes(), value.as_bytes()),
+            _ => drop(head.headers.push(name.as_bytes(), value.as_bytes())),
         }
     }
     head

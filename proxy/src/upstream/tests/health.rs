@@ -19,13 +19,15 @@ fn without_a_threshold_nobody_is_better_than_the_unhealthy() {
     let sick = assignment(vec![unhealthy(1), config::Endpoint { health: HealthStatus::Draining, ..weighted(2, 1) }]);
     let cluster = cluster(never_panics(LbPolicy::RoundRobin(None)), &sick);
     assert_eq!(pick(&cluster), Err(ErrorKind::NoHealthyUpstream));
-    cluster.update_config(&Arc::new(config(LbPolicy::RoundRobin(None))));
+    cluster.update_config(&Arc::new(config(LbPolicy::RoundRobin(None))), &Secrets::new()).unwrap();
     assert_eq!(picks(&cluster, 10), [(1, 5), (2, 5)].into(), "the default of 50 % panics");
 }
 
 #[test]
 fn clusters_without_endpoints_have_nobody() {
-    let cluster = Cluster::new(Arc::new(config::Cluster::new("PassthroughCluster", ClusterDiscovery::OriginalDst)));
+    let cluster =
+        Cluster::new(Arc::new(config::Cluster::new("PassthroughCluster", ClusterDiscovery::OriginalDst)), &Secrets::new())
+            .unwrap();
     assert_eq!(pick(&cluster), Err(ErrorKind::NoHealthyUpstream));
 }
 
@@ -56,7 +58,7 @@ fn localities_get_their_share_when_asked_for() {
 fn new_endpoints_warm_up() {
     let start = Instant::now();
     let slow = SlowStart { window: Duration::from_secs(100), aggression: 1.0, min_weight: Fraction::from_millionths(100_000) };
-    let cluster = Cluster::new(Arc::new(config(LbPolicy::RoundRobin(Some(slow)))));
+    let cluster = Cluster::new(Arc::new(config(LbPolicy::RoundRobin(Some(slow)))), &Secrets::new()).unwrap();
     cluster.set_endpoints_at(&hosts(1), start);
     let late = start + Duration::from_secs(200);
     cluster.set_endpoints_at(&hosts(2), late);

@@ -49,7 +49,12 @@ fn the_only_endpoint_may_be_ejected_and_panic_brings_it_back() {
     report(&cluster, 1, &[Outcome::Response(500); 2]);
     assert_eq!(pick(&cluster), Err(ErrorKind::NoHealthyUpstream));
     let panic_threshold = Fraction::from_millionths(500_000);
-    cluster.update_config(&Arc::new(config::Cluster { panic_threshold, ..config::Cluster::clone(&cluster.config()) }));
+    cluster
+        .update_config(
+            &Arc::new(config::Cluster { panic_threshold, ..config::Cluster::clone(&cluster.config()) }),
+            &Secrets::new(),
+        )
+        .unwrap();
     assert_eq!(ejected(&cluster), [1]);
     assert_eq!(pick(&cluster), Ok(1));
 }
@@ -122,7 +127,12 @@ fn an_ejection_survives_new_endpoints_but_not_the_end_of_outlier_detection() {
     report(&cluster, 1, &[Outcome::Response(500); 2]);
     cluster.set_endpoints(&hosts(4));
     assert_eq!(ejected(&cluster), [1]);
-    cluster.update_config(&Arc::new(config::Cluster { outlier_detection: None, ..config::Cluster::clone(&cluster.config()) }));
+    cluster
+        .update_config(
+            &Arc::new(config::Cluster { outlier_detection: None, ..config::Cluster::clone(&cluster.config()) }),
+            &Secrets::new(),
+        )
+        .unwrap();
     assert!(ejected(&cluster).is_empty());
     report(&cluster, 1, &[Outcome::Response(500); 10]);
     assert_eq!(picks(&cluster, 4).len(), 4);

@@ -24,7 +24,7 @@ fn equal_endpoints_publish_nothing() {
     let cluster = cluster(config(LbPolicy::RoundRobin(None)), &hosts(3));
     let before = cluster.endpoints();
     cluster.set_endpoints(&hosts(3));
-    cluster.update_config(&Arc::new(config(LbPolicy::RoundRobin(None))));
+    cluster.update_config(&Arc::new(config(LbPolicy::RoundRobin(None))), &Secrets::new()).unwrap();
     assert!(Arc::ptr_eq(&before, &cluster.endpoints()));
 }
 
@@ -44,7 +44,12 @@ fn a_new_configuration_keeps_permits_and_hosts() {
     let _permit = cluster.breakers().requests.acquire().unwrap();
     assert_eq!(cluster.breakers().requests.acquire().unwrap_err(), ErrorKind::Overflow);
     let limits = CircuitBreakers { max_requests: 2, ..limits };
-    cluster.update_config(&Arc::new(config::Cluster { circuit_breakers: limits, ..config(LbPolicy::RoundRobin(None)) }));
+    cluster
+        .update_config(
+            &Arc::new(config::Cluster { circuit_breakers: limits, ..config(LbPolicy::RoundRobin(None)) }),
+            &Secrets::new(),
+        )
+        .unwrap();
     let _second = cluster.breakers().requests.acquire().unwrap();
     assert!(cluster.breakers().requests.acquire().is_err());
     assert_eq!(endpoint(&cluster, 1).id(), host.id());
@@ -58,9 +63,9 @@ fn a_new_configuration_keeps_permits_and_hosts() {
 #[test]
 fn written_endpoints_follow_the_configuration() {
     let of = |assignment| config::Cluster::new("c", ClusterDiscovery::Static(assignment));
-    let cluster = Cluster::new(Arc::new(of(hosts(1))));
+    let cluster = Cluster::new(Arc::new(of(hosts(1))), &Secrets::new()).unwrap();
     assert_eq!(pick(&cluster), Ok(1));
-    cluster.update_config(&Arc::new(of(assignment(vec![weighted(9, 1)]))));
+    cluster.update_config(&Arc::new(of(assignment(vec![weighted(9, 1)]))), &Secrets::new()).unwrap();
     assert_eq!(pick(&cluster), Ok(9));
 }
 
@@ -94,7 +99,7 @@ fn the_first_transport_socket_whose_labels_an_endpoint_has_is_its_own() {
 
     // What istiod ends its list with: it matches everyone.
     config.transport_socket_matches.push(matching("disabled", BTreeMap::new(), TransportSocket::RawBuffer));
-    cluster.update_config(&Arc::new(config));
+    cluster.update_config(&Arc::new(config), &Secrets::new()).unwrap();
     assert_eq!(endpoint(&cluster, 1).id(), mesh.id());
     assert!(plain.is_removed(), "another transport makes another host");
     assert_eq!(endpoint(&cluster, 2).transport(), &TransportSocket::RawBuffer);

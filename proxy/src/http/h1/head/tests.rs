@@ -1,6 +1,7 @@
 //! Heads as a real Envoy was seen to take or refuse them, and the cases in which this codec is stricter.
 
 use super::*;
+use crate::http::head::Headers;
 
 /// `H` stands for a good Host line.
 fn request(text: &str) -> Result<Option<(RequestHead, ParsedRequest)>, HeadError> {
@@ -294,4 +295,42 @@ fn broken_responses_are_refused() {
         assert!(response(&folded[..cut], plain).expect("no verdict yet").is_none(), "{cut}");
     }
     assert_eq!(list(&response(folded, plain).unwrap().unwrap().0.headers)[0], "x: a b");
+}
+
+#[test]
+fn no_damage_to_a_head_makes_the_parser_panic_or_overrun() {
+    let seeds: [&[u8]; 4] = [
+        b"POST /a?b HTTP/1.1\r\nHost: h\r\nX-Fold: a\r\n b\r\nContent-Length: 3\r\n\r\nabc",
+        b"GET\thttp://u@h:1/x HTTP/1.1\nHost: h\nConnection: te, x-a\nX-A: 1\nTransfer-Encoding: chunked\n\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+        b"HTTP/1.0 101 S\r\nUpgrade: x\r\nX: a\r\n\tb\r\n\r\n",
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    let (mut request, mut response) = (RequestHead::new(), ResponseHead::default());
+    for _ in 0..50_000 {
+        let mut text = seeds[random.usize(..seeds.len())].to_vec();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..text.len());
+            match random.u8(..4) {
+                0 => text[at] = random.u8(..),
+                1 => text.insert(at, b"\r\n\t :,\0"[random.usize(..7)]),
+                2 => text.truncate(at + 1),
+                _ => drop(text.remove(at)),
+            }
+            if text.is_empty() {
+                break;
+            }
+        }
+        let limits = HeadLimits { accept_http_10: random.bool(), preserve_case: random.bool(), ..HeadLimits::default() };
+        if let Ok(Some(parsed)) = parse_request(&text, &limits, &mut request) {
+            assert!(parsed.consumed <= text.len());
+            let wire = list(&request.headers).join("\n");
+            assert!(!wire.contains(['\r', '\0']) && !request.path().contains(&b' '), "{text:?}");
+        }
+        let kind = RequestKind { upgrade: random.bool(), connect: random.bool(), head: random.bool() };
+        if let Ok(Some(parsed)) = parse_response(&text, &limits, kind, &mut response) {
+            assert!(parsed.consumed <= text.len());
+            assert!(!list(&response.headers).join("\n").contains(['\r', '\0']), "{text:?}");
+        }
+    }
 }

@@ -1,0 +1,319 @@
+//! Every path of the admin page: one table, one function each.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Uri, header};
+use serde_json::{Value, json};
+
+use super::{Admin, dump};
+
+const TEXT: &str = "text/plain; charset=UTF-8";
+const JSON: &str = "application/json";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Compiled size of a `filter` expression, in bytes.
+const MAX_FILTER: usize = 64 * 1024;
+
+/// A path, the methods it takes and what it does.
+struct Page {
+    path: &'static str,
+    method: Allowed,
+    help: &'static str,
+    answer: fn(&Admin, &Query) -> Answer,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Allowed {
+    Read,
+    Change,
+    /// What it does depends on the query: without one it only shows.
+    Both,
+}
+
+const PAGES: &[Page] = &[
+    Page { path: "/", method: Allowed::Read, help: "this list", answer: help },
+    Page { path: "/certs", method: Allowed::Read, help: "certificates and trust bundles, without keys", answer: certs },
+    Page { path: "/clusters", method: Allowed::Read, help: "clusters and their endpoints (format=json)", answer: clusters },
+    Page {
+        path: "/config_dump",
+        method: Allowed::Read,
+        help: "the configuration in force (resource=listeners|routes|clusters|endpoints|secrets)",
+        answer: config_dump,
+    },
+    Page { path: "/drain", method: Allowed::Change, help: "drain all listeners", answer: drain },
+    Page {
+        path: "/drain_listeners",
+        method: Allowed::Change,
+        help: "drain all listeners, or inbound ones only (inboundonly)",
+        answer: drain,
+    },
+    Page { path: "/healthz/ready", method: Allowed::Read, help: "200 when ready, 503 with the reason when not", answer: ready },
+    Page { path: "/help", method: Allowed::Read, help: "this list", answer: help },
+    Page { path: "/listeners", method: Allowed::Read, help: "listeners and their addresses (format=json)", answer: listeners },
+    Page {
+        path: "/logging",
+        method: Allowed::Both,
+        help: "show log levels; POST changes them (level=<level> or paths=<module>:<level>,…)",
+        answer: logging,
+    },
+    Page { path: "/metrics", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
+    Page { path: "/quitquitquit", method: Allowed::Change, help: "drain and exit", answer: quit },
+    Page { path: "/ready", method: Allowed::Read, help: "200 when ready, 503 with the reason when not", answer: ready },
+    Page { path: "/server_info", method: Allowed::Read, help: "version, state, uptime, node", answer: server_info },
+    Page { path: "/stats", method: Allowed::Read, help: "metrics as lines (filter=<regex>, format=prometheus)", answer: stats },
+    Page { path: "/stats/prometheus", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
+];
+
+/// The answer to one request.
+pub(super) fn answer<B>(admin: &Admin, request: &Request<B>) -> Response<Bytes> {
+    let Some(page) = PAGES.iter().find(|page| page.path == request.uri().path()) else {
+        return text(StatusCode::NOT_FOUND, format!("invalid path. admin commands are:\n{}", commands())).into();
+    };
+    let query = Query::of(request);
+    if !page.method.allows(request.method(), &query) {
+        let message = format!("method {} not allowed, use {}\n", request.method(), page.method.header());
+        let mut response = Response::from(text(StatusCode::METHOD_NOT_ALLOWED, message));
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(page.method.header()));
+        return response;
+    }
+    // Browsers send Origin with every POST: a web page must not be able to drain the sidecar of the machine it is read on.
+    if query.changes && request.headers().contains_key(header::ORIGIN) {
+        return text(StatusCode::FORBIDDEN, "requests from web pages change nothing here\n").into();
+    }
+    (page.answer)(admin, &query).into()
+}
+
+impl Allowed {
+    fn allows(self, method: &Method, query: &Query) -> bool {
+        match self {
+            Self::Read => matches!(*method, Method::GET | Method::HEAD),
+            Self::Change => method == Method::POST,
+            Self::Both => method == Method::POST || (matches!(*method, Method::GET | Method::HEAD) && query.pairs.is_empty()),
+        }
+    }
+
+    fn header(self) -> &'static str {
+        match self {
+            Self::Read => "GET, HEAD",
+            Self::Change => "POST",
+            Self::Both => "GET, HEAD, POST",
+        }
+    }
+}
+
+fn help(_: &Admin, _: &Query) -> Answer {
+    text(StatusCode::OK, format!("admin commands are:\n{}", commands()))
+}
+
+fn commands() -> String {
+    PAGES.iter().fold(String::new(), |mut list, page| {
+        let post = if page.method == Allowed::Change { " (POST)" } else { "" };
+        let _ = writeln!(list, "  {}{post}: {}", page.path, page.help);
+        list
+    })
+}
+
+fn ready(admin: &Admin, _: &Query) -> Answer {
+    match admin.readiness.reason() {
+        None => text(StatusCode::OK, "LIVE\n"),
+        Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+fn config_dump(admin: &Admin, query: &Query) -> Answer {
+    let resource = query.get("resource");
+    if let Some(unknown) = resource.filter(|name| !dump::RESOURCES.contains(name)) {
+        return text(StatusCode::BAD_REQUEST, format!("unknown resource {unknown}: expected {}\n", dump::RESOURCES.join(", ")));
+    }
+    match dump::config(&admin.proxy.snapshot(), &admin.proxy.certificates(), resource) {
+        Ok(dump) => json_answer(&dump),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn clusters(admin: &Admin, query: &Query) -> Answer {
+    let clusters = admin.proxy.clusters();
+    if query.wants_json() { json_answer(&dump::clusters_json(&clusters)) } else { ok(dump::clusters_text(&clusters)) }
+}
+
+fn listeners(admin: &Admin, query: &Query) -> Answer {
+    let listeners = admin.proxy.listeners();
+    if query.wants_json() { json_answer(&dump::listeners_json(&listeners)) } else { ok(dump::listeners_text(&listeners)) }
+}
+
+fn certs(admin: &Admin, _: &Query) -> Answer {
+    json_answer(&dump::certificates(&admin.proxy.certificates()))
+}
+
+fn prometheus(admin: &Admin, _: &Query) -> Answer {
+    Answer { status: StatusCode::OK, content_type: PROMETHEUS, body: admin.metrics.render().into() }
+}
+
+fn stats(admin: &Admin, query: &Query) -> Answer {
+    if query.get("format") == Some("prometheus") {
+        return prometheus(admin, query);
+    }
+    let filter = match query.get("filter").map(|filter| regex::RegexBuilder::new(filter).size_limit(MAX_FILTER).build()) {
+        None => None,
+        Some(Ok(filter)) => Some(filter),
+        Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "invalid or too large filter expression\n"),
+    };
+    let wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter.is_match(name));
+    // The two that health checks written for Envoy look at.
+    let server = [("server.state", u64::from(State::of(admin).number())), ("server.uptime", admin.started.elapsed().as_secs())];
+    let mut body = dump::stats_text(&admin.metrics.render(), wanted);
+    for (name, value) in server.into_iter().filter(|(name, _)| wanted(name)) {
+        let _ = writeln!(body, "{name}: {value}");
+    }
+    ok(body)
+}
+
+fn server_info(admin: &Admin, _: &Query) -> Answer {
+    let uptime = format!("{}s", admin.started.elapsed().as_secs());
+    json_answer(&json!({
+        "version": concat!("skiff/", env!("CARGO_PKG_VERSION")),
+        "state": State::of(admin).name(),
+        "uptime_current_epoch": uptime,
+        "uptime_all_epochs": uptime,
+        "node": {"id": admin.node.id, "cluster": admin.node.cluster, "user_agent_name": "skiff"},
+    }))
+}
+
+fn logging(admin: &Admin, query: &Query) -> Answer {
+    let changed = match (query.get("level"), query.get("paths")) {
+        (None, None) if query.pairs.is_empty() => Ok(()),
+        (Some(level), None) => admin.logging.set_level(level),
+        (None, Some(paths)) => admin.logging.set_paths(paths),
+        _ => return text(StatusCode::BAD_REQUEST, "expected level=<level> or paths=<module>:<level>,…\n"),
+    };
+    match changed {
+        Ok(()) => ok(format!("active loggers:\n  {}\n", admin.logging.current().replace(',', "\n  "))),
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+fn drain(admin: &Admin, query: &Query) -> Answer {
+    admin.readiness.draining();
+    admin.proxy.drain(query.get("inboundonly").is_some());
+    ok("OK\n")
+}
+
+fn quit(admin: &Admin, _: &Query) -> Answer {
+    admin.shutdown.request();
+    ok("OK\n")
+}
+
+/// Envoy's `ServerInfo.State`.
+#[derive(Clone, Copy)]
+enum State {
+    Live,
+    Draining,
+    Initializing,
+}
+
+impl State {
+    fn of(admin: &Admin) -> Self {
+        match admin.readiness.reason() {
+            None => Self::Live,
+            Some(_) if admin.readiness.is_draining() => Self::Draining,
+            Some(_) => Self::Initializing,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Live => "LIVE",
+            Self::Draining => "DRAINING",
+            Self::Initializing => "INITIALIZING",
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Live => 0,
+            Self::Draining => 1,
+            Self::Initializing => 3,
+        }
+    }
+}
+
+/// The query of a request, decoded.
+struct Query {
+    pairs: Vec<(String, String)>,
+    changes: bool,
+}
+
+impl Query {
+    fn of<B>(request: &Request<B>) -> Self {
+        Self { pairs: parse_query(request.uri()), changes: request.method() == Method::POST }
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn wants_json(&self) -> bool {
+        self.get("format") == Some("json")
+    }
+}
+
+fn parse_query(uri: &Uri) -> Vec<(String, String)> {
+    let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(name, value)| (decode(name), decode(value))).collect()
+}
+
+/// Percent-decoding; what is not valid stays as it is.
+fn decode(text: &str) -> String {
+    let hex = |byte: Option<&u8>| byte.and_then(|&b| char::from(b).to_digit(16)).and_then(|digit| u8::try_from(digit).ok());
+    let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while let Some(&byte) = bytes.get(at) {
+        match (byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(high * 16 + low);
+                at += 3;
+            }
+            _ => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+/// A body and what it is.
+struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    body: Bytes,
+}
+
+fn ok(body: impl Into<Bytes>) -> Answer {
+    text(StatusCode::OK, body)
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    Answer { status, content_type: TEXT, body: body.into() }
+}
+
+fn json_answer(value: &Value) -> Answer {
+    Answer { status: StatusCode::OK, content_type: JSON, body: format!("{value:#}\n").into() }
+}
+
+impl From<Answer> for Response<Bytes> {
+    fn from(answer: Answer) -> Self {
+        let mut response = Self::new(answer.body);
+        *response.status_mut() = answer.status;
+        let fixed = [
+            (header::CONTENT_TYPE, answer.content_type),
+            (header::CACHE_CONTROL, "no-cache, max-age=0"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::SERVER, "envoy"),
+        ];
+        for (name, value) in fixed {
+            response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+        }
+        response
+    }
+}

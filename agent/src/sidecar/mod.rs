@@ -1,0 +1,210 @@
+//! One sidecar: configuration and identity go into the data plane, the admin page shows what came of it, drain ends it.
+//!
+//! ```text
+//! documents (folder, watched) ─► Translate ─► Proxy::apply ─┐
+//! certificates ─────────────────► Identity ─► set_secret ───┼─► Readiness ─► admin page
+//! SIGTERM, /quitquitquit ───────► Shutdown ─► Proxy::drain ─┘
+//! ```
+//! What can't be taken over never replaces what serves: a bad edit keeps the last good configuration, a bad certificate the last
+//! good certificate.
+
+mod configuration;
+mod documents;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use skiff_proxy::Proxy;
+use skiff_proxy::config::{Secret, Snapshot};
+use skiff_proxy::tls::TlsError;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::admin::{self, Admin, Condition, Node, Readiness};
+use crate::exit::Failure;
+use crate::logging::LogControl;
+use crate::metrics::{self, Buckets, Metrics};
+use crate::shutdown::Shutdown;
+use configuration::Configuration;
+pub use documents::{Document, read as read_documents};
+
+/// How long draining may take unless `SKIFF_DRAIN_DEADLINE` says otherwise: ECS kills 30 s after SIGTERM.
+pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Settings of one sidecar.
+#[derive(Clone, Debug)]
+pub struct SidecarConfig {
+    /// A folder of Istio YAML, or a single file (`SKIFF_CONFIG`).
+    pub path: PathBuf,
+    /// Who it is in the mesh.
+    pub node: Node,
+    /// Where the admin page listens (`SKIFF_ADMIN_ADDRESS`).
+    pub admin_address: SocketAddr,
+    /// From the first request to stop until the exit (`SKIFF_DRAIN_DEADLINE`).
+    pub drain_deadline: Duration,
+    /// Of the data plane.
+    pub proxy: skiff_proxy::Options,
+    /// Bounds of its histograms.
+    pub histograms: &'static [Buckets],
+}
+
+/// What documents come to.
+#[derive(Clone, Debug, Default)]
+pub struct Translation {
+    /// What is served from now on.
+    pub snapshot: Snapshot,
+    /// What was left out or looks unintended, one line each: `file:line: field: reason`.
+    pub warnings: Vec<String>,
+}
+
+/// Makes a configuration of documents. An error refuses them all: one line each, `file:line: field: reason`.
+pub type Translate = Box<dyn Fn(&[Document]) -> Result<Translation, Vec<String>> + Send + Sync>;
+
+/// Fetches certificates and publishes them for as long as it is polled.
+pub type Identity = Box<dyn FnOnce(SecretPublisher) -> BoxFuture<'static, Infallible> + Send>;
+
+/// Where a sidecar gets its configuration and its certificates from.
+pub struct Sources {
+    /// Documents to configuration.
+    pub translate: Translate,
+    /// `None` when no certificate is needed: the sidecar is ready without one then.
+    pub identity: Option<Identity>,
+}
+
+/// Takes certificates over into the data plane. Cheap to clone.
+#[derive(Clone)]
+pub struct SecretPublisher {
+    proxy: Proxy,
+    readiness: Readiness,
+}
+
+impl SecretPublisher {
+    /// [`Proxy::set_secret`]; the first certificate makes the sidecar ready as far as certificates go.
+    ///
+    /// # Errors
+    /// As [`Proxy::set_secret`]; the secret before stays in force.
+    pub fn publish(&self, name: &str, secret: Secret) -> Result<(), TlsError> {
+        let is_certificate = matches!(secret, Secret::Certificate { .. });
+        self.proxy.set_secret(name, secret)?;
+        if is_certificate {
+            self.readiness.met(Condition::Certificate);
+        }
+        Ok(())
+    }
+
+    /// Says on the readiness page why there is no certificate yet.
+    pub fn waiting(&self, reason: &str) {
+        self.readiness.waiting(Condition::Certificate, reason);
+    }
+}
+
+/// A sidecar that has been started: its listeners are bound, or being retried.
+pub struct Sidecar {
+    config: SidecarConfig,
+    proxy: Proxy,
+    metrics: Metrics,
+    readiness: Readiness,
+    shutdown: Shutdown,
+    logging: LogControl,
+    configuration: Configuration,
+    identity: Option<Identity>,
+    admin: TcpListener,
+}
+
+impl Sidecar {
+    /// Binds the admin page, starts the data plane and applies the first configuration.
+    ///
+    /// # Errors
+    /// When the admin address is in use, or the first configuration cannot be read or is refused.
+    pub async fn start(
+        config: SidecarConfig,
+        sources: Sources,
+        logging: LogControl,
+        shutdown: Shutdown,
+    ) -> Result<Self, Failure> {
+        let admin = admin::bind(config.admin_address).await.map_err(|error| Failure::Unavailable(error.to_string()))?;
+        let metrics = Metrics::new(config.histograms).map_err(|error| Failure::Internal(error.to_string()))?;
+        let proxy = Proxy::start(&config.proxy, metrics.recorder()).map_err(|error| Failure::Unavailable(error.to_string()))?;
+        let readiness = Readiness::default();
+        if sources.identity.is_none() {
+            readiness.met(Condition::Certificate);
+        }
+        let mut configuration =
+            Configuration::new(config.path.clone(), sources.translate, proxy.clone(), readiness.clone(), &metrics)?;
+        configuration.reload().await.map_err(|reasons| Failure::Configuration(reasons.join("; ")))?;
+        let identity = sources.identity;
+        Ok(Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, admin })
+    }
+
+    /// Whether it may get traffic.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Runs until it is asked to stop, then drains; asked twice, it stops at once.
+    ///
+    /// # Errors
+    /// When a part of it ends that must not.
+    pub async fn run(self) -> Result<(), Failure> {
+        let Self { config, proxy, metrics, readiness, shutdown, logging, mut configuration, identity, admin } = self;
+        let page = Admin {
+            proxy: proxy.clone(),
+            metrics: metrics.clone(),
+            logging,
+            readiness: readiness.clone(),
+            shutdown: shutdown.clone(),
+            node: config.node,
+            started: Instant::now(),
+        };
+        let mut parts = JoinSet::new();
+        parts.spawn(page.serve(admin));
+        parts.spawn(async move { configuration.follow().await });
+        parts.spawn(upkeep(metrics));
+        if let Some(identity) = identity {
+            let publisher = SecretPublisher { proxy: proxy.clone(), readiness: readiness.clone() };
+            parts.spawn(async move { match identity(publisher).await {} });
+        }
+        tokio::select! {
+            () = shutdown.requested() => {}
+            Some(ended) = parts.join_next() => {
+                let reason = ended.err().map_or_else(String::new, |error| format!(": {error}"));
+                return Err(Failure::Internal(format!("a part of the sidecar ended{reason}")));
+            }
+        }
+        readiness.draining();
+        tokio::select! {
+            biased;
+            () = shutdown.insisted() => tracing::warn!("asked twice to stop: not waiting for what is in flight"),
+            () = drain(&proxy, config.drain_deadline) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Inbound first: what the application is still answering may need its way out, so that stays open until nothing is in flight.
+async fn drain(proxy: &Proxy, deadline: Duration) {
+    let end = Instant::now() + deadline;
+    let mut finished = true;
+    for inbound_only in [true, false] {
+        proxy.drain(inbound_only);
+        finished = proxy.drained(end.saturating_duration_since(Instant::now())).await;
+    }
+    if finished {
+        tracing::info!("drained");
+    } else {
+        tracing::warn!(?deadline, "some requests did not finish before the drain deadline (SKIFF_DRAIN_DEADLINE)");
+    }
+}
+
+async fn upkeep(metrics: Metrics) {
+    let mut ticks = tokio::time::interval(metrics::UPKEEP);
+    loop {
+        ticks.tick().await;
+        metrics.upkeep();
+    }
+}

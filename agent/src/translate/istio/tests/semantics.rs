@@ -1,0 +1,287 @@
+//! Rules that the captured scenarios do not show.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use skiff_proxy::config::*;
+
+use super::super::{Documents, Translation, translate};
+use super::{files, workload};
+
+/// The base configuration, where a file of the same name is replaced.
+fn with(changes: &[(&str, &str)]) -> Translation {
+    let mut files = files("01-default");
+    for (name, text) in changes {
+        files.retain(|(file, _)| file.as_os_str() != *name);
+        files.push((PathBuf::from(name), (*text).to_owned()));
+    }
+    let documents = Documents::parse(&files, "bookinfo").unwrap();
+    translate(&documents, &workload()).unwrap()
+}
+
+const NETWORKING: &str = "apiVersion: networking.istio.io/v1\n";
+const SECURITY: &str = "apiVersion: security.istio.io/v1\n";
+
+fn sidecar(spec: &str) -> String {
+    format!("{NETWORKING}kind: Sidecar\nmetadata: {{name: s}}\nspec:\n{spec}\n")
+}
+
+fn listener_names(translation: &Translation) -> Vec<&str> {
+    translation.snapshot.listeners.keys().map(String::as_str).collect()
+}
+
+fn http(listener: &Listener) -> &HttpConnectionManager {
+    match &listener.filter_chains[0].filter {
+        NetworkFilter::Http(http) => http,
+        NetworkFilter::Tcp(_) => panic!("{listener:?}"),
+    }
+}
+
+#[test]
+fn an_ingress_without_bind_takes_each_own_address_and_never_the_wildcard() {
+    let documents = Documents::parse(&files("01-default"), "bookinfo").unwrap();
+    let mut task = workload();
+    task.addresses.push("fd00::21".parse::<IpAddr>().unwrap());
+    let built = translate(&documents, &task).unwrap();
+    assert_eq!(listener_names(&built), ["127.0.0.21_9080", "127.0.0.2_9080", "fd00::21_9080"]);
+    assert!(built.snapshot.listeners.values().all(|listener| !listener.address.ip().is_unspecified()));
+
+    task.addresses.clear();
+    let errors = translate(&documents, &task).unwrap_err();
+    let expected = "sidecar.yaml:9: spec.ingress[0]: expected a bind, because the workload has no address of its own";
+    assert_eq!(errors[0].to_string(), expected);
+}
+
+#[test]
+fn the_same_documents_give_the_same_version_and_others_another() {
+    let first = with(&[]);
+    assert_eq!(first.snapshot, with(&[]).snapshot);
+    let service = format!(
+        "{NETWORKING}kind: ServiceEntry\nmetadata: {{name: extra}}\nspec: {{hosts: [extra.bookinfo.svc.cluster.local], location: \
+         MESH_INTERNAL, resolution: STATIC, ports: [{{number: 9080, name: http, protocol: HTTP}}]}}"
+    );
+    assert_ne!(first.snapshot.version, with(&[("extra.yaml", &service)]).snapshot.version);
+}
+
+#[test]
+fn the_sidecar_is_chosen_as_istio_does() {
+    let one = |name: &str, namespace: &str, selector: &str, port: u16| {
+        format!(
+            "{NETWORKING}kind: Sidecar\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  {selector}\n  egress:\n  - {{bind: \
+             127.0.0.9, port: {{number: {port}, protocol: HTTP}}, hosts: [\"./*\"]}}\n"
+        )
+    };
+    let labels = "workloadSelector: {labels: {app: ratings}}";
+    let other = "workloadSelector: {labels: {app: details}}";
+    let cases = [
+        (vec![("r", "istio-system", "{}", 1), ("d", "bookinfo", "{}", 2), ("w", "bookinfo", labels, 3)], "127.0.0.9_3"),
+        (vec![("r", "istio-system", "{}", 1), ("d", "bookinfo", "{}", 2), ("w", "bookinfo", other, 3)], "127.0.0.9_2"),
+        (vec![("r", "istio-system", "{}", 1), ("w", "bookinfo", other, 3), ("x", "default", "{}", 4)], "127.0.0.9_1"),
+        (vec![("old", "bookinfo", labels, 5), ("new", "bookinfo", labels, 6)], "127.0.0.9_5"),
+    ];
+    for (sidecars, expected) in cases {
+        let text = sidecars
+            .into_iter()
+            .map(|(name, namespace, selector, port)| one(name, namespace, selector, port).replace("  {}\n", ""))
+            .collect::<Vec<_>>()
+            .join("---\n");
+        assert_eq!(listener_names(&with(&[("sidecar.yaml", &text)])), [expected]);
+    }
+    // Without any: a listener for every port of every service, and nothing inbound.
+    let none = with(&[("sidecar.yaml", "")]);
+    assert_eq!(listener_names(&none), ["127.0.0.1_9080"]);
+    assert_eq!(none.warnings, ["no Sidecar selects this workload: it has no inbound listener"]);
+}
+
+fn authentication(name: &str, namespace: &str, spec: &str) -> String {
+    format!("{SECURITY}kind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n")
+}
+
+/// How many chains the inbound listener has, and whether the first has TLS: 1, true is STRICT; 2, true is PERMISSIVE.
+fn inbound_mode(policies: &[String]) -> (usize, bool) {
+    let built = with(&[("policy.yaml", &policies.join("---\n"))]);
+    let chains = &built.snapshot.listeners["127.0.0.21_9080"].filter_chains;
+    (chains.len(), chains[0].tls.is_some())
+}
+
+#[test]
+fn peer_authentication_is_inherited_from_mesh_to_port() {
+    let mesh = || authentication("default", "istio-system", "{mtls: {mode: STRICT}}");
+    let namespace = |mode: &str| authentication("ns", "bookinfo", &format!("{{mtls: {{mode: {mode}}}}}"));
+    let own = |spec: &str| authentication("own", "bookinfo", &format!("{{selector: {{matchLabels: {{app: ratings}}}}, {spec}}}"));
+    let (strict, permissive, disabled) = ((1, true), (2, true), (1, false));
+    assert_eq!(inbound_mode(&[]), permissive);
+    assert_eq!(inbound_mode(&[mesh()]), strict);
+    assert_eq!(inbound_mode(&[mesh(), namespace("DISABLE")]), disabled);
+    assert_eq!(inbound_mode(&[mesh(), namespace("UNSET")]), strict);
+    assert_eq!(inbound_mode(&[mesh(), namespace("DISABLE"), own("mtls: {mode: PERMISSIVE}")]), permissive);
+    assert_eq!(inbound_mode(&[mesh(), own("mtls: {mode: DISABLE}, portLevelMtls: {9080: {mode: STRICT}}")]), strict);
+    assert_eq!(inbound_mode(&[mesh(), own("mtls: {mode: DISABLE}, portLevelMtls: {9081: {mode: STRICT}}")]), disabled);
+    assert_eq!(inbound_mode(&[mesh(), own("portLevelMtls: {9080: {mode: UNSET}}")]), strict);
+}
+
+fn policy(spec: &str) -> String {
+    format!("{SECURITY}kind: AuthorizationPolicy\nmetadata: {{name: p, namespace: bookinfo}}\nspec: {spec}\n")
+}
+
+/// The network RBAC of a TCP ingress under one policy.
+fn tcp_rules(spec: &str) -> RbacRules {
+    let ingress = sidecar("  ingress:\n  - port: {number: 9090, protocol: TCP}");
+    let built = with(&[("sidecar.yaml", &ingress), ("policy.yaml", &policy(spec))]);
+    let chains = &built.snapshot.listeners["127.0.0.21_9090"].filter_chains;
+    // PERMISSIVE: mTLS, the application's own TLS, plaintext; all of them guarded.
+    assert_eq!(chains.len(), 3);
+    assert!(chains.iter().all(|chain| chain.rbac.len() == 1 && chain.rbac == chains[0].rbac));
+    RbacRules::clone(&chains[0].rbac[0])
+}
+
+#[test]
+fn on_tcp_a_rule_that_needs_http_allows_nothing_and_denies_more() {
+    let allow = tcp_rules("{action: ALLOW, rules: [{to: [{operation: {methods: [GET], ports: [\"9090\"]}}]}]}");
+    assert_eq!((allow.action, allow.policies.len()), (RbacAction::Allow, 0));
+
+    let deny = tcp_rules("{action: DENY, rules: [{to: [{operation: {methods: [GET], ports: [\"9090\"]}}]}]}");
+    let built = &deny.policies["ns[bookinfo]-policy[p]-rule[0]"];
+    assert_eq!(built.permissions, [Permission::And(vec![Permission::Or(vec![Permission::DestinationPort(9090)])])]);
+    assert_eq!(built.principals, [Principal::And(vec![Principal::Any])]);
+
+    let when = tcp_rules("{action: DENY, rules: [{when: [{key: \"request.headers[x]\", values: [a]}]}]}");
+    let built = &when.policies["ns[bookinfo]-policy[p]-rule[0]"];
+    assert_eq!(built.principals, [Principal::And(vec![Principal::Any])]);
+}
+
+#[test]
+fn a_policy_without_rules_allows_nothing() {
+    let built = &tcp_rules("{}").policies["ns[bookinfo]-policy[p]-rule[0]"];
+    assert_eq!(built.permissions, [Permission::Not(Box::new(Permission::Any))]);
+    assert_eq!(built.principals, [Principal::Not(Box::new(Principal::Any))]);
+}
+
+#[test]
+fn principals_hold_in_every_trust_domain_of_the_mesh() {
+    let mesh = "trustDomain: cluster.local\ntrustDomainAliases: [old.domain]\n";
+    let rule = "{rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b, other/ns/a/sa/b]}}]}]}";
+    let built = with(&[("mesh.yaml", mesh), ("policy.yaml", &policy(rule))]);
+    let listener = &built.snapshot.listeners["127.0.0.21_9080"];
+    let HttpFilter::Rbac(rbac) = &http(listener).filters[0] else { panic!("{:?}", http(listener).filters) };
+    let name = |name: &str| Principal::Authenticated(Some(StringMatcher::exact(name)));
+    let expected = Principal::And(vec![Principal::Or(vec![
+        name("spiffe://cluster.local/ns/a/sa/b"),
+        name("spiffe://old.domain/ns/a/sa/b"),
+        name("spiffe://other/ns/a/sa/b"),
+    ])]);
+    assert_eq!(rbac.rules.as_ref().unwrap().policies["ns[bookinfo]-policy[p]-rule[0]"].principals, [expected]);
+    let tls = listener.filter_chains[0].tls.as_ref().unwrap();
+    let prefix = |domain: &str| SanMatcher::Any(StringMatcher::prefix(format!("spiffe://{domain}/")));
+    assert_eq!(tls.sans, [prefix("cluster.local"), prefix("old.domain")]);
+}
+
+#[test]
+fn an_http_proxy_port_serves_every_http_service_by_host_and_port() {
+    let egress = "  egress:\n  - {bind: 127.0.0.1, port: {number: 15080, protocol: HTTP_PROXY}, hosts: [\"./*\"]}";
+    let built = with(&[("sidecar.yaml", &sidecar(egress))]);
+    let listener = &built.snapshot.listeners["127.0.0.1_15080"];
+    assert!(http(listener).http_proxy);
+    assert_eq!(http(listener).routes, RouteSource::Named("http_proxy".to_owned()));
+    let routes = &built.snapshot.routes["http_proxy"];
+    assert!(!routes.ignore_port_in_host_matching);
+    let domains = ["details.bookinfo.svc.cluster.local:9080", "details.bookinfo.svc.cluster.local.:9080", "details:9080"];
+    assert_eq!(routes.virtual_hosts[0].domains[..3], domains);
+    assert!(built.snapshot.clusters.contains_key("outbound|9080||details.bookinfo.svc.cluster.local"));
+}
+
+#[test]
+fn listeners_of_one_port_with_different_hosts_have_routes_of_their_own() {
+    let egress = "  egress:\n  - {bind: 127.0.0.2, port: {number: 9080, protocol: HTTP}, hosts: [./details.bookinfo.svc.cluster.local]}\n  \
+                  - {bind: 127.0.0.3, port: {number: 9080, protocol: HTTP}, hosts: [./reviews.bookinfo.svc.cluster.local]}";
+    let built = with(&[("sidecar.yaml", &sidecar(egress))]);
+    let hosts = |name: &str| built.snapshot.routes[name].virtual_hosts[0].name.clone();
+    assert_eq!(hosts("9080"), "details.bookinfo.svc.cluster.local:9080");
+    assert_eq!(hosts("127.0.0.3_9080"), "reviews.bookinfo.svc.cluster.local:9080");
+    assert!(!built.snapshot.clusters.contains_key("outbound|9080||ratings.bookinfo.svc.cluster.local"));
+}
+
+#[test]
+fn what_looks_unintended_is_warned_of() {
+    let egress = "  ingress:\n  - {port: {number: 8080, protocol: HTTP}, defaultEndpoint: \"127.0.0.1:9080\"}\n  egress:\n  - {port: \
+                  {number: 9080, protocol: HTTP}, hosts: [\"./*\"]}\n  - {port: {number: 5432, protocol: TCP}, hosts: [\"./*\"]}";
+    let routes = format!(
+        "{NETWORKING}kind: VirtualService\nmetadata: {{name: v}}\nspec:\n  hosts: [details]\n  http:\n  - route: [{{destination: {{host: \
+         details, subset: v9}}}}]\n"
+    );
+    let built = with(&[("sidecar.yaml", &sidecar(egress)), ("vs.yaml", &routes)]);
+    assert_eq!(
+        built.warnings,
+        [
+            "vs.yaml:1: bookinfo/v: no DestinationRule has subset v9 of details.bookinfo.svc.cluster.local: 503",
+            "listener 127.0.0.1_5432: no imported service has TCP port 5432, so there is no such listener",
+            "listener 127.0.0.1_9080 takes the address 127.0.0.1:9080 where inbound|8080|| expects the application: set bind of the \
+             egress listener to another address",
+        ]
+    );
+}
+
+fn tcp(chain: &FilterChain) -> Vec<(&str, u32)> {
+    match &chain.filter {
+        NetworkFilter::Tcp(tcp) => tcp.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.weight)).collect(),
+        NetworkFilter::Http(_) => panic!("{chain:?}"),
+    }
+}
+
+#[test]
+fn tls_and_tcp_routes_of_a_virtual_service_choose_among_clusters() {
+    let service = |name: &str, port: u16, protocol: &str| {
+        format!(
+            "{NETWORKING}kind: ServiceEntry\nmetadata: {{name: {name}}}\nspec: {{hosts: [{name}.example], location: MESH_EXTERNAL, \
+             resolution: DNS, ports: [{{number: {port}, name: p, protocol: {protocol}}}]}}\n"
+        )
+    };
+    let services = [service("a", 443, "TLS"), service("b", 443, "TLS"), service("db", 5432, "TCP"), service("db2", 5432, "TCP")];
+    let routes = format!(
+        "{NETWORKING}kind: VirtualService\nmetadata: {{name: tls}}\nspec:\n  hosts: [a.example]\n  tls:\n  - match: [{{sniHosts: \
+         [a.example, www.a.example]}}]\n    route: [{{destination: {{host: a.example}}}}]\n---\n{NETWORKING}kind: VirtualService\nmetadata: \
+         {{name: tcp}}\nspec:\n  hosts: [db.example]\n  tcp:\n  - route: [{{destination: {{host: db.example}}, weight: 90}}, \
+         {{destination: {{host: db2.example}}, weight: 10}}]\n"
+    );
+    let egress = "  outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n  egress:\n  - {bind: 127.0.0.5, port: {number: 443, protocol: TLS}, \
+                  hosts: [\"./*\"]}\n  - {bind: 127.0.0.5, port: {number: 5432, protocol: TCP}, hosts: [\"./db.example\"]}";
+    let built = with(&[("sidecar.yaml", &sidecar(egress)), ("se.yaml", &services.join("---\n")), ("vs.yaml", &routes)]);
+
+    let tls = &built.snapshot.listeners["127.0.0.5_443"];
+    assert!(tls.inspect_tls);
+    let by_name: Vec<_> = tls.filter_chains.iter().map(|chain| (chain.matches.server_names.join(","), tcp(chain))).collect();
+    let (a, b) = ("outbound|443||a.example", "outbound|443||b.example");
+    assert_eq!(by_name, [("a.example,www.a.example".to_owned(), vec![(a, 1)]), ("b.example".to_owned(), vec![(b, 1)])]);
+    assert_eq!(tcp(tls.default_filter_chain.as_ref().unwrap()), [("BlackHoleCluster", 1)]);
+
+    // db2 is not imported by the listener, but the route needs its cluster.
+    let db = &built.snapshot.listeners["127.0.0.5_5432"];
+    assert!(!db.inspect_tls);
+    assert_eq!(tcp(&db.filter_chains[0]), [("outbound|5432||db.example", 90), ("outbound|5432||db2.example", 10)]);
+    assert!(built.snapshot.clusters.contains_key("outbound|5432||db2.example"));
+    assert_eq!(built.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_endpoint_takes_part_in_mtls_by_its_label_and_its_own_mode() {
+    let entry = |name: &str, address: &str, labels: &str| {
+        format!(
+            "{NETWORKING}kind: WorkloadEntry\nmetadata: {{name: {name}, labels: {{app: reviews}}}}\nspec: {{address: {address}, labels: \
+             {labels}, serviceAccount: sa}}\n"
+        )
+    };
+    let entries = [
+        entry("plain", "127.0.1.1", "{security.istio.io/tlsMode: disabled}"),
+        entry("off", "127.0.1.2", "{legacy: \"yes\"}"),
+        entry("mesh", "127.0.1.3", "{}"),
+    ];
+    let off = authentication("off", "bookinfo", "{selector: {matchLabels: {legacy: \"yes\"}}, mtls: {mode: DISABLE}}");
+    let built = with(&[("workloads.yaml", &entries.join("---\n")), ("policy.yaml", &off)]);
+    let load = &built.snapshot.endpoints["outbound|9080||reviews.bookinfo.svc.cluster.local"];
+    let modes: Vec<_> = load.localities[0]
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.workload.as_ref().unwrap().name.as_str(), endpoint.transport_match.contains_key("tlsMode")))
+        .collect();
+    assert_eq!(modes, [("plain", false), ("off", false), ("mesh", true)]);
+}

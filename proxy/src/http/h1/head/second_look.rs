@@ -1,0 +1,114 @@
+//! The cold paths of head parsing: heads that arrive in drops, and heads that httparse refuses.
+
+use super::{HeadError, HeadLimits};
+
+/// Where the head in `buf` ends for a receiver that takes bare LF for a line end; the search begins at `from`.
+fn end_from(buf: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    while let Some(lf) = buf[at..].iter().position(|b| *b == b'\n') {
+        let next = at + lf + 1;
+        match &buf[next..] {
+            [b'\n', ..] => return Some(next + 1),
+            [b'\r', b'\n', ..] => return Some(next + 2),
+            _ => at = next,
+        }
+    }
+    None
+}
+
+/// Keeps a head that arrives in drops from being parsed again for each of them.
+#[derive(Debug, Default)]
+pub(in crate::http::h1) struct Progress {
+    seen: usize,
+}
+
+impl Progress {
+    /// Whether parsing `buf` can find anything new: at the first bytes, at the end of the head, and beyond the limit.
+    pub(in crate::http::h1) fn is_due(&self, buf: &[u8], limits: &HeadLimits) -> bool {
+        self.seen == 0 || buf.len() > limits.max_bytes || end_from(buf, self.seen.saturating_sub(3).min(buf.len())).is_some()
+    }
+
+    /// `buf` holds no whole head.
+    pub(in crate::http::h1) fn note(&mut self, buf: &[u8]) {
+        self.seen = buf.len();
+    }
+
+    /// The next head begins.
+    pub(in crate::http::h1) fn reset(&mut self) {
+        self.seen = 0;
+    }
+}
+
+/// What can be done about a head that httparse refuses.
+pub(super) enum Look {
+    /// A verdict needs more bytes.
+    Wait,
+    /// It stays refused.
+    Final,
+    /// Its text without what Envoy takes but httparse does not; `consumed` is what the original takes up.
+    Rewritten { consumed: usize, text: Vec<u8> },
+}
+
+#[cold]
+pub(super) fn second_look(buf: &[u8], limits: &HeadLimits, error: httparse::Error, request: bool) -> Result<Look, HeadError> {
+    if error == httparse::Error::TooManyHeaders {
+        return Err(HeadError::TooManyHeaders);
+    }
+    let blank = buf.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let start = &buf[blank..];
+    // A request may still turn out well as long as it starts like a method, a response when only a field's line is odd.
+    let hopeless =
+        if request { !start.first().is_some_and(u8::is_ascii_uppercase) } else { error != httparse::Error::HeaderName };
+    if hopeless {
+        return Err(HeadError::Malformed);
+    }
+    let Some(end) = end_from(start, 0) else {
+        return if buf.len() > limits.max_bytes { Err(HeadError::HeadersTooLarge) } else { Ok(Look::Wait) };
+    };
+    Ok(match rewrite(&start[..end], request) {
+        Some(text) => Look::Rewritten { consumed: blank + end, text },
+        None => Look::Final,
+    })
+}
+
+/// Joins folded lines and, in requests, turns tabs between the words of the first line into spaces; `None` when there is
+/// nothing of that kind.
+fn rewrite(head: &[u8], request: bool) -> Option<Vec<u8>> {
+    let mut text = Vec::with_capacity(head.len());
+    let mut changed = false;
+    for (index, line) in head.split_inclusive(|b| *b == b'\n').enumerate() {
+        if index == 0 && request && line.contains(&b'\t') {
+            changed = true;
+            text.extend(line.iter().map(|b| if *b == b'\t' { b' ' } else { *b }));
+            continue;
+        }
+        if index > 1 && matches!(line[0], b' ' | b'\t') {
+            changed = true;
+            let kept = text.trim_ascii_end().len();
+            text.truncate(kept);
+        }
+        text.extend_from_slice(line);
+    }
+    changed.then_some(text)
+}
+
+/// Which refusal a request has earned that can't be parsed.
+#[cold]
+pub(super) fn explain_request(buf: &[u8]) -> HeadError {
+    let buf = buf.trim_ascii_start();
+    let head = &buf[..end_from(buf, 0).unwrap_or(buf.len())];
+    let line = head.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let mut words = line.split(|b| matches!(b, b' ' | b'\t')).filter(|word| !word.is_empty()).skip(1);
+    if head.iter().any(|b| b.is_ascii_control() && !matches!(b, b'\r' | b'\n' | b'\t')) {
+        return HeadError::InvalidCharacters;
+    }
+    match (words.next(), words.next(), words.next()) {
+        (Some(_), None, None) => HeadError::LowVersion,
+        (Some(_), Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
+            if major.is_ascii_digit() && minor.is_ascii_digit() && !(*major == b'1' && matches!(minor, b'0' | b'1')) =>
+        {
+            HeadError::LowVersion
+        }
+        _ => HeadError::Malformed,
+    }
+}
