@@ -99,6 +99,8 @@ pub struct Report {
     pub clusters: usize,
     /// What is not supported, with paths.
     pub rejected: Vec<Rejected>,
+    /// Files that are named and not there.
+    pub missing: BTreeSet<PathBuf>,
     /// What is set and changes nothing in skiff.
     pub ignored: BTreeSet<String>,
 }
@@ -107,6 +109,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for rejected in &self.rejected {
             writeln!(f, "not supported: {rejected}")?;
+        }
+        for missing in &self.missing {
+            writeln!(f, "missing file: {}", missing.display())?;
         }
         for ignored in &self.ignored {
             writeln!(f, "ignored: {ignored}")?;
@@ -198,7 +203,30 @@ fn translate(json: &Map<String, Json>) -> Bootstrap {
     bootstrap.snapshot.version = "bootstrap".to_owned();
     bootstrap.report.listeners = bootstrap.snapshot.listeners.len();
     bootstrap.report.clusters = bootstrap.snapshot.clusters.len();
+    bootstrap.report.missing = named_files(&bootstrap.snapshot).filter(|path| !path.exists()).map(Path::to_owned).collect();
     bootstrap
+}
+
+/// Certificates and keys; the data plane reads them when the snapshot is applied.
+fn named_files(snapshot: &Snapshot) -> impl Iterator<Item = &Path> {
+    let chains =
+        snapshot.listeners.values().flat_map(|listener| listener.filter_chains.iter().chain(&listener.default_filter_chain));
+    let downstream = chains.filter_map(|chain| chain.tls.as_deref()).flat_map(|tls| [Some(&tls.certificate), tls.trust.as_ref()]);
+    let sockets = snapshot.clusters.values().flat_map(|cluster| {
+        cluster.transport_socket_matches.iter().map(|entry| &entry.socket).chain([&cluster.transport_socket])
+    });
+    let upstream = sockets.flat_map(|socket| match socket {
+        config::TransportSocket::Tls(tls) => [tls.certificate.as_ref(), tls.trust.as_ref()],
+        config::TransportSocket::RawBuffer => [None, None],
+    });
+    downstream
+        .chain(upstream)
+        .flatten()
+        .flat_map(|source| match source {
+            config::CertificateSource::Files { certificates, key } => [Some(certificates.as_path()), key.as_deref()],
+            config::CertificateSource::Secret(_) | config::CertificateSource::System => [None, None],
+        })
+        .flatten()
 }
 
 impl Bootstrap {
@@ -318,3 +346,6 @@ fn flatten(prefix: &str, object: &Map<String, Json>) -> Vec<(String, Json)> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,11 +158,14 @@ fn common_options(message: &core::HttpProtocolOptions, to: &mut config::HttpConn
     to.max_stream_duration = basic::limit(message.max_stream_duration.as_ref(), None, "max_stream_duration")?;
     to.max_requests_per_connection = basic::nonzero(message.max_requests_per_connection.as_ref());
     to.max_headers_count = basic::count(message.max_headers_count.as_ref(), to.max_headers_count);
-    // Applications take `x_user` for `x-user`: to forward what was to be stopped would open a way round policies.
-    if message.headers_with_underscores_action != Underscores::Allow as i32 {
-        return invalid("expected ALLOW: the data plane cannot reject or drop such headers yet")
-            .at("headers_with_underscores_action");
-    }
+    to.headers_with_underscores = match Underscores::try_from(message.headers_with_underscores_action) {
+        Ok(Underscores::Allow) => config::HeadersWithUnderscores::Allow,
+        // Applications take `x_user` for `x-user`: to forward what was to be stopped would open a way round policies.
+        _ => {
+            let reason = "expected ALLOW: the data plane cannot reject or drop such headers yet";
+            return invalid(reason).at("headers_with_underscores_action");
+        }
+    };
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::envoy::config::listener::v3 as pb;
+use skiff_proto::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use skiff_proto::envoy::extensions::filters::network::rbac::v3::Rbac;
 use skiff_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
@@ -14,6 +15,7 @@ use skiff_proxy::config;
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
 use super::{access_log, any, basic, endpoint, http, rbac, tls};
 
+const CONNECTION_LIMIT: &str = "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit";
 /// Envoy's own deadline for sniffing.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Envoy has no deadline for TLS handshakes of its own; Istio sets this one, and we never wait without a limit.
@@ -23,12 +25,9 @@ pub(super) fn listener(message: &pb::Listener) -> Outcome<config::Listener> {
     let address = basic::socket_address(required(message.address.as_ref(), "address")?).at("address")?;
     let direction = traffic_direction(message.traffic_direction);
     let inspectors = inspectors(message)?;
-    let filter_chains = each(&message.filter_chains, "filter_chains", |chain| {
-        filter_chain(chain, direction, message.continue_on_listener_filters_timeout)
-    });
-    let default_filter_chain = maybe(message.default_filter_chain.as_ref(), "default_filter_chain", |chain| {
-        filter_chain(chain, direction, message.continue_on_listener_filters_timeout)
-    });
+    let filter_chains = each(&message.filter_chains, "filter_chains", |chain| filter_chain(chain, direction));
+    let default_filter_chain =
+        maybe(message.default_filter_chain.as_ref(), "default_filter_chain", |chain| filter_chain(chain, direction));
     Ok(config::Listener {
         name: message.name.clone(),
         address,
@@ -43,7 +42,7 @@ pub(super) fn listener(message: &pb::Listener) -> Outcome<config::Listener> {
         filter_chains: filter_chains?,
         default_filter_chain: default_filter_chain?,
         access_log: each(&message.access_log, "access_log", access_log::access_log)?,
-        max_connections: None,
+        max_connections: connection_limit(message)?,
     })
 }
 
@@ -79,12 +78,7 @@ fn inspectors(message: &pb::Listener) -> Outcome<Inspectors> {
     Ok(found)
 }
 
-fn filter_chain(
-    message: &pb::FilterChain,
-    direction: config::TrafficDirection,
-    continue_on_timeout: bool,
-) -> Outcome<config::FilterChain> {
-    let _ = continue_on_timeout;
+fn filter_chain(message: &pb::FilterChain, direction: config::TrafficDirection) -> Outcome<config::FilterChain> {
     let (rbac, filter) = network_filters(message, direction)?;
     Ok(config::FilterChain {
         name: message.name.clone(),
@@ -98,6 +92,24 @@ fn filter_chain(
         rbac,
         filter,
     })
+}
+
+/// Ours is a limit of the listener, which is the same thing where the listener has one chain.
+fn connection_limit(message: &pb::Listener) -> Outcome<Option<u32>> {
+    let chains = message.filter_chains.iter().chain(&message.default_filter_chain);
+    let configs = chains.flat_map(|chain| &chain.filters).filter_map(|filter| match &filter.config_type {
+        Some(pb::filter::ConfigType::TypedConfig(config)) if any::type_name(config) == CONNECTION_LIMIT => Some(config),
+        _ => None,
+    });
+    let limits = configs.map(any::unpack::<ConnectionLimit>).collect::<Outcome<Vec<_>>>().at("filter_chains")?;
+    match limits.as_slice() {
+        [] => Ok(None),
+        [limit] if message.filter_chains.len() == 1 && message.default_filter_chain.is_none() => {
+            let max = limit.max_connections.map(|max| u32::try_from(max.value).unwrap_or(u32::MAX));
+            Ok(Some(max.map_or_else(|| invalid("is missing").at("max_connections").at("filter_chains[0]"), Ok)?))
+        }
+        _ => invalid("connection_limit is supported on listeners with one filter chain only").at("filter_chains"),
+    }
 }
 
 fn filter_chain_match(message: &pb::FilterChainMatch) -> Outcome<config::FilterChainMatch> {
@@ -165,6 +177,8 @@ fn network_filter(name: &str, config: &Any, direction: config::TrafficDirection)
             let message: Rbac = any::unpack(config)?;
             Network::Rbac(maybe(message.rules.as_ref(), "rules", rbac::rules)?)
         }
+        // See `connection_limit`.
+        CONNECTION_LIMIT => Network::Nothing,
         // Peer metadata and Istio's statistics: labels of metrics, nothing that decides.
         "envoy.tcp.metadataexchange.config.MetadataExchange" | "stats.PluginConfig" => Network::Nothing,
         other => return invalid(format!("network filter {name} ({other}) is not supported")),

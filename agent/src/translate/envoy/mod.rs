@@ -118,3 +118,6 @@ pub(crate) fn rejected(type_url: String, name: &str, all: Vec<Invalid>) -> Vec<R
         .map(|one| Rejected { type_url: type_url.clone(), name: name.to_owned(), path: one.path, reason: one.reason })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

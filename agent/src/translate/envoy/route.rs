@@ -192,7 +192,7 @@ impl Mutations<'_> {
     }
 }
 
-fn header_value_option(message: &core::HeaderValueOption) -> Outcome<config::HeaderValueOption> {
+pub(super) fn header_value_option(message: &core::HeaderValueOption) -> Outcome<config::HeaderValueOption> {
     use config::AppendAction;
     use core::header_value_option::HeaderAppendAction as Action;
     let header = required(message.header.as_ref(), "header")?;

@@ -173,6 +173,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ("envoy.extensions.filters.http.fault.v3.FaultAbort", &["percentage", "http_status", "grpc_status"]),
     ("envoy.extensions.filters.common.fault.v3.FaultDelay", &["percentage", "fixed_delay"]),
     ("envoy.extensions.filters.http.router.v3.Router", &["suppress_envoy_headers", "strict_check_headers"]),
+    ("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit", &["max_connections"]),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         &[
@@ -551,6 +552,7 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
     ("envoy.type.matcher.v3.RegexMatcher", &["google_re2"]),
     ("envoy.config.rbac.v3.RBAC", &["audit_logging_options"]),
     ("envoy.extensions.filters.http.rbac.v3.RBAC", &["rules_stat_prefix", "track_per_rule_stats"]),
+    ("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit", &["stat_prefix"]),
     ("envoy.extensions.filters.network.rbac.v3.RBAC", &["stat_prefix", "shadow_rules", "shadow_rules_stat_prefix"]),
     ("envoy.extensions.filters.http.cors.v3.CorsPolicy", &["shadow_enabled"]),
     ("envoy.extensions.filters.http.fault.v3.HTTPFault", &["disable_downstream_cluster_stats"]),
@@ -572,7 +574,8 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
     ("envoy.config.route.v3.RouteConfiguration", &["validate_clusters", "max_direct_response_body_size_bytes", "metadata"]),
     ("envoy.config.route.v3.VirtualHost", &["metadata"]),
     ("envoy.config.route.v3.Route", &["metadata", "decorator", "tracing", "stat_prefix"]),
-    ("envoy.config.route.v3.RouteAction.RequestMirrorPolicy", &["trace_sampled"]),
+    ("envoy.config.route.v3.RouteAction.RequestMirrorPolicy", &["trace_sampled", "disable_shadow_host_suffix_append"]),
+    ("envoy.config.route.v3.RetryPolicy", &["retry_priority"]),
     ("envoy.config.route.v3.WeightedCluster", &["total_weight", "runtime_key_prefix"]),
     (
         "envoy.config.cluster.v3.Cluster",
@@ -587,6 +590,7 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
             "wait_for_warm_on_init",
             "cleanup_interval",
             "filters",
+            "upstream_bind_config",
             "close_connections_on_host_health_failure",
             "ignore_health_on_host_removal",
             "track_timeout_budgets",
