@@ -105,8 +105,8 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
 }
 
 impl Exchange {
-    /// An exchange that starts now.
-    pub fn new(connection: Rc<Connection>, request: RequestHead) -> Self {
+    /// An exchange that starts now; `response` is only memory to be used again.
+    pub fn new(connection: Rc<Connection>, request: RequestHead, response: ResponseHead) -> Self {
         let mut info = StreamInfo::new(connection.info.clone());
         info.protocol = Some(request.version);
         let is_grpc = request.is_grpc();
@@ -114,7 +114,7 @@ impl Exchange {
             connection,
             info,
             request,
-            response: ResponseHead::default(),
+            response,
             trailers: None,
             cluster: None,
             endpoint: None,
@@ -133,7 +133,7 @@ impl Exchange {
             request: Some(&self.request),
             response: (self.info.response_code != 0).then_some(&self.response),
             trailers: self.trailers.as_deref(),
-            now: Instant::now(),
+            now: self.info.response_end.unwrap_or_else(Instant::now),
         }
     }
 
@@ -184,17 +184,17 @@ impl Exchange {
         self.close
     }
 
-    /// Notes when the request was complete.
+    /// Notes when the request was complete: at once, when it has no body.
     pub fn note_request_end(&mut self, body: &RequestBody) {
         if self.info.request_end.is_none() && body.is_complete() {
-            self.info.request_end = Some(Instant::now());
+            self.info.request_end = Some(if body.received() == 0 { self.info.start } else { Instant::now() });
         }
     }
 
-    /// Writes the log line, records the metrics and gives the request head back to be used again.
-    pub fn finish(mut self) -> RequestHead {
+    /// Writes the log line, records the metrics and gives both heads back, whose memory serves the next exchange.
+    pub fn finish(mut self) -> (RequestHead, ResponseHead) {
         self.record();
-        std::mem::take(&mut self.request)
+        (std::mem::take(&mut self.request), std::mem::take(&mut self.response))
     }
 
     fn record(&mut self) {

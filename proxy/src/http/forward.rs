@@ -24,7 +24,7 @@ use super::retry::Retries;
 use super::route::{ClusterChoice, ForwardRoute, RouteMatch};
 use super::timers::Timers;
 use super::upgrade::Tunnel;
-use super::{hash, mirror};
+use super::{connect, hash, mirror};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
 use crate::upstream::pool::{Lease, Protocol};
@@ -61,6 +61,9 @@ pub(super) async fn run(
     }
     route.apply_request(&mut exchange.request, choice, &exchange.info);
     mirror::send(exchange, action, body);
+    if exchange.request.method == Method::CONNECT {
+        return connect::run(exchange, found, choice, &cluster, body, out).await;
+    }
     let mut retries = Retries::new(policy);
     if retries.needs_replay() {
         body.keep();
@@ -137,7 +140,9 @@ impl Attempts<'_> {
     fn note_progress(&mut self) {
         if self.body.is_complete() && self.exchange.info.request_end.is_none() {
             self.exchange.note_request_end(self.body);
-            self.timers.request_complete(self.timeouts.request, Instant::now());
+            if let Some(end) = self.exchange.info.request_end {
+                self.timers.request_complete(self.timeouts.request, end);
+            }
         }
     }
 
@@ -276,7 +281,7 @@ impl Attempts<'_> {
             self.exchange.request.headers.set(Known::XEnvoyAttemptCount, count);
         }
         let idle = retries.policy().and_then(|policy| policy.per_try_idle_timeout);
-        self.timers.start_try(self.timeouts.per_try, idle, Instant::now());
+        self.timers.start_try(self.timeouts.per_try, idle);
         let result = self.exchange_with(&endpoint, retries).await;
         match &result {
             Err(Failed::Upstream { error, .. }) if error.side() == Side::Upstream => {
@@ -457,8 +462,8 @@ impl Attempts<'_> {
     fn finish_head(&mut self) {
         let exchange = &mut *self.exchange;
         // Envoy leaves the time out where there is none to tell: of upgrades, and of answers that came before the request's end.
-        if let (Some(end), false) = (exchange.info.request_end, exchange.response.status == StatusCode::SWITCHING_PROTOCOLS) {
-            set_upstream_service_time(&mut exchange.response, end.elapsed());
+        if let (Some(end), Some(start)) = (exchange.info.request_end, exchange.info.response_start) {
+            set_upstream_service_time(&mut exchange.response, start.duration_since(end));
         }
         let (route, choice) = (&**self.found.route, Some(self.choice));
         route.apply_response(&mut exchange.response, Some(&exchange.request), choice, &exchange.info);

@@ -273,6 +273,22 @@ impl Headers {
         })
     }
 
+    /// As [`Headers::iter_spelled`], with the line `name: value\r\n` where the arena holds it in one piece: a field that came
+    /// over HTTP/1 and was not touched goes out in one copy.
+    pub fn iter_lines(&self) -> impl Iterator<Item = (Known, &[u8], &[u8], Option<&[u8]>)> {
+        self.fields.iter().map(|f| {
+            let name = if f.spelling.len > 0 { f.spelling } else { f.name };
+            (f.id, name.of(&self.arena), f.value.of(&self.arena), self.line(name, f.value))
+        })
+    }
+
+    fn line(&self, name: Span, value: Span) -> Option<&[u8]> {
+        let (start, colon, end) = (name.start as usize, (name.start + name.len) as usize, (value.start + value.len) as usize);
+        let whole = self.arena.get(start..end + 2)?;
+        let adjacent = value.start as usize == colon + 2 && &whole[colon - start..colon - start + 2] == b": ";
+        (adjacent && whole.ends_with(b"\r\n")).then_some(whole)
+    }
+
     /// The first value of a known header.
     pub fn get(&self, id: Known) -> Option<&[u8]> {
         self.fields.iter().find(|f| f.id == id).map(|f| f.value.of(&self.arena))

@@ -3,6 +3,7 @@
 //! The way of a request: [`server`] reads it, [`exchange`] decides, [`forward`] carries it to an upstream.
 
 pub mod body;
+mod connect;
 pub mod cors;
 pub mod exchange;
 mod fault;

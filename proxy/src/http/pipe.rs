@@ -156,6 +156,7 @@ pub struct Pump {
     /// Trailers, kept for the access log.
     pub trailers: Option<Box<Headers>>,
     source_done: bool,
+    finished: bool,
     done: bool,
 }
 
@@ -194,15 +195,9 @@ impl Pump {
                         }
                     }
                     sink.write(frame);
-                    if self.source_done {
-                        sink.finish();
-                    }
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(PumpError::Source(error))),
-                Poll::Ready(None) => {
-                    self.source_done = true;
-                    sink.finish();
-                }
+                Poll::Ready(None) => self.source_done = true,
                 Poll::Pending => {
                     // Ready or not, the flush has seen this context and goes on by itself.
                     if let Poll::Ready(Err(error)) = sink.poll_flush(cx) {
@@ -211,6 +206,9 @@ impl Pump {
                     return Poll::Pending;
                 }
             }
+        }
+        if !std::mem::replace(&mut self.finished, true) {
+            sink.finish();
         }
         if !self.done {
             ready!(sink.poll_flush(cx)).map_err(PumpError::Sink)?;

@@ -65,6 +65,20 @@ impl Responder {
         }
     }
 
+    /// Writes the `200` to a CONNECT: what follows is no HTTP any more.
+    ///
+    /// # Errors
+    /// When the stream is gone.
+    pub fn tunnel_head(&mut self, head: &ResponseHead) -> Result<Sink, Error> {
+        match self {
+            Self::Http1 { connection, http10, .. } => {
+                connection.write_head(head, BodySize::Empty, WriteHead { tunnel: true, http10: *http10, ..WriteHead::default() });
+                Ok(Sink::H1Server(connection.clone()))
+            }
+            Self::Http2(_) => self.head(head, BodySize::Empty, false),
+        }
+    }
+
     /// Resolves when the caller is gone: nobody waits for the answer any more.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
         match self {

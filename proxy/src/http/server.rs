@@ -1,17 +1,19 @@
 //! A downstream HTTP connection: requests one after another on HTTP/1, many at once on HTTP/2.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Method;
+use tokio::time::{Instant, Sleep};
 
 use super::body::BodySize;
 use super::exchange::{Exchange, Outcome, handle};
 use super::h1::server::{ReadError, RequestStart, ServerConnection, ServerOptions};
 use super::h2;
-use super::head::{RequestHead, Version};
+use super::head::{RequestHead, ResponseHead, Version};
 use super::manager::Connection;
 use super::pipe::Source;
 use super::request_body::RequestBody;
@@ -75,21 +77,23 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
     let tls = connection.info.tls_version.is_some();
     let mut server = ServerConnection::new(stream, Rc::new(ServerOptions::new(&config, tls)));
     let opened = Instant::now();
-    let mut head = RequestHead::new();
+    let mut heads = (RequestHead::new(), ResponseHead::default());
+    let mut idle = IdleTimer::new(config.idle_timeout);
     let mut served: u32 = 0;
     loop {
-        match wait(&connection, &server, &mut head, served).await {
+        match wait(&connection, &server, &mut heads.0, &mut idle, served).await {
             Next::Request(start) => {
                 served += 1;
                 let last = config.max_requests_per_connection.is_some_and(|max| served >= max)
                     || config.max_connection_duration.is_some_and(|max| opened.elapsed() >= max);
-                match exchange(&connection, server, head, start, last).await {
-                    Some(idle) => (server, head) = idle,
+                match exchange(&connection, server, heads, start, last).await {
+                    Some(again) => (server, heads) = again,
                     None => return,
                 }
+                idle.touch();
             }
             Next::Refuse(reply) => {
-                refuse(&connection, &server, head, reply).await;
+                refuse(&connection, &server, heads, reply).await;
                 break;
             }
             Next::Close => break,
@@ -105,7 +109,13 @@ enum Next {
 }
 
 /// Waits for the next request; an idle connection ends by its time-out, by a drain or by the caller.
-async fn wait(connection: &Connection, server: &ServerConnection, head: &mut RequestHead, served: u32) -> Next {
+async fn wait(
+    connection: &Connection,
+    server: &ServerConnection,
+    head: &mut RequestHead,
+    idle: &mut IdleTimer,
+    served: u32,
+) -> Next {
     let config = &connection.manager.config;
     // Most requests of a busy connection are there already: no timer is armed for those.
     let readable = {
@@ -117,7 +127,7 @@ async fn wait(connection: &Connection, server: &ServerConnection, head: &mut Req
                     biased;
                     result = readable => result,
                     () = connection.drain.wait(), if served > 0 => return Next::Close,
-                    () = sleep(config.idle_timeout) => return Next::Close,
+                    () = idle.expired() => return Next::Close,
                 }
             }
         }
@@ -139,6 +149,42 @@ async fn wait(connection: &Connection, server: &ServerConnection, head: &mut Req
     }
 }
 
+/// Memory of the heads of one exchange, handed on to the next.
+type Heads = (RequestHead, ResponseHead);
+
+/// The time-out of an idle connection. One timer for its whole life: a request moves the deadline by a store, and only when
+/// the timer fires too early is it armed again.
+struct IdleTimer {
+    limit: Option<Duration>,
+    last: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl IdleTimer {
+    fn new(limit: Option<Duration>) -> Self {
+        Self { limit: limit.filter(|limit| !limit.is_zero()), last: Instant::now(), sleep: None }
+    }
+
+    fn touch(&mut self) {
+        if self.limit.is_some() {
+            self.last = Instant::now();
+        }
+    }
+
+    async fn expired(&mut self) {
+        let Some(limit) = self.limit else { return std::future::pending().await };
+        loop {
+            let deadline = self.last + limit;
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            sleep.as_mut().await;
+            if deadline <= Instant::now() {
+                return;
+            }
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
 async fn sleep(limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,
@@ -150,10 +196,10 @@ async fn sleep(limit: Option<Duration>) {
 async fn exchange(
     connection: &Rc<Connection>,
     server: ServerConnection,
-    head: RequestHead,
+    (head, response): Heads,
     start: RequestStart,
     last: bool,
-) -> Option<(ServerConnection, RequestHead)> {
+) -> Option<(ServerConnection, Heads)> {
     let mut out = Responder::Http1 {
         connection: server.clone(),
         request_is_head: head.method == Method::HEAD,
@@ -161,7 +207,7 @@ async fn exchange(
     };
     let source = if start.body.is_empty() { Source::Empty } else { Source::H1Server(server.clone()) };
     let body = RequestBody::new(source, start.body);
-    let mut exchange = Exchange::new(connection.clone(), head);
+    let mut exchange = Exchange::new(connection.clone(), head, response);
     exchange.close = last || !start.keep_alive;
     let outcome = handle(&mut exchange, body, &mut out).await;
     drop(out);
@@ -171,18 +217,18 @@ async fn exchange(
         return None;
     }
     let close = exchange.close;
-    let head = exchange.finish();
+    let heads = exchange.finish();
     if close || !server.can_reuse() {
         server.shutdown().await;
         return None;
     }
-    Some((server, head))
+    Some((server, heads))
 }
 
 /// Answers a head that could not be read, with a log line of its own.
-async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, head: RequestHead, reply: Reply) {
+async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, (head, response): Heads, reply: Reply) {
     let mut out = Responder::Http1 { connection: server.clone(), request_is_head: false, http10: false };
-    let mut exchange = Exchange::new(connection.clone(), head);
+    let mut exchange = Exchange::new(connection.clone(), head, response);
     exchange.close = true;
     let body = RequestBody::new(Source::Empty, BodySize::Empty);
     exchange.reply(&body, &mut out, reply.into(), None).await;

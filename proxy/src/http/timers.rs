@@ -81,9 +81,12 @@ impl Timers {
     }
 
     /// An attempt begins.
-    pub fn start_try(&mut self, per_try: Option<Duration>, per_try_idle: Option<Duration>, now: Instant) {
-        self.per_try.start(per_try, now);
-        self.per_try_idle.start(per_try_idle, now);
+    pub fn start_try(&mut self, per_try: Option<Duration>, per_try_idle: Option<Duration>) {
+        if per_try.is_some() || per_try_idle.is_some() {
+            let now = Instant::now();
+            self.per_try.start(per_try, now);
+            self.per_try_idle.start(per_try_idle, now);
+        }
     }
 
     /// The response has begun: an attempt's time-out no longer applies.

@@ -82,7 +82,8 @@ struct Http2Entry {
 
 /// The connections of one worker.
 pub struct Pool {
-    hosts: RefCell<HashMap<Key, Host>>,
+    /// Keys are addresses of our own making, so no caller can choose them: a fast hash will do.
+    hosts: RefCell<HashMap<Key, Host, foldhash::fast::RandomState>>,
     metrics: Arc<ProxyMetrics>,
 }
 

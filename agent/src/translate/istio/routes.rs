@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    DirectResponse, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, VirtualHost,
+    DirectResponse, PathMatch, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, VirtualHost,
 };
 
 use super::documents::Resource;
@@ -44,6 +44,9 @@ pub(super) fn add(
     let mut builder = Builder { scope, import, selection, output, taken: BTreeSet::new() };
     config.virtual_hosts = if proxy { builder.proxy_hosts() } else { builder.port_hosts(port) };
     config.virtual_hosts.push(unknown_hosts(scope));
+    if proxy {
+        config.virtual_hosts.iter_mut().for_each(accept_connect);
+    }
     config.name = if proxy { "http_proxy".to_owned() } else { port.to_string() };
     if output.snapshot.routes.get(&config.name).is_some_and(|other| **other != config) {
         listener.clone_into(&mut config.name);
@@ -51,6 +54,15 @@ pub(super) fn add(
     let name = config.name.clone();
     output.snapshot.routes.insert(name.clone(), Arc::new(config));
     name
+}
+
+/// CONNECT has no path, so no route by path takes it: on a proxy listener it goes where the host's plain requests go.
+fn accept_connect(host: &mut VirtualHost) {
+    let any = host.routes.iter().rev().find(|route| route.matches == RouteMatch::any());
+    if let Some(route) = any {
+        let connect = Route { matches: RouteMatch::path(PathMatch::Connect), ..route.clone() };
+        host.routes.insert(0, connect);
+    }
 }
 
 /// The last virtual host: `allow_any` passes unknown hosts on, `block_all` answers 502 (REGISTRY_ONLY).

@@ -124,7 +124,7 @@ enum Length {
 /// Writes the fields without those that only the codec may write, `content-length` in its place; its value when it has none.
 fn write_fields(headers: &Headers, length: Length, keep_connection: bool, case: HeaderCase, out: &mut Vec<u8>) -> Option<u64> {
     let mut missing = if let Length::Write(length) = length { Some(length) } else { None };
-    for (id, name, value) in headers.iter_spelled() {
+    for (id, name, value, line) in headers.iter_lines() {
         match (id, length) {
             (Known::TransferEncoding, _) | (Known::ContentLength, Length::Drop) => {}
             (Known::Connection, _) if !keep_connection => {}
@@ -133,7 +133,10 @@ fn write_fields(headers: &Headers, length: Length, keep_connection: bool, case: 
                     write_field(name, itoa::Buffer::new().format(length).as_bytes(), case, out);
                 }
             }
-            _ => write_field(name, value, case, out),
+            _ => match line {
+                Some(line) if case != HeaderCase::Proper => out.extend_from_slice(line),
+                _ => write_field(name, value, case, out),
+            },
         }
     }
     missing

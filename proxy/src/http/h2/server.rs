@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::super::body::BodySize;
 use super::super::exchange::{Exchange, handle};
-use super::super::head::RequestHead;
+use super::super::head::{RequestHead, ResponseHead};
 use super::super::manager::Connection;
 use super::super::pipe::Source;
 use super::super::request_body::RequestBody;
@@ -136,7 +136,7 @@ fn spawn(connection: &Rc<Connection>, streams: &Rc<Streams>, request: Request<Re
             (Source::H2(Incoming::new(body), true), size)
         };
         let mut out = Responder::Http2(respond);
-        let mut exchange = Exchange::new(connection, head);
+        let mut exchange = Exchange::new(connection, head, ResponseHead::default());
         let _ = handle(&mut exchange, RequestBody::new(source, size), &mut out).await;
         exchange.finish();
     });

@@ -88,7 +88,7 @@ impl Facts {
 
     /// The same for a response, where Envoy honours no nominations.
     pub(super) fn response_connection(&self, headers: &mut Headers, version: Version, upgraded: bool) -> bool {
-        let keep_alive = keeps_alive(headers, version);
+        let keep_alive = if self.has_connection { keeps_alive(headers, version) } else { version != Version::Http10 };
         if !upgraded && (self.has_connection || self.has_upgrade || self.has_private) {
             headers
                 .retain(|id, _, _| !matches!(id, Known::Connection | Known::Upgrade | Known::KeepAlive | Known::ProxyConnection));

@@ -1,0 +1,61 @@
+//! CONNECT, as applications send it that set `http_proxy`: the connection becomes a byte tunnel to an endpoint.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
+
+use super::exchange::{Exchange, Outcome};
+use super::forward::send_all;
+use super::request_body::RequestBody;
+use super::responder::Responder;
+use super::route::{ClusterChoice, RouteMatch};
+use super::upgrade::Tunnel;
+use crate::error::{Error, ErrorKind};
+use crate::upstream::connect::{Connected, connect};
+use crate::upstream::{Cluster, OpenConnection, PickContext};
+
+/// Dials an endpoint of the cluster, answers 200 and hands both sides to a tunnel.
+pub(super) async fn run(
+    exchange: &mut Exchange,
+    found: RouteMatch<'_>,
+    choice: &ClusterChoice,
+    cluster: &Cluster,
+    body: &RequestBody,
+    out: &mut Responder,
+) -> Outcome {
+    let route = Some(&**found.route);
+    let dialled = match dial(exchange, choice, cluster).await {
+        Ok(dialled) if !out.is_multiplexed() => dialled,
+        Ok(_) => return exchange.fail(body, out, ErrorKind::UpstreamProtocol, route).await,
+        Err(error) => {
+            let transport = error.source.as_ref().map(ToString::to_string);
+            let reply = error.kind.reply(transport.as_deref(), false);
+            exchange.info.upstream_transport_failure = transport.map(Into::into);
+            return exchange.reply(body, out, reply.into(), route).await;
+        }
+    };
+    exchange.response.clear();
+    exchange.response.status = StatusCode::OK;
+    exchange.connection.clone().manager.finish_response(exchange, route);
+    exchange.info.response_code = StatusCode::OK.as_u16();
+    exchange.info.details = "via_upstream".into();
+    match out.tunnel_head(&exchange.response) {
+        Ok(mut sink) => send_all(&mut sink, Cow::Borrowed(b"")).await,
+        Err(_) => return Outcome::Done,
+    }
+    let (connected, open) = dialled;
+    let idle = exchange.connection.manager.config.stream_idle_timeout;
+    Outcome::Tunnel(Box::new(Tunnel::dialled(connected, open, idle)))
+}
+
+async fn dial(exchange: &mut Exchange, choice: &ClusterChoice, cluster: &Cluster) -> Result<(Connected, OpenConnection), Error> {
+    let permit = cluster.breakers().connections.acquire().map_err(Error::new)?;
+    let context = PickContext { subset: Some(&choice.metadata_match), ..PickContext::default() };
+    let endpoint = cluster.pick(&context).map_err(Error::new)?;
+    exchange.info.upstream_host = Some(endpoint.host().clone());
+    exchange.endpoint = Some(endpoint.clone());
+    exchange.info.attempts = 1;
+    let connected = connect(cluster, &endpoint, None).await?;
+    let metrics = cluster.metrics(exchange.connection.worker.metrics());
+    Ok((connected, OpenConnection::new(permit, metrics)))
+}
