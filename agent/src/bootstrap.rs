@@ -249,7 +249,7 @@ impl Bootstrap {
             let message: T = match envoy::from_json(item) {
                 Ok(message) => message,
                 Err(all) => {
-                    self.report.rejected.extend(envoy::rejected(T::type_url(), &name, all));
+                    self.report.rejected.extend(envoy::rejected(&T::type_url(), &name, all));
                     continue;
                 }
             };
@@ -305,7 +305,7 @@ fn admin(json: &Json, bootstrap: &mut Bootstrap) {
     let socket = match envoy::from_json::<Address>(address) {
         Ok(Address { address: Some(address::Address::SocketAddress(socket)) }) => socket,
         Ok(_) => return bootstrap.reject(BOOTSTRAP, "", "admin.address", "expected a socket_address"),
-        Err(all) => return bootstrap.report.rejected.extend(envoy::rejected(BOOTSTRAP.to_owned(), "", all)),
+        Err(all) => return bootstrap.report.rejected.extend(envoy::rejected(BOOTSTRAP, "", all)),
     };
     let port = match socket.port_specifier {
         Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),

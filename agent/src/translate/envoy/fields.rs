@@ -9,7 +9,7 @@ mod table;
 use std::collections::BTreeSet;
 
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, ReflectMessage, Value};
+use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
 use self::table::{HONOURED, IGNORED};
 use super::json::POOL;
@@ -59,7 +59,7 @@ impl Walk {
             if ignored.contains(&field.name()) {
                 self.ignored.insert(format!("{}.{}", descriptor.name(), field.name()));
             } else if honoured.contains(&field.name()) {
-                self.value(&field, value, &at);
+                self.value(value, &at);
             } else {
                 self.unsupported(at, format!("{name}.{} is not supported", field.name()));
             }
@@ -86,18 +86,18 @@ impl Walk {
         }
     }
 
-    fn value(&mut self, field: &FieldDescriptor, value: &Value, path: &str) {
+    fn value(&mut self, value: &Value, path: &str) {
         match value {
             Value::Message(message) => self.message(message, path),
             Value::List(values) => {
                 for (index, value) in values.iter().enumerate() {
-                    self.value(field, value, &format!("{path}[{index}]"));
+                    self.value(value, &format!("{path}[{index}]"));
                 }
             }
             Value::Map(values) => {
                 for (key, value) in values {
                     let key = if let MapKey::String(key) = key { key.clone() } else { format!("{key:?}") };
-                    self.value(field, value, &format!("{path}[{key:?}]"));
+                    self.value(value, &format!("{path}[{key:?}]"));
                 }
             }
             _ => {}

@@ -140,7 +140,7 @@ fn enumeration(descriptor: &EnumDescriptor, json: &Json) -> Outcome<Value> {
         Some(value) => Ok(Value::EnumNumber(value.number())),
         None => {
             let names: Vec<String> = descriptor.values().map(|value| value.name().to_owned()).collect();
-            expected(&format!("one of {}", names.join(", ")), json)
+            expected(format!("one of {}", names.join(", ")), json)
         }
     }
 }

@@ -107,15 +107,19 @@ fn checked<T: Message + Name, B>(message: &T, name: &str, translate: impl FnOnce
     match translate(message) {
         Ok(value) if all.is_empty() => return Ok(value),
         Ok(_) => {}
-        Err(more) => all.extend(more),
+        Err(more) => {
+            // The translation names what it found in words of its own.
+            all.retain(|one| !more.iter().any(|better| better.path.starts_with(&one.path)));
+            all.extend(more);
+        }
     }
-    Err(rejected(T::type_url(), name, all))
+    Err(rejected(&T::type_url(), name, all))
 }
 
 /// Names the resource that the failures belong to.
-pub(crate) fn rejected(type_url: String, name: &str, all: Vec<Invalid>) -> Vec<Rejected> {
+pub(crate) fn rejected(type_url: &str, name: &str, all: Vec<Invalid>) -> Vec<Rejected> {
     all.into_iter()
-        .map(|one| Rejected { type_url: type_url.clone(), name: name.to_owned(), path: one.path, reason: one.reason })
+        .map(|one| Rejected { type_url: type_url.to_owned(), name: name.to_owned(), path: one.path, reason: one.reason })
         .collect()
 }
 

@@ -15,7 +15,7 @@ fn message<T: prost::Message + prost::Name + Default>(yaml: &str) -> T {
 }
 
 /// What `yaml` is rejected for, as it is shown to people.
-fn shown(rejected: Vec<Rejected>) -> Vec<String> {
+fn shown(rejected: &[Rejected]) -> Vec<String> {
     rejected.iter().map(ToString::to_string).collect()
 }
 

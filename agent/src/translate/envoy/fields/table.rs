@@ -11,7 +11,6 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
             "default_filter_chain",
             "listener_filters",
             "listener_filters_timeout",
-            "continue_on_listener_filters_timeout",
             "traffic_direction",
             "access_log",
         ],
@@ -525,6 +524,7 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
         "envoy.config.listener.v3.Listener",
         &[
             "stat_prefix",
+            "continue_on_listener_filters_timeout",
             "per_connection_buffer_limit_bytes",
             "metadata",
             "drain_type",

@@ -59,7 +59,7 @@ fn an_unknown_http_filter_rejects_the_listener() {
 "#;
     let at = "Listener \"l\": filter_chains[0].filters[0].typed_config";
     assert_eq!(
-        shown(http_listener(yaml).unwrap_err()),
+        shown(&http_listener(yaml).unwrap_err()),
         [
             format!(
                 "{at}.http_filters[0].typed_config: HTTP filter gate \
@@ -89,7 +89,7 @@ fn ignorable_filters_of_istio_pass_in_each_of_their_wrappings() {
 #[test]
 fn a_field_that_is_not_honoured_rejects_and_a_harmless_one_is_listed() {
     let yaml = format!("      route_config: {{name: r, vhost_header: x}}\n      strip_any_host_port: true\n{ROUTER}");
-    let mut found = shown(http_listener(&yaml).unwrap_err());
+    let mut found = shown(&http_listener(&yaml).unwrap_err());
     found.sort();
     let at = "Listener \"l\": filter_chains[0].filters[0].typed_config";
     assert_eq!(
@@ -120,7 +120,7 @@ fn policies_are_never_weakened() {
                 )
             )
         );
-        shown(http_listener(&yaml).unwrap_err()).join("\n")
+        shown(&http_listener(&yaml).unwrap_err()).join("\n")
     };
     let condition = with(
         "{policies: {p: {permissions: [{any: true}], principals: [{any: true}], condition: {const_expr: {bool_value: true}}}}}",
@@ -142,7 +142,7 @@ fn headers_with_underscores_cannot_be_let_through_by_mistake() {
         "      route_config: {{name: r}}\n      common_http_protocol_options: {{headers_with_underscores_action: DROP_HEADER}}\n{ROUTER}"
     );
     assert_eq!(
-        shown(http_listener(&yaml).unwrap_err()),
+        shown(&http_listener(&yaml).unwrap_err()),
         [
             "Listener \"l\": filter_chains[0].filters[0].typed_config.common_http_protocol_options.headers_with_underscores_action: \
           expected ALLOW: the data plane cannot reject or drop such headers yet"
@@ -161,7 +161,7 @@ transport_socket:
     common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: a}}]}}
 ";
     assert_eq!(
-        shown(cluster(&message::<Cluster>(yaml)).unwrap_err()),
+        shown(&cluster(&message::<Cluster>(yaml)).unwrap_err()),
         [
             "Cluster \"c\": transport_socket.typed_config.common_tls_context: expected trusted_ca beside subject alternative names: \
           without it any certificate would pass"
@@ -171,15 +171,15 @@ transport_socket:
 
 #[test]
 fn a_listener_needs_an_address_and_a_terminal_filter() {
-    assert_eq!(shown(listener(&message::<Listener>("{name: l}")).unwrap_err()), ["Listener \"l\": address: is missing"]);
+    assert_eq!(shown(&listener(&message::<Listener>("{name: l}")).unwrap_err()), ["Listener \"l\": address: is missing"]);
     let named = "{name: l, address: {socket_address: {address: localhost, port_value: 80}}}";
     assert_eq!(
-        shown(listener(&message::<Listener>(named)).unwrap_err()),
+        shown(&listener(&message::<Listener>(named)).unwrap_err()),
         ["Listener \"l\": address.socket_address.address: expected an IP address, found \"localhost\""]
     );
     let bare = "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 80}}, filter_chains: [{}]}";
     assert_eq!(
-        shown(listener(&message::<Listener>(bare)).unwrap_err()),
+        shown(&listener(&message::<Listener>(bare)).unwrap_err()),
         ["Listener \"l\": filter_chains[0].filters: expected a terminal filter: http_connection_manager or tcp_proxy"]
     );
 }
@@ -188,7 +188,7 @@ fn a_listener_needs_an_address_and_a_terminal_filter() {
 fn unknown_retry_conditions_and_hosts_without_domains_are_named() {
     let yaml = "{name: r, virtual_hosts: [{name: v, domains: ['*'], retry_policy: {retry_on: '5xx,on-a-whim'}}, {name: w}]}";
     assert_eq!(
-        shown(route_configuration(&message::<RouteConfiguration>(yaml)).unwrap_err()),
+        shown(&route_configuration(&message::<RouteConfiguration>(yaml)).unwrap_err()),
         [
             "RouteConfiguration \"r\": virtual_hosts[0].retry_policy.retry_on: condition \"on-a-whim\" is not supported",
             "RouteConfiguration \"r\": virtual_hosts[1].domains: is empty",

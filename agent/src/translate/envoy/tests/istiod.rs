@@ -34,7 +34,7 @@ fn all<T: Message + Name + Default, B>(kind: &str, translate: impl Fn(&T) -> Res
         for resource in resources(&path) {
             match translate(&resource) {
                 Ok(value) => done.push(value),
-                Err(rejected) => panic!("{}:\n{}", path.display(), super::shown(rejected).join("\n")),
+                Err(rejected) => panic!("{}:\n{}", path.display(), super::shown(&rejected).join("\n")),
             }
         }
     }
