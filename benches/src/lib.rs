@@ -1,4 +1,8 @@
-//! What the benches share: configurations for the roles of the side-by-side lab (`bench/` beside the project) and a proxy that runs them.
+//! What the benches share: configurations for the roles of the side-by-side lab (`bench/` beside the project), a [`backend`] and a
+//! [`client`].
+
+pub mod backend;
+pub mod client;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,10 +12,10 @@ use std::time::Duration;
 
 use skiff_proxy::config::{
     AccessLog, AccessLogSink, CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, Codec,
-    DownstreamTls, EndpointAddress, FilterChain, FilterChainMatch, HttpConnectionManager, Listener, LogFormat, NetworkFilter,
-    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, RouteTarget, SanMatcher, Snapshot, StatsLabels,
-    StringMatcher, TcpProxy, TlsVersion, TrafficDirection, TransportSocket, UpstreamProtocol, UpstreamTls, VirtualHost,
-    WeightedCluster,
+    DownstreamTls, Endpoint, EndpointAddress, FilterChain, FilterChainMatch, HttpConnectionManager, Listener, LocalityEndpoints,
+    LogFormat, NetworkFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, RouteTarget, SanMatcher, Snapshot,
+    StatsLabels, StringMatcher, TcpProxy, TlsVersion, TrafficDirection, TransportSocket, UpstreamProtocol, UpstreamTls,
+    VirtualHost, WeightedCluster,
 };
 
 /// What a listener does.
@@ -99,6 +103,13 @@ impl Lab {
     pub fn build(self) -> Snapshot {
         self.snapshot
     }
+}
+
+/// `count` endpoints of a service; those of another `service` have other addresses.
+pub fn endpoints(service: usize, count: usize) -> ClusterLoadAssignment {
+    let address = |index: usize| SocketAddr::from(([10, (service / 250) as u8, (service % 250) as u8, index as u8], 9080));
+    let endpoints = (0..count).map(|index| Endpoint::new(EndpointAddress::Socket(address(index)))).collect();
+    ClusterLoadAssignment { localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }] }
 }
 
 fn cluster(name: &str, (address, tls, protocol): (SocketAddr, Option<Arc<UpstreamTls>>, UpstreamProtocol)) -> Cluster {

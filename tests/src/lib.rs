@@ -1,1 +1,18 @@
-//! placeholder
+//! The harness of the end-to-end tests: real `skiff` processes in a small mesh on loopback addresses of their own.
+//!
+//! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
+//! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
+//! - [`apps`]: the applications behind them; [`http`], [`http2`] and [`tls`]: clients that can misbehave.
+//! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
+
+pub mod access_log;
+pub mod apps;
+pub mod http;
+pub mod http2;
+pub mod mesh;
+pub mod metrics;
+pub mod network;
+pub mod skiff;
+pub mod tls;
+pub mod wait;

@@ -206,11 +206,12 @@ impl Exchange {
         manager.access_log.log(&context);
         if let Some(metrics) = &manager.metrics {
             let current = self.cluster.as_ref().map(|cluster| cluster.current());
+            let peer_principal = self.peer_principal();
             metrics.record(&HttpSample {
                 service: current.as_ref().and_then(|current| current.config().service.as_ref()),
                 peer: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
-                peer_principal: self.peer_principal(),
-                mtls: self.info.connection.is_mtls(),
+                peer_principal,
+                mtls: peer_principal.is_some(),
                 is_grpc: self.is_grpc,
                 response_code: self.info.response_code,
                 grpc_status: if self.is_grpc { grpc_status(&context) } else { None },

@@ -28,7 +28,7 @@ use super::{connect, hash, mirror};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
 use crate::upstream::pool::{Lease, Protocol};
-use crate::upstream::{Cluster, Endpoint, Outcome as Health, PickContext};
+use crate::upstream::{Cluster, Endpoint, Outcome as Health, Permit, PickContext};
 
 /// Forwards a request to the route's cluster and streams the response back.
 pub(super) async fn run(
@@ -80,6 +80,7 @@ pub(super) async fn run(
         timeouts,
         tried: Vec::new(),
         hash,
+        retry_permit: None,
     };
     attempts.start_timers();
     attempts.run(&mut retries).await
@@ -111,6 +112,8 @@ struct Attempts<'a> {
     /// Endpoints that have failed already.
     tried: Vec<Arc<Endpoint>>,
     hash: Option<u64>,
+    /// Held from the first retry on.
+    retry_permit: Option<Permit>,
 }
 
 /// How an attempt ended that did not send a response downstream.
@@ -174,11 +177,10 @@ impl Attempts<'_> {
                     if !self.body.can_restart() {
                         return self.give_up(&error, retries).await;
                     }
-                    let Ok(_permit) = self.cluster.breakers().retries.acquire() else {
+                    if !self.may_retry(retries) {
                         self.exchange.info.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return self.give_up(&error, retries).await;
-                    };
-                    self.count_retry(retries);
+                    }
                 }
             }
             self.body.restart();
@@ -193,9 +195,16 @@ impl Attempts<'_> {
         }
     }
 
-    fn count_retry(&self, retries: &mut Retries<'_>) {
-        retries.take();
+    /// Takes one retry, if the cluster's limit of retries in flight allows. It counts until the request is done.
+    fn may_retry(&mut self, retries: &mut Retries<'_>) -> bool {
+        if self.retry_permit.is_none() {
+            self.retry_permit = self.cluster.breakers().retries.acquire().ok();
+        }
+        if self.retry_permit.is_none() || !retries.take() {
+            return false;
+        }
         self.cluster.metrics(self.exchange.connection.worker.metrics()).retries.increment(1);
+        true
     }
 
     /// Safe methods without a body may be sent again unasked (RFC 9110 §9.2.2).
@@ -300,8 +309,9 @@ impl Attempts<'_> {
         let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
         let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
         let mut upload = Pump::new(self.body.size());
+        let mut informed = false;
         loop {
-            self.await_head(&mut upstream, &mut upload).await?;
+            self.await_head(&mut upstream, &mut upload, informed).await?;
             let status = self.exchange.response.status;
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 drop(upstream);
@@ -311,16 +321,14 @@ impl Attempts<'_> {
                 break;
             }
             self.out.informational(&self.exchange.response);
+            informed = true;
         }
         self.exchange.info.response_start = Some(Instant::now());
         self.cluster.report(endpoint, Health::Response(health_status(&self.exchange.response)));
         if retries.covers_response(&self.exchange.response) {
             if retries.exhausted() {
                 self.exchange.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
-            } else if self.body.can_restart()
-                && let Ok(_permit) = self.cluster.breakers().retries.acquire()
-            {
-                self.count_retry(retries);
+            } else if self.body.can_restart() && self.may_retry(retries) {
                 return Err(Failed::Response);
             }
         }
@@ -357,9 +365,13 @@ impl Attempts<'_> {
         }
     }
 
-    /// Sends the request body and waits for a response head, whichever comes first.
-    async fn await_head(&mut self, upstream: &mut Upstream, upload: &mut Pump) -> Result<(), Failed> {
+    /// Sends the request body and waits for a response head, whichever comes first. An informational head that was written
+    /// before leaves now: a caller that expects `100 Continue` sends nothing until it has it.
+    async fn await_head(&mut self, upstream: &mut Upstream, upload: &mut Pump, informed: bool) -> Result<(), Failed> {
         poll_fn(|cx| {
+            if informed {
+                let _ = self.out.poll_flush(cx);
+            }
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx, upstream, upload) {
                 return Poll::Ready(Err(failed));
             }
@@ -439,6 +451,10 @@ impl Attempts<'_> {
                     }
                     match polled {
                         Poll::Ready(result) => Poll::Ready(result.err()),
+                        // On HTTP/2 the sink itself notices a reset.
+                        Poll::Pending if !self.out.is_multiplexed() && self.poll_gone(cx).is_ready() => {
+                            Poll::Ready(Some(PumpError::Sink(Error::new(ErrorKind::DownstreamClosed))))
+                        }
                         Poll::Pending => self.timers.poll(cx).map(|kind| Some(PumpError::Source(Error::new(kind)))),
                     }
                 })

@@ -43,6 +43,15 @@ impl Responder {
         }
     }
 
+    /// Sends what has been written so far.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            // A failure is remembered by the connection, and `poll_closed` tells it.
+            Self::Http1 { connection, .. } => connection.poll_flush(cx).map(drop),
+            Self::Http2(_) => Poll::Ready(()),
+        }
+    }
+
     /// Writes the final head. The body, if there is one, goes into the sink that comes back.
     ///
     /// # Errors

@@ -47,11 +47,12 @@ impl Session<'_> {
     fn sample(&self) -> TcpSample<'_> {
         let inbound = self.info.connection.peer.as_ref();
         let outbound = self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref());
+        let peer_principal = inbound.or(outbound).map(|peer| peer.principal());
         TcpSample {
             service: self.service.as_ref(),
             peer: self.endpoint.as_ref().and_then(|e| e.workload()),
-            peer_principal: inbound.or(outbound).map(|peer| peer.principal()),
-            mtls: self.info.connection.is_mtls(),
+            peer_principal,
+            mtls: peer_principal.is_some(),
             flags: self.info.flags,
         }
     }

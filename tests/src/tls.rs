@@ -1,0 +1,164 @@
+//! Certificates of all sorts, and TLS ends that show them.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use x509_parser::parse_x509_certificate;
+
+use crate::wait::within;
+
+/// When a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// From 1975 to 4096, as rcgen has it.
+    Always,
+    /// It ended with the year 2020.
+    Expired,
+}
+
+/// Signs certificates.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate with its key.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Authority {
+    /// One that nobody trusts.
+    pub fn stranger() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self { issuer: Issuer::new(params, key) }
+    }
+
+    /// The root of a plane that keeps its state in this folder.
+    pub fn of_plane(state: &Path) -> Self {
+        let pem = fs::read(state.join("ca.pem")).unwrap();
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        Self { issuer: Issuer::from_ca_cert_der(&CertificateDer::from_pem_slice(&pem).unwrap(), key).unwrap() }
+    }
+
+    /// A certificate for this URI.
+    pub fn issue(&self, uri: &str, validity: Validity) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        if validity == Validity::Expired {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Identity { chain: vec![leaf.der().clone()], key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
+    }
+}
+
+/// Connects with TLS, showing this certificate and offering this ALPN; whoever answers is taken.
+///
+/// # Errors
+/// When the handshake fails. A server that refuses the certificate says so only in the first read.
+pub async fn connect(
+    address: SocketAddr,
+    identity: Option<&Identity>,
+    alpn: &[&str],
+) -> io::Result<client::TlsStream<TcpStream>> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider())));
+    let mut config = match identity {
+        Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key()).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::from(address.ip());
+    within("a TLS handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+}
+
+/// Serial number of the certificate that the server showed, hex.
+pub fn server_serial(stream: &client::TlsStream<TcpStream>) -> String {
+    let certificates = stream.get_ref().1.peer_certificates().unwrap();
+    parse_x509_certificate(&certificates[0]).unwrap().1.raw_serial_as_string()
+}
+
+/// A server that shows this certificate, asks for none, and closes every connection after the handshake.
+pub async fn impostor(address: SocketAddr, identity: &Identity) -> JoinSet<()> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"istio".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(address).await.unwrap();
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _: io::Result<server::TlsStream<TcpStream>> = acceptor.accept(stream).await;
+        }
+    });
+    serving
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// Takes every certificate, as long as its owner holds the key.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
