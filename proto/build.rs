@@ -1,8 +1,93 @@
-//! Compiles our `.proto` files with protox, so that no protoc has to be installed.
+//! Compiles our `.proto` files with protox, so that no protoc has to be installed, and cuts the descriptors of Envoy's
+//! messages to what skiff reads.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use prost::Message;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Files whose messages, and everything they refer to, can be read from JSON or YAML.
+const ENVOY_FILES: &[&str] = &[
+    "envoy/config/bootstrap/v3/bootstrap.proto",
+    "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/stream/v3/stream.proto",
+    "envoy/extensions/filters/http/cors/v3/cors.proto",
+    "envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto",
+    "envoy/extensions/filters/http/fault/v3/fault.proto",
+    "envoy/extensions/filters/http/grpc_stats/v3/config.proto",
+    "envoy/extensions/filters/http/jwt_authn/v3/config.proto",
+    "envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto",
+    "envoy/extensions/filters/http/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/http/router/v3/router.proto",
+    "envoy/extensions/filters/listener/http_inspector/v3/http_inspector.proto",
+    "envoy/extensions/filters/listener/original_dst/v3/original_dst.proto",
+    "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
+    "envoy/extensions/filters/network/connection_limit/v3/connection_limit.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
+    "envoy/extensions/filters/network/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto",
+    "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/http/header_formatters/preserve_case/v3/preserve_case.proto",
+    "envoy/extensions/load_balancing_policies/least_request/v3/least_request.proto",
+    "envoy/extensions/load_balancing_policies/maglev/v3/maglev.proto",
+    "envoy/extensions/load_balancing_policies/random/v3/random.proto",
+    "envoy/extensions/load_balancing_policies/ring_hash/v3/ring_hash.proto",
+    "envoy/extensions/load_balancing_policies/round_robin/v3/round_robin.proto",
+    "envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.proto",
+    "envoy/extensions/path/match/uri_template/v3/uri_template_match.proto",
+    "envoy/extensions/request_id/uuid/v3/uuid.proto",
+    "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
+    "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+];
+
+fn main() -> Result<()> {
+    println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rerun-if-changed=../Cargo.lock");
     let files = protox::compile(["istio/v1/auth/ca.proto"], ["proto"])?;
     tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("envoy.bin");
+    std::fs::write(out, envoy_descriptors()?.encode_to_vec())?;
     Ok(())
+}
+
+/// [`ENVOY_FILES`] and what they import, without comments and without the options of other tools.
+fn envoy_descriptors() -> Result<FileDescriptorSet> {
+    let path = envoy_types()?.join("src/generated/types.bin");
+    let bytes = std::fs::read(&path).map_err(|error| format!("descriptors of envoy-types, {}: {error}", path.display()))?;
+    // Decoding drops the extensions of validation tools, which are most of the options.
+    let mut all: BTreeMap<String, FileDescriptorProto> =
+        FileDescriptorSet::decode(bytes.as_slice())?.file.into_iter().map(|file| (file.name().to_owned(), file)).collect();
+    let mut wanted: Vec<String> = ENVOY_FILES.iter().map(|&name| name.to_owned()).collect();
+    let mut seen: BTreeSet<String> = wanted.iter().cloned().collect();
+    let mut set = FileDescriptorSet::default();
+    while let Some(name) = wanted.pop() {
+        let mut file = all.remove(&name).ok_or_else(|| format!("{name} is missing in {}", path.display()))?;
+        wanted.extend(file.dependency.iter().filter(|&import| seen.insert(import.clone())).cloned());
+        file.source_code_info = None;
+        set.file.push(file);
+    }
+    Ok(set)
+}
+
+/// Where cargo keeps the sources of `envoy-types`: the crate ships its descriptors beside its code without exporting them.
+fn envoy_types() -> Result<PathBuf> {
+    let mut cargo = Command::new(std::env::var("CARGO")?);
+    cargo.args(["metadata", "--format-version=1", "--frozen", "--filter-platform", &std::env::var("TARGET")?]);
+    let output = cargo.output()?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let manifest =
+        packages.filter(|package| package["name"] == "envoy-types").find_map(|package| package["manifest_path"].as_str());
+    let directory = manifest.and_then(|manifest| Path::new(manifest).parent());
+    Ok(directory.ok_or("envoy-types is not among the dependencies")?.to_owned())
 }

@@ -3,10 +3,12 @@
 //! - [`cli`]: the command line; [`connect`]: where a sidecar's configuration and certificates come from.
 //! - [`sidecar`]: one sidecar, from documents ([`watch`], [`translate`]) and certificates ([`identity`]) to
 //!   [`skiff_proxy::Proxy`]; [`admin`] shows what came of it, [`shutdown`] ends it.
+//! - [`bootstrap`]: the data plane from a static Envoy bootstrap, without any control plane.
 //! - [`plane`]: the embedded onboarding plane, a certificate authority and token issuer for meshes without istiod.
 //! - [`quickstart`]: a plane and two sidecars in one process.
 
 pub mod admin;
+pub mod bootstrap;
 pub mod cli;
 pub mod client;
 pub mod connect;

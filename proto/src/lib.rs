@@ -1,6 +1,14 @@
 //! The wire types of skiff's control plane, generated from the `.proto` files in `proto/` of this crate.
 //!
-//! Modules follow the protobuf packages: [`istio::v1::auth`] is Istio's certificate service.
+//! Modules follow the protobuf packages: [`istio::v1::auth`] is Istio's certificate service. Envoy's own messages come from
+//! the published crate `envoy-types`: [`envoy`], [`google`], [`xds`]; [`ENVOY_DESCRIPTORS`] describes those of a bootstrap.
+
+pub use envoy_types::pb::{envoy, google, xds};
+
+/// The descriptors (an encoded `FileDescriptorSet`) of what a bootstrap and the xDS resources skiff takes are made of.
+///
+/// They come from the same release of `envoy-types` as the Rust types and carry the names that the JSON form needs.
+pub const ENVOY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
 
 /// Istio's packages.
 pub mod istio {

@@ -234,6 +234,8 @@ pub struct UpstreamHttpOptions {
     pub max_requests_per_connection: Option<u32>,
     /// Life of a connection.
     pub max_connection_duration: Option<Duration>,
+    /// Life of a stream.
+    pub max_stream_duration: Option<Duration>,
     /// Streams at once on an HTTP/2 connection.
     pub max_concurrent_streams: Option<u32>,
     /// Keep the spelling of header names on HTTP/1.
@@ -248,6 +250,7 @@ impl Default for UpstreamHttpOptions {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_requests_per_connection: None,
             max_connection_duration: None,
+            max_stream_duration: None,
             max_concurrent_streams: None,
             preserve_case: false,
             enable_trailers: false,

@@ -52,6 +52,17 @@ pub enum EscapedSlashesAction {
     UnescapeAndForward,
 }
 
+/// Envoy `headers_with_underscores_action`: applications that fold `_` and `-` take `x_user` for `x-user`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum HeadersWithUnderscores {
+    /// Forward them.
+    Allow,
+    /// 400 on HTTP/1, a stream reset on HTTP/2.
+    RejectRequest,
+    /// Remove them before filters see the request.
+    DropHeader,
+}
+
 /// What happens to `x-forwarded-client-cert` on mTLS connections; it is always removed on others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum ForwardClientCert {
@@ -229,6 +240,8 @@ pub struct HttpConnectionManager {
     pub max_request_headers_bytes: u32,
     /// Headers in a head (Envoy: 100).
     pub max_headers_count: u32,
+    /// Request headers with an underscore in their name.
+    pub headers_with_underscores: HeadersWithUnderscores,
     /// Upgrades that are allowed, beside those of a route.
     pub upgrades: Vec<UpgradeType>,
     /// Relay `100 Continue` from the upstream instead of answering it here.
@@ -237,6 +250,10 @@ pub struct HttpConnectionManager {
     pub http1: Http1Options,
     /// HTTP/2 options.
     pub http2: Http2Options,
+    /// `x-envoy-*` response headers are left out (`suppress_envoy_headers` of the router).
+    pub suppress_envoy_headers: bool,
+    /// Requests whose value of one of these `x-envoy-*` headers cannot be read are answered 400 (`strict_check_headers`).
+    pub strict_check_headers: Vec<String>,
     /// This is an HTTP proxy listener: absolute-form and CONNECT requests of applications that set `http_proxy`.
     pub http_proxy: bool,
 }
@@ -278,10 +295,13 @@ impl HttpConnectionManager {
             delayed_close_timeout: Duration::from_secs(1),
             max_request_headers_bytes: 60 * 1024,
             max_headers_count: 100,
+            headers_with_underscores: HeadersWithUnderscores::Allow,
             upgrades: Vec::new(),
             proxy_100_continue: false,
             http1: Http1Options::default(),
             http2: Http2Options::default(),
+            suppress_envoy_headers: false,
+            strict_check_headers: Vec::new(),
             http_proxy: false,
         }
     }

@@ -23,8 +23,8 @@ pub use cluster::{
     TransportSocket, TransportSocketMatch, UpstreamHttpOptions, UpstreamProtocol, Workload,
 };
 pub use http::{
-    AlpnOverride, Codec, EscapedSlashesAction, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, HttpFilter,
-    RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails, StatsLabels,
+    AlpnOverride, Codec, EscapedSlashesAction, ForwardClientCert, HeadersWithUnderscores, Http1Options, Http2Options,
+    HttpConnectionManager, HttpFilter, RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails, StatsLabels,
 };
 pub use listener::{
     Address, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TrafficDirection, TransportProtocol,

@@ -189,6 +189,9 @@ pub struct RouteAction {
     pub max_stream_duration: Option<Duration>,
     /// Honour `grpc-timeout` up to this; `Some(ZERO)` is without a cap.
     pub grpc_timeout_header_max: Option<Duration>,
+    /// On gRPC requests `grpc-timeout` up to this takes the place of [`Self::timeout`]; without the header this does.
+    /// `Some(ZERO)` is without a cap (Envoy's deprecated `max_grpc_timeout`, which istiod still sends).
+    pub max_grpc_timeout: Option<Duration>,
     /// Retries.
     pub retry: Option<RetryPolicy>,
     /// Path on its way upstream.
@@ -216,6 +219,7 @@ impl RouteAction {
             idle_timeout: None,
             max_stream_duration: None,
             grpc_timeout_header_max: None,
+            max_grpc_timeout: None,
             retry: None,
             path_rewrite: None,
             host_rewrite: None,

@@ -1,0 +1,147 @@
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+fn golden(profile: &str) -> Bootstrap {
+    load(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("testdata/envoy/golden/{profile}.yaml"))).unwrap()
+}
+
+fn shown(bootstrap: &Bootstrap) -> Vec<String> {
+    bootstrap.report.rejected.iter().map(ToString::to_string).collect()
+}
+
+fn loaded(yaml: &str) -> Bootstrap {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bootstrap.yaml");
+    std::fs::write(&path, yaml).unwrap();
+    load(&path).unwrap()
+}
+
+#[test]
+fn the_profiles_of_the_golden_set_translate_but_for_what_is_listed() {
+    for profile in ["mtls", "outbound", "resilience", "tcp", "tls"] {
+        let bootstrap = golden(profile);
+        assert_eq!(shown(&bootstrap), [""; 0], "{profile}");
+        assert!(!bootstrap.snapshot.listeners.is_empty(), "{profile}");
+        assert_eq!(bootstrap.admin, Some("127.0.0.1:28000".parse().unwrap()), "{profile}");
+    }
+    let at = "filter_chains[0].filters[0].typed_config";
+    let underscores = "common_http_protocol_options.headers_with_underscores_action: expected ALLOW: \
+                       the data plane cannot reject or drop such headers yet";
+    assert_eq!(
+        shown(&golden("inbound")),
+        [
+            format!("Listener \"127.0.0.1_28090\": {at}.{underscores}"),
+            format!("Listener \"127.0.0.1_28092\": {at}.{underscores}"),
+        ]
+    );
+    let filter = |port: u16, name: &str, kind: &str| {
+        format!(
+            "Listener \"127.0.0.1_{port}\": {at}.http_filters[0].typed_config: \
+             HTTP filter envoy.filters.http.{name} (envoy.extensions.filters.http.{name}.v3.{kind}) is not supported"
+        )
+    };
+    assert_eq!(
+        shown(&golden("policy")),
+        [
+            filter(28384, "local_ratelimit", "LocalRateLimit"),
+            filter(28386, "jwt_authn", "JwtAuthentication"),
+            filter(28387, "ext_authz", "ExtAuthz"),
+        ]
+    );
+}
+
+#[test]
+fn a_limit_of_connections_belongs_to_the_listener() {
+    let bootstrap = golden("tcp");
+    assert_eq!(bootstrap.snapshot.listeners["127.0.0.1_28492"].max_connections, Some(1));
+    assert_eq!(bootstrap.snapshot.listeners["127.0.0.1_28484"].filter_chains[0].rbac.len(), 1);
+}
+
+#[test]
+fn what_changes_nothing_is_listed_once() {
+    let report = golden("mtls").report;
+    for expected in ["node", "Cluster.alt_stat_name", "TlsParameters.cipher_suites"] {
+        assert!(report.ignored.contains(expected), "{expected}: {:?}", report.ignored);
+    }
+    assert!(report.missing.contains(Path::new("certs/server.key")), "{:?}", report.missing);
+}
+
+#[test]
+fn mistakes_are_reported_beside_each_other() {
+    let bootstrap = loaded(
+        "
+static_resources:
+  clusters:
+  - {name: good}
+  - {name: good}
+  - {name: bad, typo: 1}
+  endpoints: []
+dynamic_resources: {}
+layered_runtime:
+  layers:
+  - {name: a, static_layer: {envoy: {reloadable_features: {http_reject_path_with_fragment: true}}, re2.max_program_size: 1}}
+admin: {address: {socket_address: {address: localhost, port_value: 1}}}
+",
+    );
+    let mut found = shown(&bootstrap);
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "Bootstrap \"\": admin.address.socket_address: expected an IP address and a port",
+            "Bootstrap \"\": dynamic_resources: is not supported",
+            "Bootstrap \"\": layered_runtime.envoy.reloadable_features.http_reject_path_with_fragment: expected false, found true",
+            "Bootstrap \"\": static_resources.endpoints: is not supported",
+            "Cluster \"bad\": typo: unknown field of envoy.config.cluster.v3.Cluster",
+            "Cluster \"good\": name: is used twice",
+        ]
+    );
+    assert_eq!(bootstrap.report.ignored, BTreeSet::from(["layered_runtime.re2.max_program_size".to_owned()]));
+}
+
+#[test]
+fn json_is_read_as_well() {
+    let bootstrap = loaded(r#"{"staticResources": {"clusters": [{"name": "c", "connectTimeout": "1s"}]}}"#);
+    assert_eq!(bootstrap.snapshot.clusters["c"].connect_timeout, std::time::Duration::from_secs(1));
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let missing = check(Path::new("/nonexistent/bootstrap.yaml")).unwrap_err();
+    assert_eq!(missing.to_string(), "/nonexistent/bootstrap.yaml: No such file or directory (os error 2)");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("list.yaml");
+    std::fs::write(&path, "- a").unwrap();
+    assert_eq!(check(&path).unwrap_err().to_string(), format!("{}: expected an object", path.display()));
+}
+
+#[tokio::test]
+async fn nothing_is_served_while_something_is_not_supported() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/envoy/golden/policy.yaml");
+    let recorder = Arc::new(metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder());
+    let Err(error) = run(&path, &Options::default(), recorder).await else { unreachable!("jwt_authn is not supported") };
+    assert!(error.to_string().starts_with("3 parts of the bootstrap are not supported, the first: Listener \"127.0.0.1_28384\""));
+}
+
+#[tokio::test]
+async fn a_bootstrap_is_served_when_run_returns() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bootstrap.yaml");
+    let yaml = r#"
+static_resources:
+  listeners:
+  - name: l
+    address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+    filter_chains:
+    - filters:
+      - name: tcp
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}
+  clusters: [{name: c}]
+"#;
+    std::fs::write(&path, yaml).unwrap();
+    let recorder = Arc::new(metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder());
+    let (proxy, bootstrap) = run(&path, &Options { workers: 1, ..Options::default() }, recorder).await.unwrap();
+    assert_eq!((bootstrap.report.listeners, bootstrap.report.clusters), (1, 1));
+    assert!(proxy.listeners().iter().all(|listener| listener.state == ListenerState::Active));
+}

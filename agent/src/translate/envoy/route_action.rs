@@ -1,0 +1,192 @@
+//! What routes do with a request that goes upstream.
+
+use skiff_proto::envoy::config::route::v3 as pb;
+use skiff_proto::envoy::config::route::v3::route_action as ra;
+use skiff_proxy::config::{self, Fraction};
+
+use super::outcome::{At, Outcome, each, invalid, maybe, required};
+use super::route::{Mutations, ROUTE_TIMEOUT};
+use super::{any, basic, endpoint, http, http_filter};
+
+pub(super) fn route_action(message: &pb::RouteAction) -> Outcome<config::RouteAction> {
+    let metadata_match = endpoint::lb_metadata(message.metadata_match.as_ref()).at("metadata_match")?;
+    let (mut clusters, mut cluster_header) = (Vec::new(), None);
+    match required(message.cluster_specifier.as_ref(), "cluster")? {
+        ra::ClusterSpecifier::Cluster(name) => clusters.push(config::WeightedCluster::only(name)),
+        ra::ClusterSpecifier::ClusterHeader(name) => cluster_header = Some(name.to_ascii_lowercase()),
+        ra::ClusterSpecifier::WeightedClusters(weighted) => clusters = weighted_clusters(weighted).at("weighted_clusters")?,
+        _ => return invalid("cluster specifier plugins are not supported").at("cluster_specifier"),
+    }
+    for cluster in &mut clusters {
+        for (key, value) in &metadata_match {
+            cluster.metadata_match.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    let durations = message.max_stream_duration.unwrap_or_default();
+    let at = "max_stream_duration";
+    Ok(config::RouteAction {
+        clusters,
+        cluster_header,
+        cluster_not_found_status: not_found_status(message.cluster_not_found_response_code)?,
+        timeout: basic::limit(message.timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?,
+        idle_timeout: basic::override_(message.idle_timeout.as_ref(), "idle_timeout")?,
+        max_stream_duration: basic::override_(durations.max_stream_duration.as_ref(), "max_stream_duration").at(at)?,
+        grpc_timeout_header_max: basic::override_(durations.grpc_timeout_header_max.as_ref(), "grpc_timeout_header_max")
+            .at(at)?,
+        max_grpc_timeout: basic::override_(message.max_grpc_timeout.as_ref(), "max_grpc_timeout")?,
+        retry: maybe(message.retry_policy.as_ref(), "retry_policy", retry_policy)?,
+        path_rewrite: path_rewrite(message)?,
+        host_rewrite: host_rewrite(message)?,
+        append_x_forwarded_host: message.append_x_forwarded_host,
+        mirrors: each(&message.request_mirror_policies, "request_mirror_policies", mirror)?,
+        hash_policy: each(&message.hash_policy, "hash_policy", hash_policy)?,
+        upgrades: message
+            .upgrade_configs
+            .iter()
+            .map(|config| (http::upgrade_type(&config.upgrade_type), basic::flag(config.enabled.as_ref(), true)))
+            .collect(),
+    })
+}
+
+fn not_found_status(value: i32) -> Outcome<u16> {
+    match ra::ClusterNotFoundResponseCode::try_from(value) {
+        Ok(ra::ClusterNotFoundResponseCode::ServiceUnavailable) => Ok(503),
+        Ok(ra::ClusterNotFoundResponseCode::NotFound) => Ok(404),
+        Ok(ra::ClusterNotFoundResponseCode::InternalServerError) => Ok(500),
+        Err(_) => invalid("unknown value").at("cluster_not_found_response_code"),
+    }
+}
+
+fn weighted_clusters(message: &pb::WeightedCluster) -> Outcome<Vec<config::WeightedCluster>> {
+    let clusters = each(&message.clusters, "clusters", |cluster| {
+        if !http_filter::per_route(&cluster.typed_per_filter_config)?.is_empty() {
+            return invalid("is supported on virtual hosts and routes only").at("typed_per_filter_config");
+        }
+        Ok(config::WeightedCluster {
+            name: cluster.name.clone(),
+            weight: basic::count(cluster.weight.as_ref(), 0),
+            headers: Mutations {
+                request_add: &cluster.request_headers_to_add,
+                request_remove: &cluster.request_headers_to_remove,
+                response_add: &cluster.response_headers_to_add,
+                response_remove: &cluster.response_headers_to_remove,
+            }
+            .translate()?,
+            metadata_match: endpoint::lb_metadata(cluster.metadata_match.as_ref()).at("metadata_match")?,
+        })
+    })?;
+    if clusters.iter().all(|cluster| cluster.weight == 0) {
+        return invalid("expected a cluster with a weight above 0").at("clusters");
+    }
+    Ok(clusters)
+}
+
+fn path_rewrite(message: &pb::RouteAction) -> Outcome<Option<config::PathRewrite>> {
+    match (&message.regex_rewrite, message.prefix_rewrite.as_str()) {
+        (None, "") => Ok(None),
+        (None, prefix) => Ok(Some(config::PathRewrite::Prefix(prefix.to_owned()))),
+        (Some(rewrite), "") => {
+            let pattern = required(rewrite.pattern.as_ref(), "pattern").at("regex_rewrite")?;
+            let pattern = basic::regex(pattern).at("regex_rewrite.pattern")?;
+            Ok(Some(config::PathRewrite::Regex { pattern, substitution: rewrite.substitution.clone() }))
+        }
+        (Some(_), _) => invalid("excludes prefix_rewrite").at("regex_rewrite"),
+    }
+}
+
+fn host_rewrite(message: &pb::RouteAction) -> Outcome<Option<config::HostRewrite>> {
+    Ok(match &message.host_rewrite_specifier {
+        None => None,
+        Some(ra::HostRewriteSpecifier::HostRewriteLiteral(host) | ra::HostRewriteSpecifier::HostRewrite(host)) => {
+            Some(config::HostRewrite::Literal(host.clone()))
+        }
+        Some(ra::HostRewriteSpecifier::AutoHostRewrite(auto)) => auto.value.then_some(config::HostRewrite::Auto),
+        Some(ra::HostRewriteSpecifier::HostRewriteHeader(name)) => Some(config::HostRewrite::Header(name.to_ascii_lowercase())),
+        Some(ra::HostRewriteSpecifier::HostRewritePathRegex(_)) => {
+            return invalid("is not supported").at("host_rewrite_path_regex");
+        }
+    })
+}
+
+fn mirror(message: &ra::RequestMirrorPolicy) -> Outcome<config::Mirror> {
+    if message.cluster.is_empty() {
+        return invalid("is empty").at("cluster");
+    }
+    let fraction = basic::runtime_fraction(message.runtime_fraction.as_ref(), Fraction::ALL).at("runtime_fraction")?;
+    Ok(config::Mirror { cluster: message.cluster.clone(), fraction })
+}
+
+fn hash_policy(message: &ra::HashPolicy) -> Outcome<config::HashPolicy> {
+    use ra::hash_policy::PolicySpecifier;
+    Ok(match required(message.policy_specifier.as_ref(), "policy_specifier")? {
+        PolicySpecifier::Header(header) => config::HashPolicy::Header(header.header_name.to_ascii_lowercase()),
+        PolicySpecifier::Cookie(cookie) => config::HashPolicy::Cookie {
+            name: cookie.name.clone(),
+            ttl: basic::override_(cookie.ttl.as_ref(), "ttl").at("cookie")?,
+            path: cookie.path.clone(),
+        },
+        PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => config::HashPolicy::SourceIp,
+        PolicySpecifier::ConnectionProperties(_) => return invalid("expected source_ip").at("connection_properties"),
+        PolicySpecifier::QueryParameter(parameter) => config::HashPolicy::QueryParameter(parameter.name.clone()),
+        PolicySpecifier::FilterState(_) => return invalid("is not supported").at("filter_state"),
+    })
+}
+
+const PREVIOUS_HOSTS: &str = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
+
+pub(super) fn retry_policy(message: &pb::RetryPolicy) -> Outcome<config::RetryPolicy> {
+    let defaults = config::RetryPolicy::default();
+    let (mut base, mut max) = (defaults.base_interval, None);
+    if let Some(back_off) = &message.retry_back_off {
+        base = basic::duration_or(back_off.base_interval.as_ref(), base, "base_interval").at("retry_back_off")?;
+        max = basic::override_(back_off.max_interval.as_ref(), "max_interval").at("retry_back_off")?;
+    }
+    let previous_hosts = each(&message.retry_host_predicate, "retry_host_predicate", |predicate| {
+        let pb::retry_policy::retry_host_predicate::ConfigType::TypedConfig(config) =
+            required(predicate.config_type.as_ref(), "typed_config")?;
+        match any::type_name(config).as_str() {
+            PREVIOUS_HOSTS => Ok(()),
+            other => invalid(format!("retry host predicate {other} is not supported")).at("typed_config"),
+        }
+    })?;
+    // Without a predicate no host is ever turned down, so that there is nothing to select again.
+    let attempts = if previous_hosts.is_empty() { 0 } else { message.host_selection_retry_max_attempts.max(1) };
+    Ok(config::RetryPolicy {
+        retry_on: retry_on(&message.retry_on, &message.retriable_status_codes)?,
+        num_retries: basic::count(message.num_retries.as_ref(), 1),
+        per_try_timeout: basic::limit(message.per_try_timeout.as_ref(), None, "per_try_timeout")?,
+        per_try_idle_timeout: basic::limit(message.per_try_idle_timeout.as_ref(), None, "per_try_idle_timeout")?,
+        base_interval: base,
+        max_interval: max.unwrap_or(base * 10),
+        host_selection_attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
+    })
+}
+
+/// Words that Envoy does not know are ignored by it too, but one that it knows and we do not would change what is retried.
+fn retry_on(words: &str, status_codes: &[u32]) -> Outcome<config::RetryOn> {
+    let mut on = config::RetryOn::default();
+    for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        match word {
+            "5xx" => on.server_error = true,
+            "gateway-error" => on.gateway_error = true,
+            "reset" => on.reset = true,
+            "reset-before-request" => on.reset_before_request = true,
+            "connect-failure" => on.connect_failure = true,
+            "refused-stream" => on.refused_stream = true,
+            "retriable-4xx" => on.retriable_4xx = true,
+            "envoy-ratelimited" => on.envoy_ratelimited = true,
+            "retriable-status-codes" => {
+                let codes = status_codes.iter().map(|&code| u16::try_from(code));
+                on.status_codes =
+                    codes.collect::<Result<_, _>>().or_else(|_| invalid("expected status codes").at("retriable_status_codes"))?;
+            }
+            "cancelled" => on.grpc_statuses.push(1),
+            "deadline-exceeded" => on.grpc_statuses.push(4),
+            "resource-exhausted" => on.grpc_statuses.push(8),
+            "internal" => on.grpc_statuses.push(13),
+            "unavailable" => on.grpc_statuses.push(14),
+            other => return invalid(format!("condition {other:?} is not supported")).at("retry_on"),
+        }
+    }
+    Ok(on)
+}

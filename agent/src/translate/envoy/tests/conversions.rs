@@ -1,0 +1,217 @@
+//! The conversions in which a default or a unit is easily got wrong.
+
+use std::time::Duration;
+
+use skiff_proto::envoy::config::cluster::v3::Cluster;
+use skiff_proto::envoy::config::core::v3::{CidrRange, HeaderValueOption};
+use skiff_proto::envoy::config::rbac::v3::Rbac;
+use skiff_proto::envoy::config::route::v3::{HeaderMatcher, RetryPolicy, RouteAction, RouteConfiguration};
+use skiff_proto::envoy::r#type::matcher::v3::StringMatcher;
+use skiff_proto::envoy::r#type::v3::FractionalPercent;
+use skiff_proto::google::protobuf;
+use skiff_proxy::config::{self, AppendAction, Fraction, HeaderMatch, StringMatch};
+
+use super::super::{basic, cluster, rbac, route, route_action, route_configuration};
+use super::{ROUTER, http_listener, message};
+
+#[test]
+fn durations_are_seconds_with_decimals() {
+    for (text, expected) in [("0.250s", 250), ("10s", 10_000), ("0s", 0), ("0.000001s", 0), ("3600s", 3_600_000)] {
+        let duration: protobuf::Duration = message(text);
+        assert_eq!(basic::duration(&duration).unwrap().as_millis(), expected, "{text}");
+    }
+    let negative: protobuf::Duration = message("-1.5s");
+    assert_eq!((negative.seconds, negative.nanos), (-1, -500_000_000));
+    assert!(basic::duration(&negative).is_err());
+}
+
+#[test]
+fn shares_keep_their_denominator() {
+    for (yaml, millionths) in [
+        ("{numerator: 12}", 120_000),
+        ("{numerator: 12, denominator: TEN_THOUSAND}", 1_200),
+        ("{numerator: 12, denominator: MILLION}", 12),
+        ("{numerator: 250}", 1_000_000),
+    ] {
+        let percent: FractionalPercent = message(yaml);
+        assert_eq!(basic::fractional_percent(&percent).unwrap(), Fraction::from_millionths(millionths), "{yaml}");
+    }
+}
+
+#[test]
+fn string_matchers_ignore_case_but_for_regexes() {
+    let folded: StringMatcher = message("{prefix: /A, ignore_case: true}");
+    let folded = basic::string_matcher(&folded).unwrap();
+    assert_eq!((&folded.pattern, folded.ignore_case), (&StringMatch::Prefix("/A".to_owned()), true));
+    let regex: StringMatcher = message("{safe_regex: {regex: 'a.*'}, ignore_case: true}");
+    assert!(!basic::string_matcher(&regex).unwrap().ignore_case);
+}
+
+#[test]
+fn header_matchers_have_an_old_and_a_new_form() {
+    let old: HeaderMatcher = message("{name: X-A, exact_match: v, invert_match: true}");
+    let new: HeaderMatcher = message("{name: x-a, string_match: {exact: v}, invert_match: true}");
+    assert_eq!(basic::header_matcher(&old).unwrap(), basic::header_matcher(&new).unwrap());
+    let bare: HeaderMatcher = message("{name: x-a}");
+    assert_eq!(basic::header_matcher(&bare).unwrap().value, HeaderMatch::Present(true));
+    let absent: HeaderMatcher = message("{name: x-a, present_match: false}");
+    assert_eq!(basic::header_matcher(&absent).unwrap().value, HeaderMatch::Present(false));
+}
+
+#[test]
+fn ranges_lose_their_host_bits() {
+    for (yaml, expected) in [
+        ("{address_prefix: 10.1.2.3, prefix_len: 16}", "10.1.0.0/16"),
+        ("{address_prefix: 10.1.2.3}", "0.0.0.0/0"),
+        ("{address_prefix: 'fd00::1', prefix_len: 64}", "fd00::/64"),
+    ] {
+        let range: CidrRange = message(yaml);
+        assert_eq!(basic::cidr(&range).unwrap().to_string(), expected);
+    }
+}
+
+#[test]
+fn headers_are_appended_unless_said_otherwise() {
+    for (yaml, expected) in [
+        ("{header: {key: X-A, value: v}}", AppendAction::AppendIfExistsOrAdd),
+        ("{header: {key: X-A, value: v}, append: true}", AppendAction::AppendIfExistsOrAdd),
+        ("{header: {key: X-A, value: v}, append: false}", AppendAction::OverwriteIfExistsOrAdd),
+        ("{header: {key: X-A, value: v}, append_action: ADD_IF_ABSENT}", AppendAction::AddIfAbsent),
+        ("{header: {key: X-A, value: v}, append_action: OVERWRITE_IF_EXISTS}", AppendAction::OverwriteIfExists),
+    ] {
+        let option: HeaderValueOption = message(yaml);
+        let option = route::header_value_option(&option).unwrap();
+        assert_eq!((option.name.as_str(), option.action), ("x-a", expected), "{yaml}");
+    }
+}
+
+#[test]
+fn a_route_without_timeout_has_envoys() {
+    let action = |yaml: &str| route_action::route_action(&message::<RouteAction>(yaml)).unwrap();
+    assert_eq!(action("{cluster: c}").timeout, Some(Duration::from_secs(15)));
+    assert_eq!(action("{cluster: c, timeout: 0s}").timeout, None);
+    assert_eq!(action("{cluster: c}").idle_timeout, None);
+    assert_eq!(action("{cluster: c, idle_timeout: 0s}").idle_timeout, Some(Duration::ZERO));
+    let life = action("{cluster: c, max_stream_duration: {grpc_timeout_header_max: 0s}, max_grpc_timeout: 5s}");
+    assert_eq!((life.max_stream_duration, life.grpc_timeout_header_max), (None, Some(Duration::ZERO)));
+    assert_eq!(life.max_grpc_timeout, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn weights_default_to_nothing_and_metadata_is_inherited() {
+    let yaml = "{metadata_match: {filter_metadata: {envoy.lb: {version: v1}}}, weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b}]}}";
+    let action = route_action::route_action(&message::<RouteAction>(yaml)).unwrap();
+    let weights: Vec<_> = action.clusters.iter().map(|cluster| (cluster.name.as_str(), cluster.weight)).collect();
+    assert_eq!(weights, [("a", 1), ("b", 0)]);
+    assert!(action.clusters.iter().all(|cluster| cluster.metadata_match["version"] == "v1"));
+}
+
+#[test]
+fn retry_words_become_conditions() {
+    let yaml = "
+retry_on: connect-failure, refused-stream,unavailable,cancelled,retriable-status-codes
+retriable_status_codes: [503]
+num_retries: 2
+retry_host_predicate:
+- name: previous
+  typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}
+host_selection_retry_max_attempts: 5
+";
+    let policy = route_action::retry_policy(&message::<RetryPolicy>(yaml)).unwrap();
+    let mut expected = config::RetryPolicy::istio_default();
+    expected.retry_on.status_codes = vec![503];
+    assert_eq!(policy, expected);
+    let plain =
+        route_action::retry_policy(&message::<RetryPolicy>("{retry_on: 5xx, retry_back_off: {base_interval: 0.1s}}")).unwrap();
+    assert_eq!((plain.num_retries, plain.max_interval, plain.host_selection_attempts), (1, Duration::from_secs(1), 0));
+}
+
+#[test]
+fn status_codes_of_a_retry_count_only_when_a_word_asks() {
+    let policy = route_action::retry_policy(&message::<RetryPolicy>("{retry_on: 5xx, retriable_status_codes: [409]}")).unwrap();
+    assert_eq!(policy.retry_on.status_codes, [0u16; 0]);
+}
+
+#[test]
+fn a_connection_manager_has_envoys_defaults() {
+    let manager = http_listener(&format!("      route_config: {{name: r}}\n{ROUTER}")).unwrap();
+    assert_eq!(manager.stream_idle_timeout, Some(Duration::from_secs(300)));
+    assert_eq!((manager.max_headers_count, manager.max_request_headers_bytes), (100, 61_440));
+    assert_eq!((manager.server_name.as_str(), manager.generate_request_id), ("envoy", true));
+    let off = http_listener(&format!(
+        "      stream_idle_timeout: 0s\n      common_http_protocol_options: {{idle_timeout: 0s}}\n      rds: {{route_config_name: r}}\n{ROUTER}"
+    ))
+    .unwrap();
+    assert_eq!((off.stream_idle_timeout, off.idle_timeout), (None, None));
+    assert_eq!(off.routes, config::RouteSource::Named("r".to_owned()));
+}
+
+#[test]
+fn empty_allow_rules_stay_rules_that_nothing_passes() {
+    let rules = rbac::rules(&message::<Rbac>("{action: ALLOW}")).unwrap();
+    assert_eq!((rules.action, rules.policies.len()), (config::RbacAction::Allow, 0));
+}
+
+#[test]
+fn clusters_have_envoys_defaults_and_zero_is_not_unset() {
+    let translated = cluster(&message::<Cluster>("{name: c}")).unwrap();
+    assert_eq!(translated.circuit_breakers, config::CircuitBreakers::default());
+    assert_eq!(translated.lb_policy, config::LbPolicy::RoundRobin(None));
+    assert_eq!(translated.panic_threshold, Fraction::from_millionths(500_000));
+    let tuned = "
+name: c
+circuit_breakers: {thresholds: [{max_connections: 0, max_retries: 4294967295}]}
+common_lb_config: {healthy_panic_threshold: {value: 0}}
+load_balancing_policy:
+  policies:
+  - typed_extension_config:
+      name: lr
+      typed_config:
+        '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest
+        choice_count: 3
+";
+    let translated = cluster(&message::<Cluster>(tuned)).unwrap();
+    let breakers = translated.circuit_breakers;
+    assert_eq!((breakers.max_connections, breakers.max_requests, breakers.max_retries), (0, 1024, u32::MAX));
+    assert_eq!(translated.panic_threshold, Fraction::NONE);
+    let config::LbPolicy::LeastRequest(policy) = translated.lb_policy else { unreachable!("the list names least_request") };
+    assert_eq!(policy.choice_count.get(), 3);
+}
+
+#[test]
+fn an_outlier_count_is_off_where_its_share_is_zero() {
+    let translated =
+        cluster(&message::<Cluster>("{name: c, outlier_detection: {consecutive_5xx: 3, enforcing_consecutive_5xx: 0}}"));
+    let outliers = translated.unwrap().outlier_detection.unwrap();
+    assert_eq!((outliers.consecutive_5xx, outliers.consecutive_gateway_failure), (None, None));
+    assert_eq!(outliers.consecutive_local_origin_failure, Some(5));
+    assert_eq!(outliers.max_ejection_time, Duration::from_secs(300));
+}
+
+#[test]
+fn the_shares_of_drop_overloads_are_combined() {
+    let yaml = "{name: c, load_assignment: {cluster_name: c, policy: {drop_overloads: [
+        {category: a, drop_percentage: {numerator: 50}}, {category: b, drop_percentage: {numerator: 50}}]}}}";
+    assert_eq!(cluster(&message::<Cluster>(yaml)).unwrap().drop_overload, Fraction::from_millionths(750_000));
+}
+
+#[test]
+fn direct_responses_and_redirects_are_spelled_out() {
+    let yaml = "
+name: r
+virtual_hosts:
+- name: v
+  domains: ['Example.COM']
+  routes:
+  - {match: {prefix: /}, redirect: {https_redirect: true, response_code: PERMANENT_REDIRECT, path_redirect: /x}}
+  - {match: {path: /A, case_sensitive: false}, direct_response: {status: 204, body: {inline_string: hi}}}
+";
+    let routes = route_configuration(&message::<RouteConfiguration>(yaml)).unwrap();
+    let host = &routes.virtual_hosts[0];
+    assert_eq!(host.domains, ["example.com"]);
+    let config::RouteTarget::Redirect(redirect) = &host.routes[0].action else { unreachable!("the first is a redirect") };
+    assert_eq!((redirect.scheme.as_deref(), redirect.status, redirect.port), (Some("https"), 308, None));
+    assert!(host.routes[1].matches.ignore_case);
+    let expected = config::DirectResponse { status: 204, body: b"hi".to_vec() };
+    assert_eq!(host.routes[1].action, config::RouteTarget::DirectResponse(expected));
+}

@@ -1,0 +1,217 @@
+//! TLS contexts and secrets.
+
+use std::sync::Arc;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use skiff_proto::envoy::config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket};
+use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as pb;
+use skiff_proxy::config::{self, CertificateSource, SanMatcher, TlsVersion};
+
+use super::outcome::{At, Outcome, each, invalid, required};
+use super::{any, basic};
+
+const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+/// istiod's name for the system's trust store.
+const SYSTEM_ROOTS: &str = "file-root:system";
+
+/// `None` is plaintext.
+pub(super) fn downstream_socket(message: &TransportSocket) -> Outcome<Option<Arc<config::DownstreamTls>>> {
+    let transport_socket::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
+    match any::type_name(config).as_str() {
+        RAW_BUFFER => Ok(None),
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
+            Ok(Some(Arc::new(downstream(&any::unpack(config)?).at("typed_config")?)))
+        }
+        other => invalid(format!("transport socket {other} is not supported")).at("typed_config"),
+    }
+}
+
+pub(super) fn upstream_socket(message: &TransportSocket) -> Outcome<config::TransportSocket> {
+    let transport_socket::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
+    match any::type_name(config).as_str() {
+        RAW_BUFFER => Ok(config::TransportSocket::RawBuffer),
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
+            Ok(config::TransportSocket::Tls(Arc::new(upstream(&any::unpack(config)?).at("typed_config")?)))
+        }
+        other => invalid(format!("transport socket {other} is not supported")).at("typed_config"),
+    }
+}
+
+fn downstream(message: &pb::DownstreamTlsContext) -> Outcome<config::DownstreamTls> {
+    let require_client_certificate = basic::flag(message.require_client_certificate.as_ref(), false);
+    let common = common(message.common_tls_context.as_ref()).at("common_tls_context")?;
+    let Some(certificate) = common.certificate else {
+        return invalid("expected tls_certificates or tls_certificate_sds_secret_configs").at("common_tls_context");
+    };
+    if require_client_certificate && common.trust.is_none() {
+        return invalid("expected a validation context with trusted_ca, because a client certificate is required")
+            .at("common_tls_context");
+    }
+    Ok(config::DownstreamTls {
+        certificate,
+        trust: common.trust,
+        require_client_certificate,
+        sans: common.sans,
+        alpn: common.alpn,
+        versions: common.versions,
+    })
+}
+
+fn upstream(message: &pb::UpstreamTlsContext) -> Outcome<config::UpstreamTls> {
+    let common = common(message.common_tls_context.as_ref()).at("common_tls_context")?;
+    Ok(config::UpstreamTls {
+        certificate: common.certificate,
+        trust: common.trust,
+        sans: common.sans,
+        sni: message.sni.clone(),
+        alpn: common.alpn,
+        versions: common.versions,
+    })
+}
+
+struct Common {
+    certificate: Option<CertificateSource>,
+    trust: Option<CertificateSource>,
+    sans: Vec<SanMatcher>,
+    alpn: Vec<String>,
+    versions: (TlsVersion, TlsVersion),
+}
+
+fn common(message: Option<&pb::CommonTlsContext>) -> Outcome<Common> {
+    use pb::common_tls_context::ValidationContextType as Validation;
+    let default = pb::CommonTlsContext::default();
+    let message = message.unwrap_or(&default);
+    let (trust, sans) = match &message.validation_context_type {
+        None => (None, Vec::new()),
+        Some(Validation::ValidationContext(context)) => validation(context).at("validation_context")?,
+        Some(Validation::ValidationContextSdsSecretConfig(secret)) => (Some(named(secret)), Vec::new()),
+        Some(Validation::CombinedValidationContext(combined)) => {
+            let at = "combined_validation_context.default_validation_context";
+            let (own, sans) = validation(required(combined.default_validation_context.as_ref(), at)?).at(at)?;
+            (combined.validation_context_sds_secret_config.as_ref().map(named).or(own), sans)
+        }
+        Some(_) => return invalid("certificate providers are not supported").at("validation_context_type"),
+    };
+    if !sans.is_empty() && trust.is_none() {
+        return invalid("expected trusted_ca beside subject alternative names: without it any certificate would pass");
+    }
+    Ok(Common {
+        certificate: certificate(message)?,
+        trust,
+        sans,
+        alpn: message.alpn_protocols.clone(),
+        versions: versions(message)?,
+    })
+}
+
+fn certificate(message: &pb::CommonTlsContext) -> Outcome<Option<CertificateSource>> {
+    match (message.tls_certificates.as_slice(), message.tls_certificate_sds_secret_configs.as_slice()) {
+        ([], []) => Ok(None),
+        ([], [secret]) => Ok(Some(named(secret))),
+        ([certificate], []) => {
+            let chain =
+                filename(required(certificate.certificate_chain.as_ref(), "certificate_chain").at("tls_certificates[0]")?);
+            let key = filename(required(certificate.private_key.as_ref(), "private_key").at("tls_certificates[0]")?);
+            let chain = chain.at("certificate_chain").at("tls_certificates[0]")?;
+            let key = key.at("private_key").at("tls_certificates[0]")?;
+            Ok(Some(CertificateSource::Files { certificates: chain.into(), key: Some(key.into()) }))
+        }
+        _ => invalid("expected one certificate"),
+    }
+}
+
+fn named(secret: &pb::SdsSecretConfig) -> CertificateSource {
+    match secret.name.as_str() {
+        SYSTEM_ROOTS => CertificateSource::System,
+        name => CertificateSource::Secret(name.to_owned()),
+    }
+}
+
+fn filename(source: &DataSource) -> Outcome<&str> {
+    match &source.specifier {
+        Some(Specifier::Filename(path)) => Ok(path),
+        _ => invalid("expected filename; put certificates that are written inline into static_resources.secrets"),
+    }
+}
+
+fn validation(message: &pb::CertificateValidationContext) -> Outcome<(Option<CertificateSource>, Vec<SanMatcher>)> {
+    let trust = match (&message.trusted_ca, &message.system_root_certs) {
+        (Some(source), _) => {
+            let path = filename(source).at("trusted_ca")?;
+            Some(CertificateSource::Files { certificates: path.into(), key: None })
+        }
+        (None, Some(_)) => Some(CertificateSource::System),
+        (None, None) => None,
+    };
+    let mut sans = each(&message.match_typed_subject_alt_names, "match_typed_subject_alt_names", san)?;
+    // Deprecated, but what istiod sends: the type of the name is not asked.
+    sans.extend(each(&message.match_subject_alt_names, "match_subject_alt_names", |any| {
+        Ok(SanMatcher::Any(basic::string_matcher(any)?))
+    })?);
+    Ok((trust, sans))
+}
+
+fn san(message: &pb::SubjectAltNameMatcher) -> Outcome<SanMatcher> {
+    use pb::subject_alt_name_matcher::SanType;
+    let matcher = basic::string_matcher(required(message.matcher.as_ref(), "matcher")?).at("matcher")?;
+    match SanType::try_from(message.san_type) {
+        Ok(SanType::Uri) => Ok(SanMatcher::Uri(matcher)),
+        Ok(SanType::Dns) => Ok(SanMatcher::Dns(matcher)),
+        _ => invalid("expected URI or DNS").at("san_type"),
+    }
+}
+
+fn versions(message: &pb::CommonTlsContext) -> Outcome<(TlsVersion, TlsVersion)> {
+    use pb::tls_parameters::TlsProtocol;
+    let Some(params) = &message.tls_params else { return Ok((TlsVersion::Tls12, TlsVersion::Tls13)) };
+    let lowest = match TlsProtocol::try_from(params.tls_minimum_protocol_version) {
+        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv12) => TlsVersion::Tls12,
+        Ok(TlsProtocol::TlSv13) => TlsVersion::Tls13,
+        _ => return invalid("expected TLSv1_2 or TLSv1_3").at("tls_params.tls_minimum_protocol_version"),
+    };
+    let highest = match TlsProtocol::try_from(params.tls_maximum_protocol_version) {
+        Ok(TlsProtocol::TlSv12) => TlsVersion::Tls12,
+        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13) => TlsVersion::Tls13,
+        _ => return invalid("expected TLSv1_2 or TLSv1_3").at("tls_params.tls_maximum_protocol_version"),
+    };
+    if lowest > highest {
+        return invalid("the lowest version is above the highest").at("tls_params");
+    }
+    Ok((lowest, highest))
+}
+
+/// A secret whose PEM stands in the message.
+pub(super) fn secret(message: &pb::Secret) -> Outcome<config::Secret> {
+    match required(message.r#type.as_ref(), "type")? {
+        pb::secret::Type::TlsCertificate(certificate) => {
+            let chain = pem(certificate.certificate_chain.as_ref()).at("tls_certificate.certificate_chain")?;
+            let key = pem(certificate.private_key.as_ref()).at("tls_certificate.private_key")?;
+            let Ok(key) = PrivateKeyDer::from_pem_slice(key) else {
+                return invalid("expected a private key in PEM").at("tls_certificate.private_key");
+            };
+            let chain = certificates(chain).at("tls_certificate.certificate_chain")?;
+            Ok(config::Secret::Certificate { chain, key: Arc::new(key) })
+        }
+        pb::secret::Type::ValidationContext(context) => {
+            let roots = certificates(pem(context.trusted_ca.as_ref()).at("validation_context.trusted_ca")?);
+            Ok(config::Secret::Trust { roots: roots.at("validation_context.trusted_ca")? })
+        }
+        _ => invalid("expected tls_certificate or validation_context"),
+    }
+}
+
+fn pem(source: Option<&DataSource>) -> Outcome<&[u8]> {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        Some(Specifier::InlineString(text)) => Ok(text.as_bytes()),
+        Some(Specifier::InlineBytes(bytes)) => Ok(bytes),
+        _ => invalid("expected inline_string or inline_bytes"),
+    }
+}
+
+fn certificates(pem: &[u8]) -> Outcome<Vec<CertificateDer<'static>>> {
+    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => invalid("expected certificates in PEM"),
+    }
+}
