@@ -1,12 +1,13 @@
 //! The command line of `skiff`. Every option is an environment variable as well, because a task definition has no shell.
 
+mod proxy;
 mod run;
 
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::panic;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,12 +15,14 @@ use clap::{Args, Parser, Subcommand};
 use tokio::runtime;
 
 use crate::admin;
+use crate::bootstrap;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
 use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
 use crate::translate::istio::{Documents, Workload, translate};
+use proxy::ProxyArgs;
 use run::RunArgs;
 pub(crate) use run::node;
 
@@ -51,13 +54,28 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Run the data plane alone, from a static Envoy bootstrap.
+    Proxy(ProxyArgs),
     /// Read Istio YAML and say what is wrong with it, without running anything.
+    #[command(args_conflicts_with_subcommands = true)]
     Check {
+        #[command(subcommand)]
+        what: Option<Subject>,
         /// Files and folders; what the sidecar would run from if none is given.
         files: Vec<PathBuf>,
     },
     /// Print the version.
     Version,
+}
+
+/// What else can be checked.
+#[derive(Debug, Subcommand)]
+enum Subject {
+    /// Read a static Envoy bootstrap and say what skiff does not support.
+    Bootstrap {
+        /// YAML or JSON.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -98,7 +116,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let outcome = match command {
         Some(Command::Version) => print(concat!("skiff ", env!("CARGO_PKG_VERSION"), "\n")),
         Some(Command::Health { admin_address }) => runtime.block_on(admin::probe(admin_address)).map_err(Failure::No),
-        Some(Command::Check { files }) => {
+        Some(Command::Proxy(args)) => {
+            let logging = log.init()?;
+            runtime.block_on(until_signals(async |shutdown| proxy::run(args, logging, shutdown).await))
+        }
+        Some(Command::Check { what: Some(Subject::Bootstrap { file }), .. }) => check_bootstrap(&file),
+        Some(Command::Check { what: None, files }) => {
             let (config, workload) = run.subject();
             check(if files.is_empty() { vec![config] } else { files }, &workload)
         }
@@ -153,6 +176,16 @@ impl LogArgs {
     fn init(&self) -> Result<LogControl, Failure> {
         logging::init(&self.filter, self.format).map_err(|error| Failure::Usage(error.to_string()))
     }
+}
+
+fn check_bootstrap(file: &Path) -> Result<(), Failure> {
+    let report = bootstrap::check(file)?;
+    print(&report.to_string())?;
+    if report.rejected.is_empty() && report.missing.is_empty() {
+        return Ok(());
+    }
+    let faults = report.rejected.len() + report.missing.len();
+    Err(Failure::Configuration(format!("{}: {faults} faults", file.display())))
 }
 
 fn print(text: &str) -> Result<(), Failure> {

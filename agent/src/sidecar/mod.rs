@@ -187,7 +187,7 @@ impl Sidecar {
 }
 
 /// Inbound first: what the application is still answering may need its way out, so that stays open until nothing is in flight.
-async fn drain(proxy: &Proxy, deadline: Duration) {
+pub(crate) async fn drain(proxy: &Proxy, deadline: Duration) {
     let end = Instant::now() + deadline;
     let mut finished = true;
     for inbound_only in [true, false] {
@@ -201,7 +201,8 @@ async fn drain(proxy: &Proxy, deadline: Duration) {
     }
 }
 
-async fn upkeep(metrics: Metrics, proxy: Proxy) {
+/// What has to be done every few seconds: histograms are folded, certificate files looked at.
+pub(crate) async fn upkeep(metrics: Metrics, proxy: Proxy) {
     let mut ticks = tokio::time::interval(metrics::UPKEEP);
     loop {
         ticks.tick().await;
