@@ -56,15 +56,19 @@ async fn sigterm_drains_what_is_in_flight_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn connections_that_the_application_keeps_do_not_hold_up_the_end() {
+async fn connections_that_carry_nothing_do_not_hold_up_the_end() {
     let mut bookinfo = bookinfo().await;
+    let mut unused = Connection::open(bookinfo.egress()).await.unwrap();
+    let mut silent = Connection::open(bookinfo.mesh.ingress(RATINGS, 9080)).await.unwrap();
     let mut kept = Connection::open(bookinfo.egress()).await.unwrap();
     assert_eq!(kept.ask(&http::get_request(DETAILS, "/", "")).await.unwrap().status, 200);
     let asked = Instant::now();
     bookinfo.ratings.terminate().await;
     assert_eq!(bookinfo.ratings.exit_code().await, 0);
     assert!(asked.elapsed().as_secs() < 10, "the drain deadline is 30 s");
-    assert!(kept.rest().await.unwrap().is_empty());
+    for connection in [&mut kept, &mut unused, &mut silent] {
+        assert!(connection.rest().await.unwrap().is_empty());
+    }
     bookinfo.ratings.stderr.line_with(" drained").await;
 }
 
