@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use skiff_tests::access_log::AccessLogLine;
-use skiff_tests::http;
+use skiff_tests::http::{self, Connection};
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS};
 use skiff_tests::skiff;
 use skiff_tests::wait::eventually;
@@ -264,4 +264,23 @@ async fn the_quickstart_checks_itself() {
     .await;
     assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
     assert!(said.stdout.contains("7 of 7 scenarios did what they should"), "{}", said.stdout);
+}
+
+#[tokio::test]
+async fn an_http_proxy_listener_takes_connect() {
+    let bookinfo = Mesh::prepare().await.run().await;
+    let host = "details.bookinfo.svc.cluster.local:9080";
+    let mut tunnel = Connection::open(bookinfo.mesh.egress(RATINGS, 15080)).await.unwrap();
+    tunnel.send(format!("CONNECT {host} HTTP/1.1\r\nhost: {host}\r\nx-request-id: id-connect\r\n\r\n")).await.unwrap();
+    let head = tunnel.head().await.unwrap().unwrap();
+    assert!(head.start.starts_with("HTTP/1.1 200 "), "{head:?}");
+    let answer =
+        tunnel.ask(&http::get_request(host, "/tunnelled", "connection: close\r\nx-request-id: id-inside\r\n")).await.unwrap();
+    assert_eq!((answer.status, bookinfo.app.last_request().second_word()), (200, "/tunnelled"));
+    drop(tunnel);
+    let line = AccessLogLine::parse(&bookinfo.ratings.stdout.line_with("id-connect").await);
+    line.assert(&[("response_code", "200"), ("authority", host), ("upstream_cluster", DETAILS_CLUSTER)]);
+    // Inside the tunnel is mutual TLS as anywhere in the mesh.
+    let inside = AccessLogLine::parse(&bookinfo.details.stdout.line_with("id-inside").await);
+    inside.assert(&[("response_code", "200"), ("upstream_cluster", "inbound|9080||")]);
 }

@@ -56,6 +56,23 @@ async fn sigterm_drains_what_is_in_flight_and_takes_nothing_new() {
 }
 
 #[tokio::test]
+async fn connections_that_carry_nothing_do_not_hold_up_the_end() {
+    let mut bookinfo = bookinfo().await;
+    let mut unused = Connection::open(bookinfo.egress()).await.unwrap();
+    let mut silent = Connection::open(bookinfo.mesh.ingress(RATINGS, 9080)).await.unwrap();
+    let mut kept = Connection::open(bookinfo.egress()).await.unwrap();
+    assert_eq!(kept.ask(&http::get_request(DETAILS, "/", "")).await.unwrap().status, 200);
+    let asked = Instant::now();
+    bookinfo.ratings.terminate().await;
+    assert_eq!(bookinfo.ratings.exit_code().await, 0);
+    assert!(asked.elapsed().as_secs() < 10, "the drain deadline is 30 s");
+    for connection in [&mut kept, &mut unused, &mut silent] {
+        assert!(connection.rest().await.unwrap().is_empty());
+    }
+    bookinfo.ratings.stderr.line_with(" drained").await;
+}
+
+#[tokio::test]
 async fn the_drain_ends_with_its_deadline() {
     let mesh = Mesh::prepare().await;
     let app = App::start(mesh.app(DETAILS_V1), Speaks::Http);
@@ -107,6 +124,9 @@ async fn every_admin_page_answers_and_none_shows_a_key() {
         let text = answer.text();
         assert!(text.contains(says), "{path}: {text}");
         assert!(!text.contains("PRIVATE KEY"), "{path}");
+    }
+    for path in ["/config_dump", "/certs", "/server_info", "/clusters?format=json", "/listeners?format=json"] {
+        serde_json::from_slice::<serde_json::Value>(&bookinfo.ratings.page(path).await.body).unwrap();
     }
     assert_eq!(bookinfo.ratings.page("/nothing").await.status, 404);
     for path in ["/drain", "/quitquitquit", "/logging?level=debug"] {
@@ -207,6 +227,20 @@ async fn an_admin_address_in_use_is_named() {
     assert_eq!(details.exit_code().await, 69);
     let line = details.stderr.line_with("skiff: ").await;
     assert!(line.contains(&admin.to_string()) && line.contains("SKIFF_ADMIN_ADDRESS"), "{line}");
+}
+
+#[tokio::test]
+async fn a_missing_token_is_named_until_it_is_there() {
+    let mesh = Mesh::prepare().await;
+    let token = mesh.document("").join("../later.token");
+    let details = mesh.spawn(DETAILS_V1, &[("SKIFF_TOKEN_FILE", token.to_str().unwrap())]);
+    let why = async || {
+        let answer = http::try_get(details.admin, "admin", "/ready").await.ok()?;
+        (answer.status == 503 && answer.text().contains("later.token")).then_some(())
+    };
+    eventually("the readiness page names the file", why).await;
+    fs::copy(mesh.document("").join("../details.token"), &token).unwrap();
+    details.ready().await;
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! A one-way signal: what it concerns should come to its end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+
+/// What a connection that has not asked for anything yet gets when a drain begins: its first request may be on its way.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Tells tasks that they should end. Connections do after the request in flight on HTTP/1, by GOAWAY on HTTP/2.
 #[derive(Debug, Default)]
@@ -30,5 +34,11 @@ impl Drain {
         if !self.is_draining() {
             begun.await;
         }
+    }
+
+    /// Waits until a connection that has carried nothing yet should close.
+    pub async fn wait_unused(&self) {
+        self.wait().await;
+        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
     }
 }

@@ -40,7 +40,7 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option
         Codec::Http2 => h2::server::serve(connection, stream).await,
         Codec::Http1 => serve_http1(connection, stream).await,
         // The HTTP/2 preface tells: read on HTTP/1's own terms until it does.
-        Codec::Auto => match detect(stream, config.idle_timeout).await {
+        Codec::Auto => match detect(&connection, stream, config.idle_timeout).await {
             Some((Codec::Http2, stream)) => h2::server::serve(connection, stream).await,
             Some((_, stream)) => serve_http1(connection, stream).await,
             None => {}
@@ -49,7 +49,7 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option
 }
 
 /// Tells the two HTTP versions apart by the first bytes.
-async fn detect(mut stream: net::Stream, idle: Option<Duration>) -> Option<(Codec, net::Stream)> {
+async fn detect(connection: &Connection, mut stream: net::Stream, idle: Option<Duration>) -> Option<(Codec, net::Stream)> {
     use tokio::io::AsyncReadExt;
     let mut seen = Vec::new();
     let read = async {
@@ -70,6 +70,7 @@ async fn detect(mut stream: net::Stream, idle: Option<Duration>) -> Option<(Code
     };
     let codec = tokio::select! {
         codec = read => codec?,
+        () = connection.drain.wait_unused() => return None,
         () = sleep(idle) => return None,
     };
     Some((codec, stream.rewound(seen)))

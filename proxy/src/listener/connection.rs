@@ -28,7 +28,13 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
     let mut incoming = Incoming { stream, local, remote, seen: Vec::new(), start: Instant::now() };
-    let Some(sniffed) = incoming.sniff(&listener).await else { return };
+    let sniffed = tokio::select! {
+        biased;
+        sniffed = incoming.sniff(&listener) => sniffed,
+        // Whoever says nothing must not hold up a drain.
+        () = listener.drain.wait_unused() => None,
+    };
+    let Some(sniffed) = sniffed else { return };
     let seen = Seen {
         local,
         remote,
