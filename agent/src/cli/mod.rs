@@ -180,7 +180,7 @@ impl LogArgs {
 
 fn check_bootstrap(file: &Path) -> Result<(), Failure> {
     let report = bootstrap::check(file)?;
-    print(&report.to_string())?;
+    print(&format!("{report}\n"))?;
     if report.rejected.is_empty() && report.missing.is_empty() {
         return Ok(());
     }

@@ -25,9 +25,6 @@ use crate::net;
 /// How an HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a connection without any request gets when a drain begins.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
-
 /// Serves a connection until it closes.
 pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option<&[u8]>) {
     let config = connection.manager.config.clone();
@@ -156,9 +153,10 @@ async fn wait(
 /// Waits until an idle connection should close because of a drain. A connection that has not asked for anything yet was made
 /// a moment before: its first request may be on its way.
 async fn drained(connection: &Connection, served: u32) {
-    connection.drain.wait().await;
     if served == 0 {
-        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
+        connection.drain.wait_unused().await;
+    } else {
+        connection.drain.wait().await;
     }
 }
 

@@ -204,7 +204,6 @@ impl Incoming {
                 return None;
             }
         };
-        info.server_name = info.server_name.or(handshake.server_name);
         info.tls_version = Some(handshake.version);
         info.tls_cipher = Some(handshake.cipher);
         info.peer = handshake.peer;
