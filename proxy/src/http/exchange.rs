@@ -48,6 +48,8 @@ pub struct Exchange {
     pub wants_upgrade: bool,
     /// The HTTP/1 connection must be closed after this response.
     pub close: bool,
+    /// The head broke the protocol: like Envoy, the log tells nothing of it.
+    pub malformed: bool,
     is_grpc: bool,
     recorded: bool,
 }
@@ -121,6 +123,7 @@ impl Exchange {
             overrides: None,
             wants_upgrade: false,
             close: false,
+            malformed: false,
             is_grpc,
             recorded: false,
         }
@@ -130,7 +133,7 @@ impl Exchange {
     pub fn format_context(&self) -> FormatContext<'_> {
         FormatContext {
             info: &self.info,
-            request: Some(&self.request),
+            request: (!self.malformed).then_some(&self.request),
             response: (self.info.response_code != 0).then_some(&self.response),
             trailers: self.trailers.as_deref(),
             now: self.info.response_end.unwrap_or_else(Instant::now),

@@ -425,6 +425,8 @@ impl Attempts<'_> {
         match error.kind {
             ErrorKind::DownstreamProtocol => {
                 self.exchange.close = true;
+                // What had been sent of the request is thrown away with its connection, which the log therefore leaves out.
+                self.exchange.info.upstream = None;
                 self.exchange.info.details = error.source.as_ref().map(|s| s.to_string().into()).unwrap_or_default();
                 Failed::Deadline(error.kind)
             }

@@ -15,6 +15,7 @@ use super::path::{self, PathOptions, PathOutcome};
 use super::route::{ForwardRoute, Route, RouteTable};
 use crate::config::{HttpConnectionManager, TrafficDirection};
 use crate::drain::Drain;
+use crate::flags::ResponseFlags;
 use crate::proxy::Worker;
 use crate::stream_info::ConnectionInfo;
 use crate::telemetry::access_log::AccessLogs;
@@ -70,7 +71,10 @@ impl ConnectionManager {
         }
         let connection = exchange.connection.clone();
         let prepared = prepare_request(&mut exchange.request, &connection.info, &connection.client_cert, &self.forwarding);
-        let prepared = prepared.inspect_err(|_| exchange.close = true)?;
+        let prepared = prepared.inspect_err(|refusal| {
+            exchange.close = true;
+            exchange.malformed = refusal.flag == ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
+        })?;
         exchange.info.remote = prepared.remote;
         exchange.overrides = prepared.overrides;
         exchange.wants_upgrade = prepared.upgrade;

@@ -241,6 +241,8 @@ async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, (head, r
     let mut out = Responder::Http1 { connection: server.clone(), request_is_head: false, http10: false };
     let mut exchange = Exchange::new(connection.clone(), head, response);
     exchange.close = true;
+    exchange.malformed = true;
+    exchange.info.protocol = Some(Version::Http11);
     let body = RequestBody::new(Source::Empty, BodySize::Empty);
     exchange.reply(&body, &mut out, reply.into(), None).await;
     exchange.finish();
