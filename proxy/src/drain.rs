@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// What a connection that has not asked for anything yet gets when a drain begins: its first request may be on its way.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Tells tasks that they should end. Connections do after the request in flight on HTTP/1, by GOAWAY on HTTP/2.
 #[derive(Debug, Default)]

@@ -181,7 +181,12 @@ struct Field {
 pub struct Headers {
     arena: Vec<u8>,
     fields: Vec<Field>,
+    /// Known names that have been added, a bit each: most look-ups are for headers that are not there. A bit may outlive its
+    /// header, it never misses one.
+    seen: u64,
 }
+
+const _: () = assert!((Known::Other as u32) < 64, "Headers has one bit for each known header");
 
 impl Headers {
     /// An empty list; allocates nothing.
@@ -197,6 +202,7 @@ impl Headers {
         }
         self.arena.clear();
         self.fields.clear();
+        self.seen = 0;
     }
 
     /// Number of fields, repeated names counted each.
@@ -222,7 +228,7 @@ impl Headers {
         self.arena[name.start as usize..].make_ascii_lowercase();
         let id = Known::of(name.of(&self.arena));
         let value = self.store(value);
-        self.fields.push(Field { id, name, value, spelling: Span::default() });
+        self.add(Field { id, name, value, spelling: Span::default() });
         id
     }
 
@@ -239,7 +245,7 @@ impl Headers {
         text.make_ascii_lowercase();
         let id = Known::of(text);
         let span = |range: Range<usize>| Span { start: range.start as u32, len: range.len() as u32 };
-        self.fields.push(Field { id, name: span(name), value: span(value), spelling: Span::default() });
+        self.add(Field { id, name: span(name), value: span(value), spelling: Span::default() });
         id
     }
 
@@ -257,7 +263,7 @@ impl Headers {
     pub fn push_known(&mut self, id: Known, value: &[u8]) {
         let name = self.store(id.as_str().as_bytes());
         let value = self.store(value);
-        self.fields.push(Field { id, name, value, spelling: Span::default() });
+        self.add(Field { id, name, value, spelling: Span::default() });
     }
 
     /// The fields in order, names lower case.
@@ -289,14 +295,26 @@ impl Headers {
         (adjacent && whole.ends_with(b"\r\n")).then_some(whole)
     }
 
+    fn add(&mut self, field: Field) {
+        self.seen |= 1 << field.id as u32;
+        self.fields.push(field);
+    }
+
+    fn may_contain(&self, id: Known) -> bool {
+        self.seen & (1 << id as u32) != 0
+    }
+
     /// The first value of a known header.
     pub fn get(&self, id: Known) -> Option<&[u8]> {
+        if !self.may_contain(id) {
+            return None;
+        }
         self.fields.iter().find(|f| f.id == id).map(|f| f.value.of(&self.arena))
     }
 
     /// Whether the known header is there.
     pub fn contains(&self, id: Known) -> bool {
-        self.fields.iter().any(|f| f.id == id)
+        self.may_contain(id) && self.fields.iter().any(|f| f.id == id)
     }
 
     /// All values of a known header.
@@ -370,6 +388,9 @@ impl Headers {
 
     /// All values joined with a comma, as Envoy matches and logs repeated headers; `None` when missing.
     pub fn joined<'a>(&'a self, name: &'a HeaderName) -> Option<std::borrow::Cow<'a, [u8]>> {
+        if !self.may_contain(name.id) {
+            return None;
+        }
         let mut values = self.find_all(name);
         let first = values.next()?;
         let Some(second) = values.next() else { return Some(first.into()) };

@@ -18,7 +18,8 @@ use super::manager::Connection;
 use super::pipe::Source;
 use super::request_body::RequestBody;
 use super::responder::Responder;
-use crate::config::Codec;
+use crate::config::{Codec, HttpConnectionManager};
+use crate::drain::FIRST_REQUEST_GRACE;
 use crate::error::{ErrorKind, Reply};
 use crate::net;
 
@@ -80,9 +81,12 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
     let opened = Instant::now();
     let mut heads = (RequestHead::new(), ResponseHead::default());
     let mut idle = IdleTimer::new(config.idle_timeout);
+    // One registration for the life of the connection. Once it is done the connection ends with the request in flight.
+    let mut drain = std::pin::pin!(connection.drain.wait());
     let mut served: u32 = 0;
     loop {
-        match wait(&connection, &server, &mut heads.0, &mut idle, served).await {
+        let next = wait(&config, &server, &mut heads.0, &mut idle, drain.as_mut(), served).await;
+        match next {
             Next::Request(start) => {
                 served += 1;
                 let last = config.max_requests_per_connection.is_some_and(|max| served >= max)
@@ -111,13 +115,13 @@ enum Next {
 
 /// Waits for the next request; an idle connection ends by its time-out, by a drain or by the caller.
 async fn wait(
-    connection: &Connection,
+    config: &HttpConnectionManager,
     server: &ServerConnection,
     head: &mut RequestHead,
     idle: &mut IdleTimer,
+    drain: Pin<&mut impl Future<Output = ()>>,
     served: u32,
 ) -> Next {
-    let config = &connection.manager.config;
     // Most requests of a busy connection are there already: no timer is armed for those.
     let readable = {
         let mut readable = std::pin::pin!(server.wait_readable());
@@ -127,7 +131,7 @@ async fn wait(
                 tokio::select! {
                     biased;
                     result = readable => result,
-                    () = drained(connection, served) => return Next::Close,
+                    () = drained(drain, served) => return Next::Close,
                     () = idle.expired() => return Next::Close,
                 }
             }
@@ -152,11 +156,10 @@ async fn wait(
 
 /// Waits until an idle connection should close because of a drain. A connection that has not asked for anything yet was made
 /// a moment before: its first request may be on its way.
-async fn drained(connection: &Connection, served: u32) {
+async fn drained(drain: Pin<&mut impl Future<Output = ()>>, served: u32) {
+    drain.await;
     if served == 0 {
-        connection.drain.wait_unused().await;
-    } else {
-        connection.drain.wait().await;
+        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
     }
 }
 

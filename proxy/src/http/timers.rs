@@ -18,10 +18,12 @@ struct Deadline {
 }
 
 impl Deadline {
-    fn start(&mut self, after: Option<Duration>, now: Instant) {
+    /// Whether there is a deadline now.
+    fn start(&mut self, after: Option<Duration>, now: Instant) -> bool {
         // A time-out of zero is off, as in Envoy.
         self.after = after.filter(|d| !d.is_zero());
         self.at = self.after.and_then(|d| now.checked_add(d));
+        self.at.is_some()
     }
 
     fn touch(&mut self, now: Instant) {
@@ -46,6 +48,8 @@ pub struct Timers {
     request: Deadline,
     /// The request has been received in full: idle then means 504, before it means 408.
     request_complete: bool,
+    /// A deadline has been set since the start: without one there is nothing to look at.
+    armed: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -57,17 +61,17 @@ impl Timers {
 
     /// The stream may be idle for this long.
     pub fn start_idle(&mut self, after: Option<Duration>, now: Instant) {
-        self.idle.start(after, now);
+        self.armed |= self.idle.start(after, now);
     }
 
     /// The stream may live this long.
     pub fn start_max_duration(&mut self, after: Option<Duration>, now: Instant) {
-        self.max_duration.start(after, now);
+        self.armed |= self.max_duration.start(after, now);
     }
 
     /// The request must have been received within this time.
     pub fn start_request(&mut self, after: Option<Duration>, now: Instant) {
-        self.request.start(after, now);
+        self.armed |= self.request.start(after, now);
     }
 
     /// The request is complete: from now on the route's time-out runs.
@@ -75,7 +79,7 @@ impl Timers {
         if !self.request_complete {
             self.request_complete = true;
             self.request.start(None, now);
-            self.route.start(route_timeout, now);
+            self.armed |= self.route.start(route_timeout, now);
             self.idle.touch(now);
         }
     }
@@ -84,8 +88,7 @@ impl Timers {
     pub fn start_try(&mut self, per_try: Option<Duration>, per_try_idle: Option<Duration>) {
         if per_try.is_some() || per_try_idle.is_some() {
             let now = Instant::now();
-            self.per_try.start(per_try, now);
-            self.per_try_idle.start(per_try_idle, now);
+            self.armed |= self.per_try.start(per_try, now) | self.per_try_idle.start(per_try_idle, now);
         }
     }
 
@@ -130,6 +133,9 @@ impl Timers {
     /// Resolves with the first deadline that passes.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
         loop {
+            if !self.armed {
+                return Poll::Pending;
+            }
             let Some(earliest) = self.earliest() else { return Poll::Pending };
             let earliest = tokio::time::Instant::from_std(earliest);
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(earliest)));
