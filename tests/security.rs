@@ -211,11 +211,14 @@ async fn a_client_certificate_header_is_believed_from_nobody() {
 #[tokio::test]
 async fn hop_by_hop_names_cannot_remove_what_the_sidecar_vouches_for() {
     let door = Door::open("").await;
-    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-client-cert"] {
-        let nominated = format!("connection: {name}\r\nx-forwarded-for: 192.0.2.7\r\nx-request-id: id-{name}\r\n");
+    let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-client-cert"];
+    for (number, name) in names.into_iter().enumerate() {
+        let nominated = format!("connection: {name}\r\nx-forwarded-for: 192.0.2.7\r\n");
         assert_eq!(door.get("/", &nominated).await.status, 400, "{name}");
-        let line = AccessLogLine::parse(&door.details.stdout.line_with(&format!("id-{name}")).await);
-        line.assert(&[("response_code_details", "http1.connection_header_rejected"), ("upstream_host", "-")]);
+        // As from Envoy, the line tells nothing of a head that broke the protocol.
+        let line =
+            door.details.stdout.nth_line_with("\"- - HTTP/1.1\" 400 DPE http1.connection_header_rejected", number + 1).await;
+        assert!(!line.contains("192.0.2.7"), "{line}");
     }
     assert!(door.app.requests().is_empty());
     assert_eq!(door.get("/", "connection: x-own, keep-alive\r\nx-own: a\r\nx-other: b\r\n").await.status, 200);
