@@ -92,10 +92,12 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
                 let last = config.max_requests_per_connection.is_some_and(|max| served >= max)
                     || config.max_connection_duration.is_some_and(|max| opened.elapsed() >= max);
                 match exchange(&connection, server, heads, start, last).await {
-                    Some(again) => (server, heads) = again,
+                    Some((connection, memory, end)) => {
+                        (server, heads) = (connection, memory);
+                        idle.touch(end);
+                    }
                     None => return,
                 }
-                idle.touch();
             }
             Next::Refuse(reply) => {
                 refuse(&connection, &server, heads, reply).await;
@@ -179,10 +181,8 @@ impl IdleTimer {
         Self { limit: limit.filter(|limit| !limit.is_zero()), last: Instant::now(), sleep: None }
     }
 
-    fn touch(&mut self) {
-        if self.limit.is_some() {
-            self.last = Instant::now();
-        }
+    fn touch(&mut self, now: Instant) {
+        self.last = now;
     }
 
     async fn expired(&mut self) {
@@ -213,7 +213,7 @@ async fn exchange(
     (head, response): Heads,
     start: RequestStart,
     last: bool,
-) -> Option<(ServerConnection, Heads)> {
+) -> Option<(ServerConnection, Heads, Instant)> {
     let mut out = Responder::Http1 {
         connection: server.clone(),
         request_is_head: head.method == Method::HEAD,
@@ -231,12 +231,13 @@ async fn exchange(
         return None;
     }
     let close = exchange.close;
+    let end = exchange.info.response_end.map_or_else(Instant::now, Instant::from_std);
     let heads = exchange.finish();
     if close || !server.can_reuse() {
         server.shutdown().await;
         return None;
     }
-    Some((server, heads))
+    Some((server, heads, end))
 }
 
 /// Answers a head that could not be read, with a log line of its own.

@@ -85,6 +85,8 @@ pub struct Pool {
     /// Keys are addresses of our own making, so no caller can choose them: a fast hash will do.
     hosts: RefCell<HashMap<Key, Host, foldhash::fast::RandomState>>,
     metrics: Arc<ProxyMetrics>,
+    /// The time of the last sweep: fine enough to tell how long a connection has been idle.
+    now: Cell<Instant>,
 }
 
 /// A connection for one request.
@@ -159,7 +161,7 @@ impl Drop for Http1Lease {
 impl Pool {
     /// An empty pool.
     pub fn new(metrics: Arc<ProxyMetrics>) -> Rc<Self> {
-        Rc::new(Self { hosts: RefCell::default(), metrics })
+        Rc::new(Self { hosts: RefCell::default(), metrics, now: Cell::new(Instant::now()) })
     }
 
     /// The place of a request that waits for a connection.
@@ -228,7 +230,7 @@ impl Pool {
         if worn || host.endpoint.is_removed() || host.idle.len() >= MAX_IDLE_PER_HOST || !http1.connection.is_reusable() {
             host.open -= 1;
         } else {
-            host.idle.push(Idle { connection: http1, since: Instant::now() });
+            host.idle.push(Idle { connection: http1, since: self.now.get() });
         }
         host.cluster.connection_released().notify_one();
     }
@@ -355,6 +357,7 @@ impl Pool {
     /// The worker calls it about once a second.
     pub fn sweep(&self) {
         let now = Instant::now();
+        self.now.set(now);
         self.hosts.borrow_mut().retain(|_, host| {
             let removed = host.endpoint.is_removed();
             let idle_timeout = host.cluster.current().config().http.idle_timeout;
