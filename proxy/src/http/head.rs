@@ -359,6 +359,10 @@ impl Headers {
 
     /// Replaces the value of the first field of this name in its place and removes further ones; appends when missing.
     pub fn set(&mut self, id: Known, value: &[u8]) {
+        if !self.may_contain(id) {
+            self.push_known(id, value);
+            return;
+        }
         self.set_where(|f, _| f.id == id, value, |headers, value| headers.push_known(id, value));
     }
 
