@@ -78,16 +78,23 @@ fn envoy_descriptors() -> Result<FileDescriptorSet> {
 
 /// Where cargo keeps the sources of `envoy-types`: the crate ships its descriptors beside its code without exporting them.
 fn envoy_types() -> Result<PathBuf> {
-    let mut cargo = Command::new(std::env::var("CARGO")?);
-    cargo.args(["metadata", "--format-version=1", "--frozen", "--filter-platform", &std::env::var("TARGET")?]);
-    let output = cargo.output()?;
-    if !output.status.success() {
-        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
-    }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    // Where cargo has fetched everything it does not have to ask again; a first build fetches only what it compiles, so that
+    // cargo may have to fetch the rest for this answer.
+    let output = metadata("--frozen").or_else(|_| metadata("--locked"))?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output)?;
     let packages = metadata["packages"].as_array().into_iter().flatten();
     let manifest =
         packages.filter(|package| package["name"] == "envoy-types").find_map(|package| package["manifest_path"].as_str());
     let directory = manifest.and_then(|manifest| Path::new(manifest).parent());
     Ok(directory.ok_or("envoy-types is not among the dependencies")?.to_owned())
+}
+
+fn metadata(network: &str) -> Result<Vec<u8>> {
+    let mut cargo = Command::new(std::env::var("CARGO")?);
+    cargo.args(["metadata", "--format-version=1", network, "--filter-platform", &std::env::var("TARGET")?]);
+    let output = cargo.output()?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(output.stdout)
 }
