@@ -402,6 +402,25 @@ pub struct RetryOn {
     pub grpc_statuses: Vec<u16>,
 }
 
+impl RetryOn {
+    /// Adds the condition of one HTTP word of Envoy's list; whether it is one. `retriable-status-codes` takes its codes from
+    /// elsewhere and is the caller's business.
+    pub fn add_word(&mut self, word: &str) -> bool {
+        match word {
+            "5xx" => self.server_error = true,
+            "gateway-error" => self.gateway_error = true,
+            "reset" => self.reset = true,
+            "reset-before-request" => self.reset_before_request = true,
+            "connect-failure" => self.connect_failure = true,
+            "refused-stream" => self.refused_stream = true,
+            "retriable-4xx" => self.retriable_4xx = true,
+            "envoy-ratelimited" => self.envoy_ratelimited = true,
+            _ => return false,
+        }
+        true
+    }
+}
+
 /// How failed attempts are repeated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RetryPolicy {

@@ -14,16 +14,15 @@ use http::{Method, StatusCode};
 use super::body::{BodySize, Frame};
 use super::exchange::{Exchange, Outcome};
 use super::forwarding::{Timeouts, set_upstream_service_time};
-use super::h1::client::{ClientConnection, ClientFault};
-use super::h2::client::H2Response;
 use super::head::{HeaderName, Known, RequestHead, ResponseHead};
-use super::pipe::{Pump, PumpError, Sink, Source};
+use super::pipe::{Pump, PumpError, Sink};
 use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::retry::Retries;
 use super::route::{ClusterChoice, ForwardRoute, RouteMatch};
 use super::timers::Timers;
 use super::upgrade::Tunnel;
+use super::upstream::Upstream;
 use super::{connect, hash, mirror};
 use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
@@ -519,79 +518,6 @@ impl Attempts<'_> {
         self.exchange.close = true;
         self.out.abort(Reason::INTERNAL_ERROR);
     }
-}
-
-/// Both halves of an attempt.
-pub(super) struct Upstream {
-    pub(super) sink: Sink,
-    /// The upstream stopped reading the request.
-    upload_failed: bool,
-    response: Response,
-    /// Body of an HTTP/1 response, once its head is there.
-    size: BodySize,
-}
-
-enum Response {
-    Http1 { connection: ClientConnection, reused: bool },
-    Http2(H2Response),
-}
-
-impl Upstream {
-    /// Writes the request head.
-    pub(super) async fn send(lease: &mut Lease, head: &RequestHead, size: BodySize) -> Result<Self, Error> {
-        let (sink, response) = match lease {
-            Lease::Http1(lease) => {
-                let connection = lease.connection();
-                connection.write_head(head, size);
-                (Sink::H1Client(connection.clone()), Response::Http1 { connection, reused: lease.reused() })
-            }
-            Lease::Http2(connection, _) => {
-                connection.ready().await?;
-                let (out, response) = connection.send(head, size.is_empty())?;
-                (Sink::H2(out, true), Response::Http2(response))
-            }
-        };
-        Ok(Self { sink, upload_failed: false, response, size: BodySize::Unknown })
-    }
-
-    /// The next response head, informational ones included.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), Error>> {
-        match &mut self.response {
-            Response::Http1 { connection, reused } => connection.poll_head(cx, head).map(|result| match result {
-                Ok(start) => {
-                    self.size = start.body;
-                    Ok(())
-                }
-                // Nothing of a response and a connection that has served before: it was closed while it was idle.
-                Err(error)
-                    if *reused && !error.response_started && matches!(error.fault, ClientFault::Closed | ClientFault::Io(_)) =>
-                {
-                    Err(Error::from(error).retry(Retry::IfReused))
-                }
-                Err(error) => Err(error.into()),
-            }),
-            Response::Http2(response) => response.poll_head(cx, head),
-        }
-    }
-
-    /// The response body, once its head is there.
-    pub(super) fn take_response(&mut self, request_is_head: bool, head: &ResponseHead) -> (Source, BodySize) {
-        match &mut self.response {
-            Response::Http1 { .. } if self.size.is_empty() => (Source::Empty, self.size),
-            Response::Http1 { connection, .. } => (Source::H1Client(connection.clone()), self.size),
-            Response::Http2(response) => match response.take_body() {
-                Some(incoming) if !incoming.is_end() && !request_is_head => {
-                    (Source::H2(incoming, false), content_length(head).map_or(BodySize::Unknown, BodySize::Known))
-                }
-                _ => (Source::Empty, BodySize::Empty),
-            },
-        }
-    }
-}
-
-/// The `content-length` of a head, for framing on HTTP/1.
-fn content_length(head: &ResponseHead) -> Option<u64> {
-    std::str::from_utf8(head.headers.get(Known::ContentLength)?).ok()?.parse().ok()
 }
 
 /// What outlier detection makes of a failure.

@@ -10,12 +10,12 @@ use tokio::sync::mpsc;
 
 use super::body::{BodySize, Frame};
 use super::exchange::Exchange;
-use super::forward::Upstream;
 use super::forwarding::mirror_request;
 use super::head::{RequestHead, ResponseHead};
 use super::pipe::{Pump, Source};
 use super::request_body::RequestBody;
 use super::route::ForwardRoute;
+use super::upstream::Upstream;
 use crate::error::{Error, ErrorKind};
 use crate::proxy::Worker;
 use crate::upstream::pool::Protocol;

@@ -27,3 +27,4 @@ pub mod route;
 pub mod server;
 pub mod timers;
 pub mod upgrade;
+mod upstream;

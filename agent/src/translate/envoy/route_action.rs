@@ -167,14 +167,7 @@ fn retry_on(words: &str, status_codes: &[u32]) -> Outcome<config::RetryOn> {
     let mut on = config::RetryOn::default();
     for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
         match word {
-            "5xx" => on.server_error = true,
-            "gateway-error" => on.gateway_error = true,
-            "reset" => on.reset = true,
-            "reset-before-request" => on.reset_before_request = true,
-            "connect-failure" => on.connect_failure = true,
-            "refused-stream" => on.refused_stream = true,
-            "retriable-4xx" => on.retriable_4xx = true,
-            "envoy-ratelimited" => on.envoy_ratelimited = true,
+            word if on.add_word(word) => {}
             "retriable-status-codes" => {
                 let codes = status_codes.iter().map(|&code| u16::try_from(code));
                 on.status_codes =

@@ -80,14 +80,7 @@ impl Reader {
     fn retry_on(&mut self, word: &str) {
         let on = self.overrides.retry_on.get_or_insert_default();
         match word {
-            "5xx" => on.server_error = true,
-            "gateway-error" => on.gateway_error = true,
-            "reset" => on.reset = true,
-            "reset-before-request" => on.reset_before_request = true,
-            "connect-failure" => on.connect_failure = true,
-            "refused-stream" => on.refused_stream = true,
-            "retriable-4xx" => on.retriable_4xx = true,
-            "envoy-ratelimited" => on.envoy_ratelimited = true,
+            word if on.add_word(word) => {}
             "retriable-status-codes" => self.wants_status_codes = true,
             _ => {}
         }

@@ -233,14 +233,7 @@ impl<'de> Deserialize<'de> for RetryOnText {
         let mut on = skiff_proxy::config::RetryOn::default();
         for word in text.split(',').map(str::trim) {
             match word {
-                "5xx" => on.server_error = true,
-                "gateway-error" => on.gateway_error = true,
-                "reset" => on.reset = true,
-                "reset-before-request" => on.reset_before_request = true,
-                "connect-failure" => on.connect_failure = true,
-                "refused-stream" => on.refused_stream = true,
-                "retriable-4xx" => on.retriable_4xx = true,
-                "envoy-ratelimited" => on.envoy_ratelimited = true,
+                word if on.add_word(word) => {}
                 // The codes are words of their own in Istio's list.
                 "retriable-status-codes" => {}
                 "cancelled" => on.grpc_statuses.push(1),
