@@ -69,11 +69,7 @@ impl RequestBody {
     /// Starts again for another attempt; false when that is impossible because too much has been sent.
     pub fn restart(&mut self) -> bool {
         self.at = 0;
-        match self.replay {
-            Replay::Off => self.received == 0,
-            Replay::Keep { .. } => true,
-            Replay::Overflowed => false,
-        }
+        self.can_restart()
     }
 
     /// Whether [`Self::restart`] would work.

@@ -196,7 +196,7 @@ impl Pool {
         let key = Key { endpoint: endpoint.id(), protocol, alpn_overridden: alpn.is_some() };
         match protocol {
             Protocol::Http1 => match self.take_idle(key) {
-                Some(inner) => Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true })),
+                Some(inner) => Ok(self.lease(key, inner, true)),
                 None => Box::pin(self.connect_http1(cluster, endpoint, key, alpn)).await,
             },
             Protocol::Http2 => match self.shared_http2(key) {
@@ -204,6 +204,10 @@ impl Pool {
                 None => Box::pin(self.connect_http2(cluster, endpoint, key, alpn)).await,
             },
         }
+    }
+
+    fn lease(self: &Rc<Self>, key: Key, inner: Http1, reused: bool) -> Lease {
+        Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused })
     }
 
     fn take_idle(&self, key: Key) -> Option<Http1> {
@@ -277,12 +281,12 @@ impl Pool {
                     cluster.metrics(&self.metrics).connection_overflow.increment(1);
                     let released = cluster.connection_released().notified();
                     if let Some(inner) = self.take_idle(key) {
-                        return Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true }));
+                        return Ok(self.lease(key, inner, true));
                     }
                     // A connection of another worker may be the one that was released, hence the bound.
                     let _ = tokio::time::timeout(Duration::from_millis(50), released).await;
                     if let Some(inner) = self.take_idle(key) {
-                        return Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: true }));
+                        return Ok(self.lease(key, inner, true));
                     }
                 }
             }
@@ -294,7 +298,7 @@ impl Pool {
         let options = Rc::new(client_options(&cluster.current().config().http));
         let connection = ClientConnection::new(connected.stream, options);
         let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, open };
-        Ok(Lease::Http1(Http1Lease { inner: Some(inner), pool: self.clone(), key, reused: false }))
+        Ok(self.lease(key, inner, false))
     }
 
     fn shared_http2(&self, key: Key) -> Option<Lease> {

@@ -18,7 +18,6 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-pub use client_cert::client_cert_element;
 pub use internal::mirror_request;
 pub use overrides::{Overrides, Timeouts};
 pub use response::{prepare_response, set_upstream_service_time};
@@ -108,7 +107,7 @@ impl Refusal {
 }
 
 /// Makes a request head ready for routing. `client_cert` is the x-forwarded-client-cert element of the peer
-/// ([`client_cert_element`]), made once per connection; it is not used on connections without a client certificate.
+/// ([`crate::tls::forwarded_client_cert`]), made once per connection; it is not used on connections without a client certificate.
 ///
 /// # Errors
 /// When the request names no host, or its Connection header nominates what it must not.
