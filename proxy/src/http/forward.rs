@@ -521,7 +521,7 @@ impl Attempts<'_> {
 }
 
 /// What outlier detection makes of a failure.
-fn health_of(kind: ErrorKind) -> Health {
+pub(super) fn health_of(kind: ErrorKind) -> Health {
     match kind {
         ErrorKind::ConnectTimeout | ErrorKind::Timeout | ErrorKind::PerTryTimeout => Health::LocalOriginTimeout,
         _ => Health::LocalOriginFailure,
@@ -529,7 +529,7 @@ fn health_of(kind: ErrorKind) -> Health {
 }
 
 /// The status that outlier detection counts: a gRPC failure in the head counts as the HTTP status it stands for.
-fn health_status(head: &ResponseHead) -> u16 {
+pub(super) fn health_status(head: &ResponseHead) -> u16 {
     let grpc = head.headers.get(Known::GrpcStatus).and_then(|status| std::str::from_utf8(status).ok()?.parse::<u16>().ok());
     match grpc {
         Some(0) | None => head.status.as_u16(),

@@ -1,9 +1,7 @@
 //! Mirrored requests: copies whose responses are thrown away (Envoy `request_mirror_policies`).
 
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -12,11 +10,11 @@ use super::body::{BodySize, Frame};
 use super::exchange::Exchange;
 use super::forwarding::mirror_request;
 use super::head::{RequestHead, ResponseHead};
-use super::pipe::{Pump, Source};
+use super::pipe::Source;
 use super::request_body::RequestBody;
 use super::route::ForwardRoute;
-use super::upstream::Upstream;
-use crate::error::{Error, ErrorKind};
+use super::subrequest::converse;
+use crate::error::Error;
 use crate::proxy::Worker;
 use crate::upstream::pool::Protocol;
 use crate::upstream::{Cluster, PickContext};
@@ -57,27 +55,6 @@ async fn copy(
     let _active = endpoint.start_request();
     let protocol = Protocol::of(cluster.current().config().protocol, head.version);
     let mut lease = worker.pool.get(&cluster, &endpoint, protocol, None).await?;
-    let mut upstream = Upstream::send(&mut lease, &head, size).await?;
-    let mut upload = Pump::new(size);
     let mut source = frames.map_or(Source::Empty, Source::Channel);
-    let mut response = ResponseHead::default();
-    loop {
-        poll_fn(|cx| {
-            if !upload.done()
-                && let Poll::Ready(result) = upload.poll(cx, &mut upstream.sink, |cx| source.poll_frame(cx))
-            {
-                result?;
-            }
-            upstream.poll_head(cx, &mut response)
-        })
-        .await?;
-        if !response.status.is_informational() {
-            break;
-        }
-    }
-    let (mut body, _) = upstream.take_response(head.method == http::Method::HEAD, &response);
-    while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
-        frame?;
-    }
-    if upload.done() { Ok(()) } else { Err(Error::new(ErrorKind::UpstreamClosed)) }
+    converse(&mut lease, &head, size, |cx| source.poll_frame(cx), &mut ResponseHead::default(), |_| Ok(())).await
 }

@@ -25,6 +25,7 @@ pub mod retry;
 mod rewrite;
 pub mod route;
 pub mod server;
+pub mod subrequest;
 pub mod timers;
 pub mod upgrade;
 mod upstream;

@@ -61,6 +61,13 @@ pub fn mirror_request(head: &mut RequestHead, local: IpAddr) {
     let port = host.iter().rposition(|b| *b == b':').filter(|colon| !host[*colon..].contains(&b']')).unwrap_or(host.len());
     let shadow = [&host[..port], b"-shadow", &host[port..]].concat();
     head.set_authority(&shadow);
+    own_request(head, Some(local));
+}
+
+/// The marks of a request that this proxy sends on its own account; `local` is its address, for x-forwarded-for.
+pub fn own_request(head: &mut RequestHead, local: Option<IpAddr>) {
     head.headers.set(Known::XEnvoyInternal, b"true");
-    append_address(head, local);
+    if let Some(local) = local {
+        append_address(head, local);
+    }
 }

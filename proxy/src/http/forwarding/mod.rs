@@ -18,7 +18,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-pub use internal::mirror_request;
+pub use internal::{mirror_request, own_request};
 pub use overrides::{Overrides, Timeouts};
 pub use response::{prepare_response, set_upstream_service_time};
 
