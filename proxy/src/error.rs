@@ -38,7 +38,10 @@ pub enum ErrorKind {
     /// A circuit breaker is open.
     Overflow,
     /// Dropped on the cluster's drop_overload.
-    DropOverload,
+    DropOverload {
+        /// All requests are.
+        unconditional: bool,
+    },
     /// The connection could not be made.
     ConnectFailure,
     /// The connection was not made in time.
@@ -114,7 +117,7 @@ impl Error {
     pub fn side(&self) -> Side {
         use ErrorKind as K;
         match self.kind {
-            K::NoRoute | K::NoCluster(_) | K::NoHealthyUpstream | K::Overflow | K::DropOverload => Side::Local,
+            K::NoRoute | K::NoCluster(_) | K::NoHealthyUpstream | K::Overflow | K::DropOverload { .. } => Side::Local,
             K::ConnectFailure
             | K::ConnectTimeout
             | K::TlsFailure
@@ -146,6 +149,8 @@ pub struct Reply {
     pub flag: ResponseFlags,
     /// Response code details.
     pub details: Cow<'static, str>,
+    /// An `x-envoy-*` header that tells the caller more; its value is `true`.
+    pub header: Option<&'static str>,
 }
 
 impl ErrorKind {
@@ -162,7 +167,7 @@ impl ErrorKind {
             Self::NoRoute
             | Self::NoCluster(_)
             | Self::NoHealthyUpstream
-            | Self::DropOverload
+            | Self::DropOverload { .. }
             | Self::Timeout
             | Self::PerTryTimeout
             | Self::StreamIdle { .. }
@@ -184,14 +189,21 @@ impl ErrorKind {
             body: body.into(),
             flag,
             details: details.into(),
+            header: None,
         };
         let reset = |status, flag| upstream_reset(status, flag, self.reset_reason().unwrap_or_default(), transport, retried);
         match self {
             Self::NoRoute => fixed(404, "", F::NO_ROUTE_FOUND, "route_not_found"),
             Self::NoCluster(status) => fixed(status, "", F::NO_CLUSTER_FOUND, "cluster_not_found"),
             Self::NoHealthyUpstream => fixed(503, "no healthy upstream", F::NO_HEALTHY_UPSTREAM, "no_healthy_upstream"),
-            Self::DropOverload => fixed(503, "drop overload", F::DROP_OVERLOAD, "drop_overload"),
-            Self::Overflow => reset(503, F::UPSTREAM_OVERFLOW),
+            Self::DropOverload { unconditional: false } => {
+                Reply { header: Some("x-envoy-drop-overload"), ..fixed(503, "drop overload", F::DROP_OVERLOAD, "drop_overload") }
+            }
+            Self::DropOverload { unconditional: true } => Reply {
+                header: Some("x-envoy-unconditional-drop-overload"),
+                ..fixed(503, "unconditional drop overload", F::DROP_OVERLOAD, "unconditional_drop_overload")
+            },
+            Self::Overflow => Reply { header: Some("x-envoy-overloaded"), ..reset(503, F::UPSTREAM_OVERFLOW) },
             Self::ConnectFailure | Self::ConnectTimeout | Self::TlsFailure => reset(503, F::UPSTREAM_CONNECTION_FAILURE),
             Self::UpstreamClosed => reset(503, F::UPSTREAM_CONNECTION_TERMINATION),
             Self::UpstreamReset | Self::UpstreamRefused => reset(503, F::UPSTREAM_REMOTE_RESET),
@@ -229,7 +241,7 @@ fn upstream_reset(status: u16, flag: ResponseFlags, reason: &str, transport: Opt
         details.extend(transport.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
     }
     details.push('}');
-    Reply { status, body: body.into(), flag, details: details.into() }
+    Reply { status, body: body.into(), flag, details: details.into(), header: None }
 }
 
 /// HTTP status to gRPC status, for local replies to gRPC callers (Envoy's mapping).

@@ -29,9 +29,9 @@ pub(super) async fn run(
         Ok(_) => return exchange.fail(body, out, ErrorKind::UpstreamProtocol, route).await,
         Err(error) => {
             let transport = error.source.as_ref().map(ToString::to_string);
-            let reply = error.kind.reply(transport.as_deref(), false);
+            let reply = exchange.local_reply(error.kind.reply(transport.as_deref(), false));
             exchange.info.upstream_transport_failure = transport.map(Into::into);
-            return exchange.reply(body, out, reply.into(), route).await;
+            return exchange.reply(body, out, reply, route).await;
         }
     };
     exchange.response.clear();

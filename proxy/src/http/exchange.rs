@@ -20,7 +20,7 @@ use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::route::{Action, Route};
 use super::upgrade::Tunnel;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Reply};
 use crate::stream_info::{FormatContext, StreamInfo};
 use crate::telemetry::grpc_status;
 use crate::telemetry::metrics::HttpSample;
@@ -147,7 +147,16 @@ impl Exchange {
 
     /// Answers with what `kind` means.
     pub async fn fail(&mut self, body: &RequestBody, out: &mut Responder, kind: ErrorKind, route: Option<&Route>) -> Outcome {
-        self.reply(body, out, kind.reply(None, false).into(), route).await
+        let reply = self.local_reply(kind.reply(None, false));
+        self.reply(body, out, reply, route).await
+    }
+
+    /// What the caller gets for a failure; without Envoy's header where the router is to add none.
+    pub fn local_reply(&self, mut failure: Reply) -> LocalReply {
+        if self.connection.manager.config.suppress_envoy_headers {
+            failure.header = None;
+        }
+        failure.into()
     }
 
     /// Answers here, with the response headers that the route adds.

@@ -42,13 +42,6 @@ pub(super) async fn run(
     let Some(cluster) = choice.cluster.clone() else {
         return exchange.fail(body, out, ErrorKind::NoCluster(503), Some(route)).await;
     };
-    let _request = match cluster.breakers().requests.acquire() {
-        Ok(permit) => permit,
-        Err(kind) => {
-            cluster.metrics(exchange.connection.worker.metrics()).pending_overflow.increment(1);
-            return exchange.fail(body, out, kind, Some(route)).await;
-        }
-    };
     let hash = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
     let overrides = exchange.overrides.take();
     let wished = overrides.as_deref().and_then(|wish| wish.retry_policy(action.retry.as_deref()));
@@ -83,6 +76,7 @@ pub(super) async fn run(
         tried: Vec::new(),
         hash,
         retry_permit: None,
+        informed: false,
     };
     attempts.start_timers();
     attempts.run(&mut retries).await
@@ -116,6 +110,8 @@ struct Attempts<'a> {
     hash: Option<u64>,
     /// Held from the first retry on.
     retry_permit: Option<Permit>,
+    /// The caller has had an informational head, after which Envoy repeats nothing.
+    informed: bool,
 }
 
 /// How an attempt ended that did not send a response downstream.
@@ -165,6 +161,12 @@ impl Attempts<'_> {
                 Failed::Deadline(kind) => return self.give_up(&Error::new(kind), retries).await,
                 Failed::Response => {}
                 Failed::Upstream { error, head_sent } => {
+                    if self.informed {
+                        return self.give_up(&error, retries).await;
+                    }
+                    if error.side() == Side::Upstream {
+                        self.body.prefetch().await;
+                    }
                     if stale_repeats > 0 && self.may_repeat_unasked(&error) && self.body.restart() {
                         stale_repeats -= 1;
                         continue;
@@ -234,6 +236,7 @@ impl Attempts<'_> {
             if let Poll::Ready(kind) = self.timers.poll(cx) {
                 return Poll::Ready(Err(Failed::Deadline(kind)));
             }
+            self.body.poll_prefetch(cx);
             if let Poll::Ready(kind) = self.poll_gone(cx) {
                 return Poll::Ready(Err(Failed::Downstream(kind)));
             }
@@ -269,7 +272,11 @@ impl Attempts<'_> {
         {
             reply.details = source.to_string().into();
         }
-        self.exchange.reply(self.body, self.out, reply.into(), Some(&**self.found.route)).await
+        if self.informed && error.kind.reset_reason().is_some() {
+            reply.details = reply.details.replacen("before_response_started", "after_response_started", 1).into();
+        }
+        let reply = self.exchange.local_reply(reply);
+        self.exchange.reply(self.body, self.out, reply, Some(&**self.found.route)).await
     }
 
     fn pick(&mut self, retries: &Retries<'_>) -> Result<Arc<Endpoint>, Failed> {
@@ -284,6 +291,7 @@ impl Attempts<'_> {
         let endpoint =
             self.cluster.pick(&context).map_err(|kind| Failed::Upstream { error: Error::new(kind), head_sent: false })?;
         self.exchange.info.upstream_host = Some(endpoint.host().clone());
+        self.exchange.info.upstream = None;
         self.exchange.endpoint = Some(endpoint.clone());
         if retries.needs_replay() && exclude_attempts > 0 {
             self.tried.push(endpoint.clone());
@@ -316,14 +324,18 @@ impl Attempts<'_> {
 
     async fn exchange_with(&mut self, endpoint: &Arc<Endpoint>, retries: &mut Retries<'_>) -> Result<Outcome, Failed> {
         let mut lease = self.lease(endpoint).await?;
+        // Envoy counts a request once it has its connection.
+        let _request = self.cluster.breakers().requests.acquire().map_err(|kind| {
+            self.cluster.metrics(self.exchange.connection.worker.metrics()).pending_overflow.increment(1);
+            Failed::Upstream { error: Error::new(kind), head_sent: false }
+        })?;
         self.exchange.info.upstream_start.get_or_insert_with(Instant::now);
         self.exchange.info.upstream = Some(lease.info());
         let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
         let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
         let mut upload = Pump::new(self.body.size());
-        let mut informed = false;
         loop {
-            self.await_head(&mut upstream, &mut upload, informed).await?;
+            self.await_head(&mut upstream, &mut upload).await?;
             let status = self.exchange.response.status;
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 drop(upstream);
@@ -333,15 +345,18 @@ impl Attempts<'_> {
                 break;
             }
             self.out.informational(&self.exchange.response);
-            informed = true;
+            self.informed = true;
         }
         self.exchange.info.response_start = Some(Instant::now());
         self.cluster.report(endpoint, Health::Response(health_status(&self.exchange.response)));
-        if retries.covers_response(&self.exchange.response) {
+        if !self.informed && retries.covers_response(&self.exchange.response) {
             if retries.exhausted() {
                 self.exchange.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
-            } else if self.body.can_restart() && self.may_retry(retries) {
-                return Err(Failed::Response);
+            } else if self.body.can_restart() {
+                if self.may_retry(retries) {
+                    return Err(Failed::Response);
+                }
+                self.exchange.info.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
             }
         }
         self.timers.end_try();
@@ -358,8 +373,16 @@ impl Attempts<'_> {
         let mut get = std::pin::pin!(get);
         poll_fn(|cx| {
             if let Poll::Ready(result) = get.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(|error| Failed::Upstream { error, head_sent: false }));
+                return Poll::Ready(result.map_err(|error| {
+                    if error.kind == ErrorKind::Overflow {
+                        // Envoy has no host before there is a place to wait for one.
+                        self.exchange.info.upstream_host = None;
+                    }
+                    Failed::Upstream { error, head_sent: false }
+                }));
             }
+            self.body.poll_prefetch(cx);
+            self.note_progress();
             if let Poll::Ready(kind) = self.timers.poll(cx) {
                 return Poll::Ready(Err(self.deadline(kind, false)));
             }
@@ -379,9 +402,9 @@ impl Attempts<'_> {
 
     /// Sends the request body and waits for a response head, whichever comes first. An informational head that was written
     /// before leaves now: a caller that expects `100 Continue` sends nothing until it has it.
-    async fn await_head(&mut self, upstream: &mut Upstream, upload: &mut Pump, informed: bool) -> Result<(), Failed> {
+    async fn await_head(&mut self, upstream: &mut Upstream, upload: &mut Pump) -> Result<(), Failed> {
         poll_fn(|cx| {
-            if informed {
+            if self.informed {
                 let _ = self.out.poll_flush(cx);
             }
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx, upstream, upload) {

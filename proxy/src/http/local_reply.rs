@@ -70,6 +70,9 @@ impl LocalReply {
     /// `grpc-message` and no body, as from Envoy.
     pub fn write(&mut self, is_grpc: bool, is_head: bool, head: &mut ResponseHead) {
         head.clear();
+        for (name, value) in self.headers.iter() {
+            head.headers.push(name, value);
+        }
         if is_grpc {
             let code = self.grpc_status.unwrap_or_else(|| grpc_status(self.status.as_u16()));
             head.status = StatusCode::OK;
@@ -81,9 +84,6 @@ impl LocalReply {
             self.body = Cow::Borrowed(b"");
         } else {
             head.status = self.status;
-            for (name, value) in self.headers.iter() {
-                head.headers.push(name, value);
-            }
             if !self.body.is_empty() {
                 head.headers.push_known(Known::ContentLength, itoa::Buffer::new().format(self.body.len()).as_bytes());
                 head.headers.push_known(Known::ContentType, b"text/plain");
@@ -102,7 +102,11 @@ impl From<Reply> for LocalReply {
             Cow::Owned(text) => Cow::Owned(text.into_bytes()),
         };
         let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self::new(status, body, reply.flag, reply.details)
+        let mut local = Self::new(status, body, reply.flag, reply.details);
+        if let Some(name) = reply.header {
+            local.headers.push(name.as_bytes(), b"true");
+        }
+        local
     }
 }
 

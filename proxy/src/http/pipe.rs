@@ -69,6 +69,8 @@ pub fn h2_error(error: h2::Error, is_request: bool) -> Error {
         (true, _) if error.is_remote() || error.is_reset() => ErrorKind::DownstreamReset,
         (true, _) => ErrorKind::DownstreamProtocol,
         (false, Some(h2::Reason::REFUSED_STREAM)) => ErrorKind::UpstreamRefused,
+        // What our side of the codec found wrong, whatever it calls it.
+        (false, _) if error.is_library() => ErrorKind::UpstreamProtocol,
         (false, Some(h2::Reason::PROTOCOL_ERROR)) if !error.is_remote() => ErrorKind::UpstreamProtocol,
         (false, _) if error.is_io() || error.is_go_away() => ErrorKind::UpstreamClosed,
         (false, _) => ErrorKind::UpstreamReset,

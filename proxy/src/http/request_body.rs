@@ -1,6 +1,8 @@
 //! The body of a request on its way to one or more attempts.
 
-use std::task::{Context, Poll};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
 
@@ -10,6 +12,9 @@ use crate::error::Error;
 
 /// Bytes of a request body that are kept for retries; a longer body switches them off, as in Envoy.
 pub const REPLAY_LIMIT: usize = 1024 * 1024;
+
+/// Bytes that are read ahead while no upstream takes them yet.
+const AHEAD_LIMIT: usize = 64 * 1024;
 
 /// Reads a request body once and hands it to every attempt.
 #[derive(Debug)]
@@ -21,6 +26,9 @@ pub struct RequestBody {
     replay: Replay,
     /// Where in the kept frames the current attempt stands.
     at: usize,
+    /// Read while no upstream took it, and what failed then.
+    ahead: VecDeque<Result<Frame, Error>>,
+    ahead_bytes: usize,
     /// Mirrors that get a copy of every frame.
     tees: Vec<mpsc::Sender<Frame>>,
 }
@@ -36,7 +44,17 @@ impl RequestBody {
     /// A body of this size.
     pub fn new(source: Source, size: BodySize) -> Self {
         let complete = matches!(size, BodySize::Empty) || matches!(source, Source::Empty);
-        Self { source, size, received: 0, complete, replay: Replay::Off, at: 0, tees: Vec::new() }
+        Self {
+            source,
+            size,
+            received: 0,
+            complete,
+            replay: Replay::Off,
+            at: 0,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            tees: Vec::new(),
+        }
     }
 
     /// Its size, as the head says.
@@ -68,17 +86,40 @@ impl RequestBody {
 
     /// Starts again for another attempt; false when that is impossible because too much has been sent.
     pub fn restart(&mut self) -> bool {
-        self.at = 0;
-        self.can_restart()
+        let can = self.can_restart();
+        if can {
+            self.at = 0;
+        }
+        can
     }
 
     /// Whether [`Self::restart`] would work.
     pub fn can_restart(&self) -> bool {
         match self.replay {
-            Replay::Off => self.received == 0,
+            Replay::Off => self.at == 0,
             Replay::Keep { .. } => true,
             Replay::Overflowed => false,
         }
+    }
+
+    /// Reads what has arrived while no upstream takes it, as Envoy does: an answer of ours then comes after the request's end.
+    pub fn poll_prefetch(&mut self, cx: &mut Context<'_>) {
+        while !self.complete && self.ahead_bytes < AHEAD_LIMIT && !matches!(self.ahead.back(), Some(Err(_))) {
+            let Poll::Ready(Some(frame)) = self.poll_source(cx) else { return };
+            if let Ok(Frame::Data(data)) = &frame {
+                self.ahead_bytes += data.len();
+            }
+            self.ahead.push_back(frame);
+        }
+    }
+
+    /// [`Self::poll_prefetch`] without waiting.
+    pub async fn prefetch(&mut self) {
+        poll_fn(|cx| {
+            self.poll_prefetch(cx);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// The next frame of this attempt.
@@ -89,9 +130,23 @@ impl RequestBody {
             self.at += 1;
             return Poll::Ready(Some(Ok(frame.clone())));
         }
-        if self.complete {
-            return Poll::Ready(None);
+        let next = match self.ahead.pop_front() {
+            Some(frame) => {
+                if let Ok(Frame::Data(data)) = &frame {
+                    self.ahead_bytes -= data.len();
+                }
+                Some(frame)
+            }
+            None if self.complete => None,
+            None => ready!(self.poll_source(cx)),
+        };
+        if let Some(Ok(frame)) = &next {
+            self.keep_frame(frame);
         }
+        Poll::Ready(next)
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
         let polled = self.source.poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => self.note(frame),
@@ -115,14 +170,74 @@ impl RequestBody {
         self.received += len as u64;
         // A mirror that does not keep up loses its copy: its channel closes early and its content-length is not reached.
         self.tees.retain(|mirror| mirror.try_send(frame.clone()).is_ok());
+    }
+
+    fn keep_frame(&mut self, frame: &Frame) {
+        self.at += 1;
+        let len = if let Frame::Data(data) = frame { data.len() } else { 0 };
         if let Replay::Keep { frames, bytes } = &mut self.replay {
             *bytes += len;
             if *bytes > REPLAY_LIMIT {
                 self.replay = Replay::Overflowed;
             } else {
                 frames.push(frame.clone());
-                self.at = frames.len();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn body(frames: &[&'static [u8]]) -> RequestBody {
+        let (sender, receiver) = mpsc::channel(8);
+        for frame in frames {
+            sender.try_send(Frame::Data(Bytes::from_static(frame))).unwrap();
+        }
+        RequestBody::new(Source::Channel(receiver), BodySize::Unknown)
+    }
+
+    async fn all(body: &mut RequestBody) -> Vec<u8> {
+        let mut read = Vec::new();
+        while let Some(frame) = poll_fn(|cx| body.poll_frame(cx)).await {
+            if let Frame::Data(data) = frame.unwrap() {
+                read.extend_from_slice(&data);
+            }
+        }
+        read
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_counts_as_received_and_is_still_sent() {
+        let mut body = body(&[b"ab", b"c"]);
+        body.prefetch().await;
+        assert!(body.is_complete());
+        assert_eq!(body.received(), 3);
+        assert!(body.restart(), "nothing has been sent yet");
+        assert_eq!(all(&mut body).await, b"abc");
+        assert!(!body.restart(), "what was sent and not kept is gone");
+    }
+
+    #[tokio::test]
+    async fn a_kept_body_can_be_sent_again_whoever_read_it() {
+        let mut body = body(&[b"ab", b"c"]);
+        body.keep();
+        body.prefetch().await;
+        assert_eq!(all(&mut body).await, b"abc");
+        assert!(body.restart());
+        assert_eq!(all(&mut body).await, b"abc");
+    }
+
+    #[tokio::test]
+    async fn reading_ahead_has_a_limit() {
+        static LARGE: [u8; AHEAD_LIMIT] = [b'x'; AHEAD_LIMIT];
+        let mut body = body(&[&LARGE, b"rest"]);
+        body.prefetch().await;
+        assert!(!body.is_complete());
+        assert_eq!(body.received(), AHEAD_LIMIT as u64);
+        assert_eq!(all(&mut body).await.len(), AHEAD_LIMIT + 4);
     }
 }

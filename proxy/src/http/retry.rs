@@ -85,7 +85,7 @@ fn failure_matches(on: &RetryOn, kind: ErrorKind, head_sent: bool) -> bool {
         | ErrorKind::NoRoute
         | ErrorKind::NoCluster(_)
         | ErrorKind::NoHealthyUpstream
-        | ErrorKind::DropOverload
+        | ErrorKind::DropOverload { .. }
         | ErrorKind::Timeout
         | ErrorKind::StreamIdle { .. }
         | ErrorKind::RequestTimeout

@@ -42,6 +42,8 @@ struct Live {
     active_requests: AtomicU32,
     active_connections: AtomicU32,
     removed: AtomicBool,
+    /// How often it was found unhealthy: connections made before are not used again.
+    failures: AtomicU32,
     added: Instant,
     monitor: Monitor,
 }
@@ -142,6 +144,16 @@ impl Endpoint {
         self.live.removed.load(Relaxed)
     }
 
+    /// Changes whenever the host is found unhealthy. Connections of an earlier generation should close once they are idle: if
+    /// the path to the host is at fault, new connections may do better.
+    pub fn generation(&self) -> u32 {
+        self.live.failures.load(Relaxed)
+    }
+
+    pub(super) fn mark_failed(&self) {
+        self.live.failures.fetch_add(1, Relaxed);
+    }
+
     /// Requests in flight.
     pub fn active_requests(&self) -> u32 {
         self.live.active_requests.load(Relaxed)
@@ -211,6 +223,7 @@ impl Live {
             active_requests: AtomicU32::new(0),
             active_connections: AtomicU32::new(0),
             removed: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
             added: now,
             monitor: Monitor::default(),
         }

@@ -226,7 +226,7 @@ impl Cluster {
     pub fn pick(&self, context: &PickContext<'_>) -> Result<Arc<Endpoint>, ErrorKind> {
         let set = self.endpoints.load();
         if context.attempt == 0 && set.config.drop_overload.draw() {
-            return Err(ErrorKind::DropOverload);
+            return Err(ErrorKind::DropOverload { unconditional: set.config.drop_overload == config::Fraction::ALL });
         }
         let endpoint = match context.subset {
             Some(labels) if !labels.is_empty() => set.subset(labels).pick(context),
@@ -257,6 +257,7 @@ impl Cluster {
             return;
         }
         endpoint.monitor().eject(now);
+        endpoint.mark_failed();
         self.republish(&set, now);
     }
 

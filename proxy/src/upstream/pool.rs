@@ -25,6 +25,8 @@ use crate::net;
 use crate::stream_info::UpstreamConnectionInfo;
 use crate::telemetry::metrics::ProxyMetrics;
 
+/// Idle time-outs below this are told by the clock, others by the last sweep.
+const SHORT_IDLE: Duration = Duration::from_secs(30);
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE_PER_HOST: usize = 256;
 
@@ -78,6 +80,7 @@ struct Http2Entry {
     connection: H2Connection,
     info: Rc<UpstreamConnectionInfo>,
     created: Instant,
+    generation: u32,
 }
 
 /// The connections of one worker.
@@ -112,6 +115,8 @@ struct Http1 {
     info: Rc<UpstreamConnectionInfo>,
     created: Instant,
     requests: u32,
+    /// [`Endpoint::generation`] when it was made.
+    generation: u32,
     open: OpenConnection,
 }
 
@@ -214,9 +219,12 @@ impl Pool {
         let mut hosts = self.hosts.borrow_mut();
         let host = hosts.get_mut(&key)?;
         // Last in, first out: the warmest connection serves, the others get the chance to time out.
+        let generation = host.endpoint.generation();
+        let timeout = short_idle_timeout(&host.cluster.current().config().http);
         while let Some(idle) = host.idle.pop() {
             let mut quiet = Context::from_waker(std::task::Waker::noop());
-            if idle.connection.connection.poll_idle(&mut quiet).is_pending() {
+            let fresh = idle.connection.generation == generation && timeout.is_none_or(|max| idle.since.elapsed() < max);
+            if fresh && idle.connection.connection.poll_idle(&mut quiet).is_pending() {
                 return Some(idle.connection);
             }
             host.open -= 1;
@@ -229,12 +237,14 @@ impl Pool {
         let Some(host) = hosts.get_mut(&key) else { return };
         let current = host.cluster.current();
         let limits = &current.config().http;
-        let worn = limits.max_requests_per_connection.is_some_and(|max| http1.requests >= max)
+        let worn = http1.generation != host.endpoint.generation()
+            || limits.max_requests_per_connection.is_some_and(|max| http1.requests >= max)
             || limits.max_connection_duration.is_some_and(|max| http1.created.elapsed() >= max);
         if worn || host.endpoint.is_removed() || host.idle.len() >= MAX_IDLE_PER_HOST || !http1.connection.is_reusable() {
             host.open -= 1;
         } else {
-            host.idle.push(Idle { connection: http1, since: self.now.get() });
+            let since = if short_idle_timeout(limits).is_some() { Instant::now() } else { self.now.get() };
+            host.idle.push(Idle { connection: http1, since });
         }
         host.cluster.connection_released().notify_one();
     }
@@ -292,12 +302,13 @@ impl Pool {
             }
         };
         let opening = Opening::new(self, key, cluster, endpoint);
+        let generation = endpoint.generation();
         let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
         let open = OpenConnection::new(permit, cluster.metrics(&self.metrics));
         opening.done.set(true);
         let options = Rc::new(client_options(&cluster.current().config().http));
         let connection = ClientConnection::new(connected.stream, options);
-        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, open };
+        let inner = Http1 { connection, info: Rc::new(connected.info), created: Instant::now(), requests: 0, generation, open };
         Ok(self.lease(key, inner, false))
     }
 
@@ -307,8 +318,12 @@ impl Pool {
         let current = host.cluster.current();
         let limits = &current.config().http;
         host.http2.retain(|entry| entry.connection.is_open());
+        let generation = host.endpoint.generation();
         let usable = |entry: &&Http2Entry| {
-            limits.max_concurrent_streams.is_none_or(|max| entry.connection.active() < max)
+            entry.generation == generation
+                && (entry.connection.active() > 0
+                    || short_idle_timeout(limits).is_none_or(|max| entry.connection.idle_since().elapsed() < max))
+                && limits.max_concurrent_streams.is_none_or(|max| entry.connection.active() < max)
                 && limits.max_requests_per_connection.is_none_or(|max| entry.connection.opened() < max)
                 && limits.max_connection_duration.is_none_or(|max| entry.created.elapsed() < max)
         };
@@ -343,6 +358,7 @@ impl Pool {
             }
         };
         let connecting = Connecting::new(self, key, cluster, endpoint);
+        let generation = endpoint.generation();
         let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;
         let open = OpenConnection::new(permit, cluster.metrics(&self.metrics));
         if connected.info.tls_version.is_some() && !speaks_http2(connected.alpn.as_deref()) {
@@ -351,7 +367,7 @@ impl Pool {
         }
         let connection = H2Connection::handshake(connected.stream, move || drop(open)).await.map_err(|e| e.retry(Retry::Yes))?;
         let info = Rc::new(connected.info);
-        let entry = Http2Entry { connection: connection.clone(), info: info.clone(), created: Instant::now() };
+        let entry = Http2Entry { connection: connection.clone(), info: info.clone(), created: Instant::now(), generation };
         self.with_host(key, cluster, endpoint, |host| host.http2.push(entry));
         drop(connecting);
         Ok(Lease::Http2(connection, info))
@@ -364,17 +380,26 @@ impl Pool {
         self.now.set(now);
         self.hosts.borrow_mut().retain(|_, host| {
             let removed = host.endpoint.is_removed();
-            let idle_timeout = host.cluster.current().config().http.idle_timeout;
-            let expired = |since: Instant| idle_timeout.is_some_and(|max| now.duration_since(since) >= max);
+            let generation = host.endpoint.generation();
+            let current = host.cluster.current();
+            let limits = &current.config().http;
+            let passed = |limit: Option<Duration>, since: Instant| limit.is_some_and(|max| now.duration_since(since) >= max);
+            let worn = |idle: Instant, created: Instant, of: u32| {
+                removed
+                    || of != generation
+                    || passed(limits.idle_timeout, idle)
+                    || passed(limits.max_connection_duration, created)
+            };
             let before = host.idle.len();
             host.idle.retain(|idle| {
                 let mut quiet = Context::from_waker(std::task::Waker::noop());
-                !removed && !expired(idle.since) && idle.connection.connection.poll_idle(&mut quiet) == Poll::Pending
+                let http1 = &idle.connection;
+                !worn(idle.since, http1.created, http1.generation) && http1.connection.poll_idle(&mut quiet) == Poll::Pending
             });
             host.open -= u32::try_from(before - host.idle.len()).unwrap_or(0);
             host.http2.retain(|entry| {
                 let connection = &entry.connection;
-                let close = connection.active() == 0 && (removed || expired(connection.idle_since()));
+                let close = connection.active() == 0 && worn(connection.idle_since(), entry.created, entry.generation);
                 if close {
                     connection.close();
                 }
@@ -383,6 +408,11 @@ impl Pool {
             host.open > 0 || !host.http2.is_empty() || host.connecting.is_some()
         });
     }
+}
+
+/// An idle time-out that a sweep would notice too late.
+fn short_idle_timeout(limits: &UpstreamHttpOptions) -> Option<Duration> {
+    limits.idle_timeout.filter(|timeout| *timeout < SHORT_IDLE)
 }
 
 fn client_options(config: &UpstreamHttpOptions) -> ClientOptions {

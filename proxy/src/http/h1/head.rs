@@ -114,7 +114,13 @@ impl HeadError {
             Self::InvalidTransferEncoding => (501, "Not Implemented"),
             Self::HeadersTooLarge | Self::TooManyHeaders => (431, "Request Header Fields Too Large"),
         };
-        Reply { status, body: body.into(), flag: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details: self.details().into() }
+        Reply {
+            status,
+            body: body.into(),
+            flag: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            details: self.details().into(),
+            header: None,
+        }
     }
 }
 

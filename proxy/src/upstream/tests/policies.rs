@@ -100,8 +100,19 @@ fn the_configured_share_is_dropped_on_first_attempts_only() {
     fastrand::seed(4);
     let drop_overload = Fraction::from_millionths(200_000);
     let cluster = cluster(config::Cluster { drop_overload, ..config(LbPolicy::Random) }, &hosts(1));
-    let dropped = (0..10_000).filter(|_| pick(&cluster) == Err(ErrorKind::DropOverload)).count();
+    let dropped = (0..10_000).filter(|_| pick(&cluster) == Err(ErrorKind::DropOverload { unconditional: false })).count();
     assert_near(dropped, 2_000);
     let retry = PickContext { attempt: 1, ..PickContext::default() };
     assert!((0..1_000).all(|_| cluster.pick(&retry).is_ok()));
+}
+
+/// Golden scenario resilience.drop_overload.
+#[test]
+fn dropping_everything_is_told_apart() {
+    let cluster = cluster(config::Cluster { drop_overload: Fraction::ALL, ..config(LbPolicy::Random) }, &hosts(1));
+    let kind = pick(&cluster).unwrap_err();
+    assert_eq!(kind, ErrorKind::DropOverload { unconditional: true });
+    let reply = kind.reply(None, false);
+    assert_eq!((&*reply.body, &*reply.details), ("unconditional drop overload", "unconditional_drop_overload"));
+    assert_eq!(reply.header, Some("x-envoy-unconditional-drop-overload"));
 }
