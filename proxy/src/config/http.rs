@@ -159,6 +159,15 @@ pub enum HttpFilter {
     Alpn(AlpnOverride),
 }
 
+impl HttpFilter {
+    /// Whether it calls a cluster itself.
+    pub fn names_cluster(&self) -> bool {
+        match self {
+            Self::Rbac(_) | Self::Fault | Self::Cors | Self::Alpn(_) => false,
+        }
+    }
+}
+
 /// What the labels of Istio's standard metrics say about this side (`istio.stats`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StatsLabels {

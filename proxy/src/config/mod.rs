@@ -12,6 +12,7 @@ mod cluster;
 mod http;
 mod listener;
 mod matcher;
+mod overrides;
 mod rbac;
 mod route;
 mod tls;
@@ -30,6 +31,7 @@ pub use listener::{
     Address, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TrafficDirection, TransportProtocol,
 };
 pub use matcher::{Fraction, HeaderMatch, HeaderMatcher, Regex, StringMatch, StringMatcher};
+pub use overrides::{FilterOverride, FilterOverrides};
 pub use rbac::{MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use route::{
     AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,

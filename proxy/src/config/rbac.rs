@@ -10,6 +10,8 @@ use super::{HeaderMatcher, StringMatcher};
 /// One `envoy.filters.http.rbac` filter: rules that decide and shadow rules that only count.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rbac {
+    /// Name of the filter in its chain, by which routes override it.
+    pub name: String,
     /// `None` lets everything pass.
     pub rules: Option<RbacRules>,
     /// Evaluated beside, recorded, never enforced (dry run).

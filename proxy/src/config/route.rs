@@ -1,12 +1,11 @@
 //! Routes (Envoy `config.route.v3`).
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Fraction, HeaderMatcher, Rbac, Regex, StringMatcher};
+use super::{FilterOverrides, Fraction, HeaderMatcher, Regex, StringMatcher};
 
 /// A named set of virtual hosts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -19,6 +18,8 @@ pub struct RouteConfiguration {
     pub ignore_port_in_host_matching: bool,
     /// Applied to every request and response.
     pub headers: HeaderMutations,
+    /// What filters are told, where neither route nor virtual host says otherwise.
+    pub filters: FilterOverrides,
 }
 
 /// Hosts that share routes.
@@ -42,6 +43,8 @@ pub struct VirtualHost {
     pub cors: Option<CorsPolicy>,
     /// Applied to every request and response of these hosts.
     pub headers: HeaderMutations,
+    /// What filters are told, where a route does not say otherwise.
+    pub filters: FilterOverrides,
 }
 
 /// A condition and what happens to the requests that meet it.
@@ -59,14 +62,15 @@ pub struct Route {
     pub cors: Option<CorsPolicy>,
     /// Fault injection.
     pub fault: Option<Fault>,
-    /// Replaces the listener's RBAC filters for this route (`RBACPerRoute`).
-    pub rbac: Option<Arc<Rbac>>,
+    /// What its filters are told.
+    pub filters: FilterOverrides,
 }
 
 impl Route {
     /// A route without header mutations, faults or overrides.
     pub fn new(name: impl Into<String>, matches: RouteMatch, action: RouteTarget) -> Self {
-        Self { name: name.into(), matches, action, headers: HeaderMutations::default(), cors: None, fault: None, rbac: None }
+        let (headers, filters) = (HeaderMutations::default(), FilterOverrides::new());
+        Self { name: name.into(), matches, action, headers, cors: None, fault: None, filters }
     }
 }
 

@@ -18,7 +18,7 @@ use super::local_reply::LocalReply;
 use super::manager::Connection;
 use super::request_body::RequestBody;
 use super::responder::Responder;
-use super::route::{Action, Route};
+use super::route::{Action, ClusterChoice, Route};
 use super::upgrade::Tunnel;
 use crate::error::{ErrorKind, Reply};
 use crate::stream_info::{FormatContext, StreamInfo};
@@ -70,21 +70,18 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
         return exchange.reply(&body, out, refusal, None).await;
     }
     let routes = manager.routes();
-    let found = routes.find(&exchange.request);
-    let route = found.map(|found| &**found.route);
-    exchange.info.route_name = route.map(|route| route.name.clone());
-    // Chosen before the filters: what they refuse is logged with the cluster that it would have gone to.
-    let chosen = match route.map(|route| &route.action) {
-        Some(Action::Forward(action)) => Some(action.choose(&exchange.request)),
-        _ => None,
+    let mut from = 0;
+    let (found, route, chosen) = loop {
+        // Chosen before the filters: what they refuse is logged with the cluster that it would have gone to.
+        let found = routes.find(&exchange.request);
+        let route = found.map(|found| &**found.route);
+        let chosen = exchange.choose(route);
+        match manager.filters.request(exchange, route, &mut body, from).await {
+            Verdict::Continue => break (found, route, chosen),
+            Verdict::Reply(reply) => return exchange.reply(&body, out, reply, route).await,
+            Verdict::Reroute(next) => from = next,
+        }
     };
-    if let Some(Ok(choice)) = &chosen {
-        exchange.info.upstream_cluster = Some(choice.name.clone());
-        exchange.cluster.clone_from(&choice.cluster);
-    }
-    if let Verdict::Reply(reply) = manager.filters.request(exchange, route).await {
-        return exchange.reply(&body, out, reply, route).await;
-    }
     let Some(found) = found else {
         return exchange.fail(&body, out, ErrorKind::NoRoute, None).await;
     };
@@ -127,6 +124,21 @@ impl Exchange {
             is_grpc,
             recorded: false,
         }
+    }
+
+    /// Notes the route and the cluster that it chooses.
+    fn choose<'r>(&mut self, route: Option<&'r Route>) -> Option<Result<&'r ClusterChoice, ErrorKind>> {
+        self.info.route_name = route.map(|route| route.name.clone());
+        let Some(Action::Forward(action)) = route.map(|route| &route.action) else {
+            (self.info.upstream_cluster, self.cluster) = (None, None);
+            return None;
+        };
+        let chosen = action.choose(&self.request);
+        if let Ok(choice) = &chosen {
+            self.info.upstream_cluster = Some(choice.name.clone());
+            self.cluster.clone_from(&choice.cluster);
+        }
+        Some(chosen)
     }
 
     /// The form of a log line at this moment.

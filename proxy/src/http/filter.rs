@@ -7,9 +7,10 @@ use http::StatusCode;
 
 use super::exchange::Exchange;
 use super::local_reply::LocalReply;
-use super::route::Route;
+use super::request_body::RequestBody;
+use super::route::{Resolve, Route};
 use super::{cors, fault};
-use crate::config::{AlpnOverride, HttpFilter, Rbac};
+use crate::config::{AlpnOverride, FilterOverride, FilterOverrides, HttpFilter, Rbac};
 use crate::flags::ResponseFlags;
 use crate::rbac::{Engine, RbacError, RequestContext};
 
@@ -19,14 +20,39 @@ pub enum Verdict {
     Continue,
     /// Answer here.
     Reply(LocalReply),
+    /// The head was changed so that another route may fit: routes are chosen again, and the chain goes on at this filter.
+    Reroute(usize),
+}
+
+/// Why a filter, or what a route tells it, is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: {reason}")]
+pub struct FilterError {
+    /// The filter's name in its chain.
+    pub name: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl FilterError {
+    fn new(name: &str, reason: &impl ToString) -> Self {
+        Self { name: name.to_owned(), reason: reason.to_string() }
+    }
 }
 
 /// The compiled filter chain.
 #[derive(Debug, Default)]
 pub struct Filters {
-    chain: Vec<Filter>,
+    chain: Vec<Link>,
     /// `istio.alpn`: the ALPN offered upstream.
     pub alpn: Option<AlpnOverride>,
+}
+
+/// A filter and its name, by which routes mean it.
+#[derive(Debug)]
+struct Link {
+    name: Box<str>,
+    filter: Filter,
 }
 
 #[derive(Debug)]
@@ -64,29 +90,80 @@ impl RbacFilter {
     }
 }
 
+/// What a route tells filters, compiled: its own words, then those of its virtual host, then those of the configuration.
+#[derive(Debug, Default)]
+pub struct RouteFilters(Box<[(Box<str>, Override)]>);
+
+#[derive(Debug)]
+enum Override {
+    Disabled,
+    Rbac(RbacFilter),
+}
+
+impl RouteFilters {
+    /// Compiles the levels, the most specific first.
+    ///
+    /// # Errors
+    /// When a rule cannot be compiled.
+    pub fn compile(levels: [&FilterOverrides; 3]) -> Result<Self, FilterError> {
+        let mut all: Vec<(Box<str>, Override)> = Vec::new();
+        for (name, told) in levels.into_iter().flatten() {
+            if all.iter().any(|(known, _)| **known == **name) {
+                continue;
+            }
+            let compiled = match told {
+                FilterOverride::Disabled => Override::Disabled,
+                FilterOverride::Rbac(rbac) => {
+                    Override::Rbac(RbacFilter::compile(rbac).map_err(|error| FilterError::new(name, &error))?)
+                }
+            };
+            all.push((name.as_str().into(), compiled));
+        }
+        Ok(Self(all.into()))
+    }
+
+    fn of(&self, name: &str) -> Option<&Override> {
+        self.0.iter().find(|(known, _)| **known == *name).map(|(_, told)| told)
+    }
+}
+
 impl Filters {
-    /// Compiles the chain.
+    /// Compiles the chain; `resolve` finds the clusters that filters call.
     ///
     /// # Errors
     /// When a rule cannot be compiled: the listener is then refused, never served without its filter.
-    pub fn compile(filters: &[HttpFilter]) -> Result<Self, RbacError> {
+    pub fn compile(filters: &[HttpFilter], _resolve: Resolve<'_>) -> Result<Self, FilterError> {
         let mut compiled = Self::default();
         for filter in filters {
-            match filter {
-                HttpFilter::Rbac(config) => compiled.chain.push(Filter::Rbac(RbacFilter::compile(config)?)),
-                HttpFilter::Fault => compiled.chain.push(Filter::Fault),
-                HttpFilter::Cors => compiled.chain.push(Filter::Cors),
-                HttpFilter::Alpn(alpn) => compiled.alpn = Some(alpn.clone()),
-            }
+            let (name, filter) = match filter {
+                HttpFilter::Rbac(config) => {
+                    let rbac = RbacFilter::compile(config).map_err(|error| FilterError::new(&config.name, &error))?;
+                    (config.name.as_str(), Filter::Rbac(rbac))
+                }
+                HttpFilter::Fault => ("envoy.filters.http.fault", Filter::Fault),
+                HttpFilter::Cors => ("envoy.filters.http.cors", Filter::Cors),
+                HttpFilter::Alpn(alpn) => {
+                    compiled.alpn = Some(alpn.clone());
+                    continue;
+                }
+            };
+            compiled.chain.push(Link { name: name.into(), filter });
         }
         Ok(compiled)
     }
 
-    /// Runs the request through the chain.
-    pub async fn request(&self, exchange: &mut Exchange, route: Option<&Route>) -> Verdict {
-        for filter in &self.chain {
-            let reply = match filter {
-                Filter::Rbac(rbac) => check_rbac(route.and_then(|route| route.rbac.as_deref()).unwrap_or(rbac), exchange),
+    /// Runs the request through the chain, beginning with the filter numbered `from`.
+    pub async fn request(&self, exchange: &mut Exchange, route: Option<&Route>, _body: &mut RequestBody, from: usize) -> Verdict {
+        for link in self.chain.iter().skip(from) {
+            let told = route.and_then(|route| route.filters.of(&link.name));
+            if matches!(told, Some(Override::Disabled)) {
+                continue;
+            }
+            let reply = match &link.filter {
+                Filter::Rbac(rbac) => {
+                    let rbac = if let Some(Override::Rbac(rbac)) = told { rbac } else { rbac };
+                    check_rbac(rbac, exchange)
+                }
                 Filter::Fault => match route.and_then(|route| route.fault.as_ref()) {
                     Some(config) => fault::inject(config, exchange).await,
                     None => None,
@@ -107,8 +184,8 @@ impl Filters {
 
     /// Runs the response back through the chain.
     pub fn response(&self, exchange: &mut Exchange, route: Option<&Route>) {
-        for filter in self.chain.iter().rev() {
-            if let (Filter::Cors, Some(policy)) = (filter, route.and_then(|route| route.cors.as_deref())) {
+        for link in self.chain.iter().rev() {
+            if let (Filter::Cors, Some(policy)) = (&link.filter, route.and_then(|route| route.cors.as_deref())) {
                 cors::actual(policy, &exchange.request, &mut exchange.response);
             }
         }
@@ -121,4 +198,24 @@ fn check_rbac(rbac: &RbacFilter, exchange: &Exchange) -> Option<LocalReply> {
         RequestContext { request: Some(&exchange.request), connection: &exchange.info.connection, remote, metadata: None };
     let details = rbac.denies(&context)?;
     Some(LocalReply::new(StatusCode::FORBIDDEN, &b"RBAC: access denied"[..], ResponseFlags::NONE, details))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_override_means_the_filter_of_its_name_and_the_nearest_one_counts() {
+        let rbac = |name: &str| {
+            let none = Rbac { name: name.into(), rules: None, shadow_rules: None, shadow_stat_prefix: String::new() };
+            (name.to_owned(), FilterOverride::Rbac(none.into()))
+        };
+        let off = |name: &str| (name.to_owned(), FilterOverride::Disabled);
+        let (route, host, config) = (vec![rbac("a")], vec![off("a"), off("b")], vec![rbac("b"), off("c")]);
+        let filters = RouteFilters::compile([&route, &host, &config]).unwrap();
+        assert!(matches!(filters.of("a"), Some(Override::Rbac(_))));
+        assert!(matches!(filters.of("b"), Some(Override::Disabled)));
+        assert!(matches!(filters.of("c"), Some(Override::Disabled)));
+        assert!(filters.of("envoy.filters.http.rbac").is_none());
+    }
 }

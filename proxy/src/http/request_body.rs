@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::body::{BodySize, Frame};
@@ -79,7 +80,7 @@ impl RequestBody {
 
     /// Keeps what is read from now on, so that [`Self::restart`] can give it again.
     pub fn keep(&mut self) {
-        if !self.complete {
+        if !self.complete || !self.ahead.is_empty() {
             self.replay = Replay::Keep { frames: Vec::new(), bytes: 0 };
         }
     }
@@ -104,13 +105,35 @@ impl RequestBody {
 
     /// Reads what has arrived while no upstream takes it, as Envoy does: an answer of ours then comes after the request's end.
     pub fn poll_prefetch(&mut self, cx: &mut Context<'_>) {
-        while !self.complete && self.ahead_bytes < AHEAD_LIMIT && !matches!(self.ahead.back(), Some(Err(_))) {
-            let Poll::Ready(Some(frame)) = self.poll_source(cx) else { return };
+        let _ = self.poll_hold(cx, AHEAD_LIMIT);
+    }
+
+    /// Reads ahead for a filter that holds the request: ready when `limit` bytes are here, which the last frame may exceed, when
+    /// the body is complete, or when it failed.
+    pub fn poll_hold(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
+        while !self.complete && self.ahead_bytes < limit && self.failure().is_none() {
+            let Some(frame) = ready!(self.poll_source(cx)) else { break };
             if let Ok(Frame::Data(data)) = &frame {
                 self.ahead_bytes += data.len();
             }
             self.ahead.push_back(frame);
         }
+        Poll::Ready(())
+    }
+
+    /// What was read ahead and not yet sent.
+    pub fn held(&self) -> impl Iterator<Item = &Bytes> {
+        self.ahead.iter().filter_map(|frame| if let Ok(Frame::Data(data)) = frame { Some(data) } else { None })
+    }
+
+    /// How many bytes those are.
+    pub fn held_bytes(&self) -> usize {
+        self.ahead_bytes
+    }
+
+    /// Why no more can be read ahead.
+    pub fn failure(&self) -> Option<&Error> {
+        self.ahead.back().and_then(|frame| frame.as_ref().err())
     }
 
     /// [`Self::poll_prefetch`] without waiting.
@@ -140,8 +163,10 @@ impl RequestBody {
             None if self.complete => None,
             None => ready!(self.poll_source(cx)),
         };
-        if let Some(Ok(frame)) = &next {
-            self.keep_frame(frame);
+        match &next {
+            Some(Ok(frame)) => self.keep_frame(frame),
+            Some(Err(_)) => {}
+            None => self.tees.clear(),
         }
         Poll::Ready(next)
     }
@@ -150,10 +175,7 @@ impl RequestBody {
         let polled = self.source.poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => self.note(frame),
-            Poll::Ready(None) => {
-                self.complete = true;
-                self.tees.clear();
-            }
+            Poll::Ready(None) => self.complete = true,
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         polled
@@ -168,12 +190,12 @@ impl RequestBody {
             }
         };
         self.received += len as u64;
-        // A mirror that does not keep up loses its copy: its channel closes early and its content-length is not reached.
-        self.tees.retain(|mirror| mirror.try_send(frame.clone()).is_ok());
     }
 
     fn keep_frame(&mut self, frame: &Frame) {
         self.at += 1;
+        // A mirror that does not keep up loses its copy: its channel closes early and its content-length is not reached.
+        self.tees.retain(|mirror| mirror.try_send(frame.clone()).is_ok());
         let len = if let Frame::Data(data) = frame { data.len() } else { 0 };
         if let Replay::Keep { frames, bytes } = &mut self.replay {
             *bytes += len;
@@ -188,8 +210,6 @@ impl RequestBody {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     fn body(frames: &[&'static [u8]]) -> RequestBody {
@@ -229,6 +249,26 @@ mod tests {
         assert_eq!(all(&mut body).await, b"abc");
         assert!(body.restart());
         assert_eq!(all(&mut body).await, b"abc");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_a_filter_has_held_is_kept_and_mirrored_all_the_same() {
+        let mut body = body(&[b"ab", b"cd", b"ef"]);
+        poll_fn(|cx| body.poll_hold(cx, 3)).await;
+        assert_eq!((body.held_bytes(), body.is_complete()), (4, false));
+        poll_fn(|cx| body.poll_hold(cx, 100)).await;
+        assert_eq!((body.held().map(Bytes::len).sum::<usize>(), body.is_complete()), (6, true));
+        let (mirror, mut copy) = mpsc::channel(8);
+        body.tee(Some(mirror));
+        body.keep();
+        assert_eq!(all(&mut body).await, b"abcdef");
+        assert!(body.restart());
+        assert_eq!(all(&mut body).await, b"abcdef");
+        let mut copied = Vec::new();
+        while let Some(Frame::Data(data)) = copy.recv().await {
+            copied.extend_from_slice(&data);
+        }
+        assert_eq!(copied, b"abcdef");
     }
 
     #[tokio::test]

@@ -296,7 +296,8 @@ impl Published {
         Ok(ConnectionManager {
             config: config.clone(),
             routes,
-            filters: Filters::compile(&config.filters).map_err(|error| format!("http_filters: {error}"))?,
+            filters: Filters::compile(&config.filters, &|name| self.clusters.get(name).cloned())
+                .map_err(|error| format!("http_filters: {error}"))?,
             forwarding: Forwarding::from(&**config),
             path_options: PathOptions::from(&**config),
             access_log: access_logs(&config.access_log, inner)?,
@@ -332,7 +333,9 @@ fn listen(acceptor: &Arc<Acceptor>, config: &config::Listener, inner: &Inner) {
 /// Whether a listener holds live clusters itself, instead of by a named route table.
 fn names_clusters(config: &config::Listener) -> bool {
     config.filter_chains.iter().chain(&config.default_filter_chain).any(|chain| match &chain.filter {
-        NetworkFilter::Http(manager) => matches!(manager.routes, RouteSource::Inline(_)),
+        NetworkFilter::Http(manager) => {
+            matches!(manager.routes, RouteSource::Inline(_)) || manager.filters.iter().any(config::HttpFilter::names_cluster)
+        }
         NetworkFilter::Tcp(_) => true,
     })
 }

@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use prost::Message;
+use skiff_proto::envoy::config::route::v3::FilterConfig;
 use skiff_proto::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use skiff_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use skiff_proto::envoy::extensions::filters::http::fault::v3 as fault;
@@ -14,7 +15,7 @@ use skiff_proto::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute
 use skiff_proto::envoy::extensions::filters::http::router::v3::Router;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use skiff_proto::google::protobuf::Any;
-use skiff_proxy::config::{self, Fraction};
+use skiff_proxy::config::{self, FilterOverride, Fraction};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
 use super::{any, basic, rbac};
@@ -58,7 +59,7 @@ fn filter(name: &str, config: &Any) -> Outcome<Filter> {
         "envoy.extensions.filters.http.router.v3.Router" => Filter::Router(any::unpack(config)?),
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             let message: Rbac = any::unpack(config)?;
-            Filter::Chained(config::HttpFilter::Rbac(Arc::new(rbac::http_filter(&message)?)))
+            Filter::Chained(config::HttpFilter::Rbac(Arc::new(rbac::http_filter(name, &message)?)))
         }
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
             let message: fault::HttpFault = any::unpack(config)?;
@@ -107,13 +108,7 @@ fn alpn(config: &Any) -> Outcome<config::AlpnOverride> {
 pub(super) struct PerRoute {
     pub(super) cors: Option<config::CorsPolicy>,
     pub(super) fault: Option<config::Fault>,
-    pub(super) rbac: Option<Arc<config::Rbac>>,
-}
-
-impl PerRoute {
-    pub(super) fn is_empty(&self) -> bool {
-        self.cors.is_none() && self.fault.is_none() && self.rbac.is_none()
-    }
+    pub(super) filters: config::FilterOverrides,
 }
 
 pub(super) fn per_route(configs: &HashMap<String, Any>) -> Outcome<PerRoute> {
@@ -129,9 +124,18 @@ pub(super) fn per_route(configs: &HashMap<String, Any>) -> Outcome<PerRoute> {
             }
             "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
                 let message: RbacPerRoute = any::unpack(config).at(&at)?;
-                let rules = maybe(message.rbac.as_ref(), "rbac", rbac::http_filter).at(&at)?;
-                let none = config::Rbac { rules: None, shadow_rules: None, shadow_stat_prefix: String::new() };
-                all.rbac = Some(Arc::new(rules.unwrap_or(none)));
+                let rules = maybe(message.rbac.as_ref(), "rbac", |message| rbac::http_filter(name, message)).at(&at)?;
+                // Without rules the filter is off here.
+                let told = rules.map_or(FilterOverride::Disabled, |rules| FilterOverride::Rbac(Arc::new(rules)));
+                all.filters.push((name.clone(), told));
+            }
+            "envoy.config.route.v3.FilterConfig" => {
+                let message: FilterConfig = any::unpack(config).at(&at)?;
+                if !message.disabled || message.config.is_some() {
+                    return invalid("expected disabled: true and no config; other settings stand here without the wrapper")
+                        .at(&at);
+                }
+                all.filters.push((name.clone(), FilterOverride::Disabled));
             }
             other => return invalid(format!("{other} is not supported")).at(&at),
         }

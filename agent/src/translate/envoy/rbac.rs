@@ -11,8 +11,9 @@ use skiff_proxy::config;
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
 use super::{any, basic};
 
-pub(super) fn http_filter(message: &http::Rbac) -> Outcome<config::Rbac> {
+pub(super) fn http_filter(name: &str, message: &http::Rbac) -> Outcome<config::Rbac> {
     Ok(config::Rbac {
+        name: name.to_owned(),
         rules: maybe(message.rules.as_ref(), "rules", rules)?,
         shadow_rules: maybe(message.shadow_rules.as_ref(), "shadow_rules", rules)?,
         shadow_stat_prefix: message.shadow_rules_stat_prefix.clone(),

@@ -12,8 +12,9 @@ use super::outcome::{At, Outcome, each, invalid, maybe, required};
 use super::{any, basic, route_action};
 
 pub(super) fn route_configuration(message: &pb::RouteConfiguration) -> Outcome<config::RouteConfiguration> {
-    if !message.typed_per_filter_config.is_empty() {
-        return invalid("is supported on virtual hosts and routes only").at("typed_per_filter_config");
+    let PerRoute { cors, fault, filters } = http_filter::per_route(&message.typed_per_filter_config)?;
+    if cors.is_some() || fault.is_some() {
+        return invalid("CORS and faults are supported on virtual hosts and routes only").at("typed_per_filter_config");
     }
     Ok(config::RouteConfiguration {
         name: message.name.clone(),
@@ -26,6 +27,7 @@ pub(super) fn route_configuration(message: &pb::RouteConfiguration) -> Outcome<c
             response_remove: &message.response_headers_to_remove,
         }
         .translate()?,
+        filters,
     })
 }
 
@@ -34,9 +36,9 @@ fn virtual_host(message: &pb::VirtualHost) -> Outcome<config::VirtualHost> {
     if message.domains.is_empty() {
         return invalid("is empty").at("domains");
     }
-    let PerRoute { cors, fault, rbac } = http_filter::per_route(&message.typed_per_filter_config)?;
-    if fault.is_some() || rbac.is_some() {
-        return invalid("faults and RBAC are supported on routes only").at("typed_per_filter_config");
+    let PerRoute { cors, fault, filters } = http_filter::per_route(&message.typed_per_filter_config)?;
+    if fault.is_some() {
+        return invalid("faults are supported on routes only").at("typed_per_filter_config");
     }
     let require_tls = match TlsRequirementType::try_from(message.require_tls) {
         Ok(TlsRequirementType::None) => false,
@@ -59,11 +61,12 @@ fn virtual_host(message: &pb::VirtualHost) -> Outcome<config::VirtualHost> {
             response_remove: &message.response_headers_to_remove,
         }
         .translate()?,
+        filters,
     })
 }
 
 fn route(message: &pb::Route) -> Outcome<config::Route> {
-    let PerRoute { cors, fault, rbac } = http_filter::per_route(&message.typed_per_filter_config)?;
+    let PerRoute { cors, fault, filters } = http_filter::per_route(&message.typed_per_filter_config)?;
     let action = match required(message.action.as_ref(), "action")? {
         pb::route::Action::Route(action) => RouteTarget::Forward(Box::new(route_action::route_action(action).at("route")?)),
         pb::route::Action::Redirect(action) => RouteTarget::Redirect(redirect(action).at("redirect")?),
@@ -84,7 +87,7 @@ fn route(message: &pb::Route) -> Outcome<config::Route> {
         .translate()?,
         cors,
         fault,
-        rbac,
+        filters,
     })
 }
 

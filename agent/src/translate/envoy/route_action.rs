@@ -6,7 +6,7 @@ use skiff_proxy::config::{self, Fraction};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
 use super::route::{Mutations, ROUTE_TIMEOUT};
-use super::{any, basic, endpoint, http, http_filter};
+use super::{any, basic, endpoint, http};
 
 pub(super) fn route_action(message: &pb::RouteAction) -> Outcome<config::RouteAction> {
     let metadata_match = endpoint::lb_metadata(message.metadata_match.as_ref()).at("metadata_match")?;
@@ -59,7 +59,7 @@ fn not_found_status(value: i32) -> Outcome<u16> {
 
 fn weighted_clusters(message: &pb::WeightedCluster) -> Outcome<Vec<config::WeightedCluster>> {
     let clusters = each(&message.clusters, "clusters", |cluster| {
-        if !http_filter::per_route(&cluster.typed_per_filter_config)?.is_empty() {
+        if !cluster.typed_per_filter_config.is_empty() {
             return invalid("is supported on virtual hosts and routes only").at("typed_per_filter_config");
         }
         Ok(config::WeightedCluster {

@@ -32,7 +32,9 @@ pub(super) fn http_filters(scope: &Scope<'_>) -> Vec<HttpFilter> {
                 (!policies.is_empty()).then(|| rules(scope, policies, to, Layer::Http))
             };
             let prefix = if to == RbacAction::Deny { "istio_dry_run_deny_" } else { "istio_dry_run_allow_" };
-            let rbac = Rbac { rules: rules(&enforced), shadow_rules: rules(&dry_run), shadow_stat_prefix: prefix.to_owned() };
+            let name = "envoy.filters.http.rbac".to_owned();
+            let rbac =
+                Rbac { name, rules: rules(&enforced), shadow_rules: rules(&dry_run), shadow_stat_prefix: prefix.to_owned() };
             (rbac.rules.is_some() || rbac.shadow_rules.is_some()).then(|| HttpFilter::Rbac(Arc::new(rbac)))
         })
         .collect()

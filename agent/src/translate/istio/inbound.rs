@@ -214,7 +214,7 @@ fn routes(ingress: &Ingress) -> RouteConfiguration {
                 headers: Default::default(),
                 cors: None,
                 fault: None,
-                rbac: None,
+                filters: Vec::new(),
             }],
             ..VirtualHost::default()
         }],

@@ -123,7 +123,7 @@ impl Builder<'_, '_> {
                 headers: http.value.headers.as_ref().map(header_mutations).unwrap_or_default(),
                 cors: http.value.cors_policy.as_ref().map(cors),
                 fault: http.value.fault.as_ref().map(fault),
-                rbac: None,
+                filters: Vec::new(),
             });
         }
         routes

@@ -96,7 +96,7 @@ fn plain_route(name: &str, action: RouteTarget) -> Route {
         headers: Default::default(),
         cors: None,
         fault: None,
-        rbac: None,
+        filters: Vec::new(),
     }
 }
 

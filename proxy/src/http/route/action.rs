@@ -10,7 +10,7 @@ use crate::config::{
     self, CorsPolicy, DirectResponse, Fault, Fraction, HostRewrite, PathRewrite, RetryPolicy, RouteAction, UpgradeType,
 };
 use crate::error::ErrorKind;
-use crate::http::filter::RbacFilter;
+use crate::http::filter::RouteFilters;
 use crate::http::head::{HeaderName, RequestHead, ResponseHead};
 use crate::http::rewrite;
 use crate::stream_info::StreamInfo;
@@ -27,8 +27,8 @@ pub struct Route {
     pub cors: Option<Arc<CorsPolicy>>,
     /// Fault injection.
     pub fault: Option<Fault>,
-    /// Replaces the listener's RBAC filters.
-    pub rbac: Option<Arc<RbacFilter>>,
+    /// What filters are told here.
+    pub filters: RouteFilters,
     pub(super) matched: MatchedPath,
     /// Route, virtual host, route configuration: Envoy's order. Levels without mutations are left out.
     pub(super) mutations: Box<[Arc<HeaderMutations>]>,

@@ -22,11 +22,10 @@ pub use matches::{HeaderMatcher, MatchedPath};
 use self::domains::Domains;
 use self::matches::Condition;
 use self::mutations::HeaderMutations;
-use super::filter::RbacFilter;
+use super::filter::{FilterError, RouteFilters};
 use super::head::RequestHead;
 use super::rewrite;
 use crate::config::{self, RouteConfiguration, RouteTarget};
-use crate::rbac::RbacError;
 use crate::telemetry::format::FormatError;
 use crate::upstream::Cluster;
 
@@ -80,9 +79,9 @@ pub enum RouteError {
     /// A header value that is no valid format.
     #[error(transparent)]
     Format(FormatError),
-    /// A rule of an RBAC override that cannot be compiled.
-    #[error("rbac: {0}")]
-    Rbac(#[from] RbacError),
+    /// What is said to a filter cannot be compiled.
+    #[error("typed_per_filter_config: {0}")]
+    Filter(#[from] FilterError),
     /// A template that is no valid one.
     #[error("URI template {0:?} must start with / and pair its braces")]
     UriTemplate(String),
@@ -95,7 +94,12 @@ impl RouteTable {
     /// # Errors
     /// When a domain, a header mutation, a template or a set of weights is invalid.
     pub fn compile(config: &RouteConfiguration, resolve: Resolve<'_>) -> Result<Self, RouteError> {
-        let mut compiler = Compiler { by_name: named_clusters(config, resolve), config_mutations: None, resolve };
+        let mut compiler = Compiler {
+            by_name: named_clusters(config, resolve),
+            config_mutations: None,
+            config_filters: &config.filters,
+            resolve,
+        };
         compiler.config_mutations = compile_mutations(&config.headers)?;
         let mut domains = Domains::default();
         for (index, host) in config.virtual_hosts.iter().enumerate() {
@@ -136,6 +140,7 @@ impl RouteTable {
 struct Compiler<'a> {
     by_name: Arc<HashMap<Box<[u8]>, ClusterChoice>>,
     config_mutations: Option<Arc<HeaderMutations>>,
+    config_filters: &'a config::FilterOverrides,
     resolve: Resolve<'a>,
 }
 
@@ -178,7 +183,7 @@ impl Compiler<'_> {
             action,
             cors: config.cors.as_ref().or(host.cors.as_ref()).cloned().map(Arc::new),
             fault: config.fault.clone(),
-            rbac: config.rbac.as_ref().map(|rbac| RbacFilter::compile(rbac).map(Arc::new)).transpose()?,
+            filters: RouteFilters::compile([&config.filters, &host.filters, self.config_filters])?,
             matched,
             mutations: mutations.into_iter().flatten().cloned().collect(),
         })
@@ -195,7 +200,7 @@ fn require_tls_route() -> Route {
         action: Action::Redirect(Redirect::RequireTls),
         cors: None,
         fault: None,
-        rbac: None,
+        filters: RouteFilters::default(),
         matched: MatchedPath::Whole,
         mutations: Box::default(),
     }

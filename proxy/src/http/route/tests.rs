@@ -17,7 +17,7 @@ use crate::stream_info::{ConnectionInfo, StreamInfo};
 
 fn route(name: &str, matches: config::RouteMatch, action: RouteTarget) -> config::Route {
     let headers = Mutations::default();
-    config::Route { name: name.into(), matches, action, headers, cors: None, fault: None, rbac: None }
+    config::Route { name: name.into(), matches, action, headers, cors: None, fault: None, filters: Vec::new() }
 }
 
 fn forward(name: &str, matches: config::RouteMatch, change: impl FnOnce(&mut RouteAction)) -> config::Route {
@@ -52,7 +52,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<config::Route>) -> config::Vir
 }
 
 fn configuration(virtual_hosts: Vec<config::VirtualHost>) -> RouteConfiguration {
-    RouteConfiguration { name: "9080".into(), virtual_hosts, ignore_port_in_host_matching: true, headers: Mutations::default() }
+    RouteConfiguration { name: "9080".into(), virtual_hosts, ignore_port_in_host_matching: true, ..Default::default() }
 }
 
 fn compile(virtual_hosts: Vec<config::VirtualHost>) -> RouteTable {

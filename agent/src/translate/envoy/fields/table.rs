@@ -153,6 +153,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ("envoy.config.rbac.v3.SourcedMetadata", &["metadata_matcher", "metadata_source"]),
     ("envoy.extensions.filters.http.rbac.v3.RBAC", &["rules", "shadow_rules", "shadow_rules_stat_prefix"]),
     ("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", &["rbac"]),
+    ("envoy.config.route.v3.FilterConfig", &["config", "disabled"]),
     ("envoy.extensions.filters.network.rbac.v3.RBAC", &["rules"]),
     ("envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig", &["path_template"]),
     (
