@@ -65,11 +65,8 @@ impl Lab {
             Role::Tcp => NetworkFilter::Tcp(Arc::new(TcpProxy {
                 stat_prefix: cluster_name.clone(),
                 clusters: vec![WeightedCluster::only(cluster_name)],
-                idle_timeout: Some(Duration::from_secs(3600)),
-                max_connection_duration: None,
-                max_connect_attempts: 1,
                 access_log,
-                stats: None,
+                ..TcpProxy::default()
             })),
             Role::Http | Role::HttpLog | Role::Http2 => {
                 NetworkFilter::Http(Arc::new(manager(role, &cluster_name, tls.is_some(), access_log)))
@@ -80,6 +77,7 @@ impl Lab {
             matches: FilterChainMatch::default(),
             tls,
             handshake_timeout: Duration::from_secs(15),
+            connection_limit: None,
             rbac: Vec::new(),
             filter,
         };
@@ -90,11 +88,11 @@ impl Lab {
             inspect_tls: false,
             inspect_http: false,
             inspect_timeout: None,
+            continue_on_inspect_timeout: true,
             filter_chains: vec![chain],
             default_filter_chain: None,
             access_log: Vec::new(),
-            max_connections: None,
-        };
+            };
         self.snapshot.listeners.insert(name, Arc::new(listener));
         self
     }

@@ -4,7 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -76,6 +78,13 @@ impl Stream {
         self.socket().and_then(|s| s.local_addr().ok())
     }
 
+    /// Makes the end of the connection a reset rather than a farewell.
+    pub fn reset_on_close(&self) {
+        if let Some(socket) = self.socket() {
+            reset_on_close(socket);
+        }
+    }
+
     /// The socket below, for its options.
     pub fn socket(&self) -> Option<&TcpStream> {
         match self {
@@ -90,6 +99,19 @@ impl Stream {
             Self::Unix(_) | Self::Memory(_) => None,
         }
     }
+}
+
+impl Drop for Prefixed {
+    /// The kernel resets a connection that is closed with unread bytes. Those that sniffing took are unread just as well.
+    fn drop(&mut self) {
+        if self.at < self.prefix.len() {
+            reset_on_close(&self.inner);
+        }
+    }
+}
+
+fn reset_on_close(socket: &TcpStream) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Hands out what is left of `prefix`; whether there was anything.

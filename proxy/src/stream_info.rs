@@ -11,7 +11,7 @@ use crate::http::head::{Headers, RequestHead, ResponseHead, Version};
 use crate::tls::PeerCertificate;
 
 /// Facts of a downstream connection, shared by its requests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectionInfo {
     /// Unique in the process, for logs.
     pub id: u64,
@@ -29,11 +29,29 @@ pub struct ConnectionInfo {
     pub peer: Option<Arc<PeerCertificate>>,
     /// URI SAN of our own certificate on this connection, for `By=` and `%DOWNSTREAM_LOCAL_URI_SAN%`.
     pub local_uri_san: Option<Arc<str>>,
+    /// Why the TLS handshake failed (`%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`).
+    pub transport_failure: Option<Arc<str>>,
     /// When it was accepted.
     pub start: Instant,
 }
 
 impl ConnectionInfo {
+    /// A connection that has just been accepted.
+    pub fn new(id: u64, local: SocketAddr, remote: SocketAddr) -> Self {
+        Self {
+            id,
+            local,
+            remote,
+            server_name: None,
+            tls_version: None,
+            tls_cipher: None,
+            peer: None,
+            local_uri_san: None,
+            transport_failure: None,
+            start: Instant::now(),
+        }
+    }
+
     /// Whether the caller proved an identity.
     pub fn is_mtls(&self) -> bool {
         self.peer.is_some()
@@ -96,6 +114,22 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     /// Upstream attempts made.
     pub attempts: u32,
+    /// Which of the lines of a stream is being written.
+    pub moment: LogMoment,
+}
+
+/// When a log line is written (`%ACCESS_LOG_TYPE%`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogMoment {
+    /// The stream has ended.
+    #[default]
+    End,
+    /// A TCP connection begins.
+    TcpStart,
+    /// The endpoint of a TCP connection has been reached.
+    TcpConnected,
+    /// A TCP connection goes on.
+    TcpPeriodic,
 }
 
 impl StreamInfo {
@@ -123,6 +157,7 @@ impl StreamInfo {
             upstream: None,
             route_name: None,
             attempts: 0,
+            moment: LogMoment::End,
         }
     }
 }

@@ -52,9 +52,10 @@ fn the_profiles_of_the_golden_set_translate_but_for_what_is_listed() {
 }
 
 #[test]
-fn a_limit_of_connections_belongs_to_the_listener() {
+fn a_limit_of_connections_belongs_to_its_chain() {
     let bootstrap = golden("tcp");
-    assert_eq!(bootstrap.snapshot.listeners["127.0.0.1_28492"].max_connections, Some(1));
+    let limited = &bootstrap.snapshot.listeners["127.0.0.1_28492"].filter_chains[0];
+    assert_eq!(limited.connection_limit.map(|limit| limit.max), Some(1));
     assert_eq!(bootstrap.snapshot.listeners["127.0.0.1_28484"].filter_chains[0].rbac.len(), 1);
 }
 

@@ -24,6 +24,7 @@ fn snapshot() -> Snapshot {
         matches: FilterChainMatch::default(),
         tls: None,
         handshake_timeout: Duration::from_secs(15),
+        connection_limit: None,
         rbac: Vec::new(),
         filter: NetworkFilter::Http(Arc::new(http)),
     };
@@ -34,10 +35,10 @@ fn snapshot() -> Snapshot {
         inspect_tls: false,
         inspect_http: false,
         inspect_timeout: None,
+        continue_on_inspect_timeout: true,
         filter_chains: vec![chain],
         default_filter_chain: None,
         access_log: vec![log_to(AccessLogSink::Stdout)],
-        max_connections: None,
     };
     Snapshot { listeners: [("in".to_owned(), Arc::new(listener))].into(), ..Snapshot::default() }
 }

@@ -28,7 +28,8 @@ pub use http::{
     HttpConnectionManager, HttpFilter, RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails, StatsLabels,
 };
 pub use listener::{
-    Address, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TrafficDirection, TransportProtocol,
+    Address, Backoff, ConnectionLimit, FilterChain, FilterChainMatch, Listener, NetworkFilter, SourceType, TcpProxy,
+    TrafficDirection, TransportProtocol,
 };
 pub use matcher::{Fraction, HeaderMatch, HeaderMatcher, Regex, StringMatch, StringMatcher};
 pub use overrides::{FilterOverride, FilterOverrides};

@@ -14,7 +14,7 @@ pub(super) fn of_request(policies: &[HashPolicy], request: &RequestHead, info: &
         let hash = match policy {
             HashPolicy::Header(name) => request.value(name).map(|value| balance::hash(&value)),
             HashPolicy::Cookie { name, .. } => cookie(request, name.as_bytes()).map(balance::hash),
-            HashPolicy::SourceIp => Some(balance::hash(address(info.remote.ip()).as_bytes())),
+            HashPolicy::SourceIp => Some(of_address(info.remote.ip())),
             HashPolicy::QueryParameter(name) => query_parameter(request, name.as_bytes()).map(balance::hash),
         };
         if let Some(hash) = hash {
@@ -24,8 +24,9 @@ pub(super) fn of_request(policies: &[HashPolicy], request: &RequestHead, info: &
     all
 }
 
-fn address(ip: IpAddr) -> String {
-    ip.to_string()
+/// The hash of a caller's address.
+pub(crate) fn of_address(ip: IpAddr) -> u64 {
+    balance::hash(ip.to_string().as_bytes())
 }
 
 /// The value of a cookie.

@@ -12,7 +12,7 @@ mod forward;
 pub mod forwarding;
 pub mod h1;
 pub mod h2;
-mod hash;
+pub(crate) mod hash;
 pub mod head;
 pub mod local_reply;
 pub mod manager;

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -129,11 +129,6 @@ impl Acceptor {
     }
 
     fn hand_over(self: &Arc<Self>, stream: TcpStream, remote: SocketAddr, worker: &Rc<Worker>) {
-        let limit = self.runtime.load().config.max_connections.map_or(u64::MAX, u64::from);
-        if self.connections.load(Ordering::Relaxed) >= limit {
-            self.runtime.load().metrics.connections_overflow.increment(1);
-            return;
-        }
         if let Some(connection) = Connection::open(self.clone(), stream, remote, worker) {
             worker.dispatch(connection);
         }

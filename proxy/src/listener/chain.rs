@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::config::{self, FilterChainMatch, TransportProtocol};
+use crate::config::{self, FilterChainMatch, SourceType, TransportProtocol};
 use crate::drain::Drain;
 use crate::http::manager::ConnectionManager;
 use crate::rbac::Engine;
@@ -39,10 +40,31 @@ pub struct FilterChain {
     pub tls: Option<ServerContext>,
     /// Deadline of the handshake.
     pub handshake_timeout: Duration,
+    /// Limit of open connections.
+    pub connection_limit: Option<config::ConnectionLimit>,
+    /// Connections that count against it.
+    pub open: Arc<AtomicU64>,
     /// Network RBAC.
     pub rbac: Vec<Engine>,
     /// What serves the connection.
     pub filter: Filter,
+}
+
+/// A connection's place in the limit of its chain, given back when dropped.
+pub struct Place(Arc<AtomicU64>);
+
+impl FilterChain {
+    /// A place for one more connection; `None` when all are taken.
+    pub fn place(&self, limit: config::ConnectionLimit) -> Option<Place> {
+        let more = |open: u64| (open < limit.max).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Place(self.open.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The terminal filter.
@@ -81,7 +103,8 @@ impl ListenerRuntime {
 type Rank = Option<u32>;
 
 fn find(chains: &[&FilterChainMatch], seen: &Seen<'_>) -> Option<usize> {
-    let criteria: [fn(&FilterChainMatch, &Seen<'_>) -> Rank; 6] = [port, destination, server_name, transport, protocol, source];
+    let criteria: [fn(&FilterChainMatch, &Seen<'_>) -> Rank; 9] =
+        [port, destination, server_name, transport, protocol, direct_source, source_type, source, source_port];
     let mut left: Vec<usize> = (0..chains.len()).collect();
     for criterion in criteria {
         let best = left.iter().filter_map(|i| criterion(chains[*i], seen)).max()?;
@@ -109,8 +132,25 @@ fn destination(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
     prefixes(&chain.prefix_ranges, seen.local)
 }
 
+fn direct_source(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
+    prefixes(&chain.direct_source_prefix_ranges, seen.remote)
+}
+
+fn source_type(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
+    let near = seen.remote.ip().is_loopback() || seen.remote.ip() == seen.local.ip();
+    match chain.source_type {
+        SourceType::Any => Some(0),
+        SourceType::SameIpOrLoopback => near.then_some(1),
+        SourceType::External => (!near).then_some(1),
+    }
+}
+
 fn source(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
     prefixes(&chain.source_prefix_ranges, seen.remote)
+}
+
+fn source_port(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
+    asks(!chain.source_ports.is_empty(), chain.source_ports.contains(&seen.remote.port()))
 }
 
 fn server_name(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
@@ -131,8 +171,13 @@ fn transport(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
 }
 
 fn protocol(chain: &FilterChainMatch, seen: &Seen<'_>) -> Rank {
-    let offered = |wanted: &String| seen.application_protocols.iter().any(|p| p == wanted.as_bytes());
-    asks(!chain.application_protocols.is_empty(), chain.application_protocols.iter().any(offered))
+    if chain.application_protocols.is_empty() {
+        return Some(0);
+    }
+    // The caller's order counts: its first protocol that any chain asks for decides.
+    let wanted = |offered: &Vec<u8>| chain.application_protocols.iter().any(|wanted| wanted.as_bytes() == offered);
+    let place = seen.application_protocols.iter().position(wanted)?;
+    Some(u32::MAX - u32::try_from(place).unwrap_or(u32::MAX - 1))
 }
 
 #[cfg(test)]
@@ -195,5 +240,47 @@ mod tests {
         ];
         assert_eq!(chosen(&chains, &seen(TransportProtocol::Tls, Some("a.example"), &[])), None);
         assert_eq!(chosen(&chains, &seen(TransportProtocol::Tls, Some("b.example"), &[])), Some(1));
+    }
+
+    #[test]
+    fn the_callers_first_protocol_decides() {
+        let with = |protocol: &str| FilterChainMatch {
+            application_protocols: vec![protocol.into()],
+            ..FilterChainMatch::default()
+        };
+        let chains = [with("http/1.1"), with("h2"), FilterChainMatch::default()];
+        let chosen = |offered: &[&str]| {
+            let offered: Vec<_> = offered.iter().map(|p| p.as_bytes().to_vec()).collect();
+            chosen(&chains, &seen(TransportProtocol::Tls, None, &offered))
+        };
+        assert_eq!(chosen(&["h2", "http/1.1"]), Some(1));
+        assert_eq!(chosen(&["x", "http/1.1", "h2"]), Some(0));
+        assert_eq!(chosen(&["x"]), Some(2));
+        assert_eq!(chosen(&[]), Some(2));
+    }
+
+    #[test]
+    fn where_a_connection_comes_from_decides_last() {
+        let chains = [
+            FilterChainMatch { source_type: SourceType::SameIpOrLoopback, ..FilterChainMatch::default() },
+            FilterChainMatch { source_type: SourceType::External, source_ports: vec![40000], ..FilterChainMatch::default() },
+            FilterChainMatch {
+                direct_source_prefix_ranges: vec!["10.0.0.0/24".parse().unwrap()],
+                source_prefix_ranges: vec!["10.0.0.9/32".parse().unwrap()],
+                ..FilterChainMatch::default()
+            },
+            FilterChainMatch { source_type: SourceType::External, ..FilterChainMatch::default() },
+        ];
+        let chosen = |remote: &str| {
+            let seen = Seen { remote: remote.parse().unwrap(), ..seen(TransportProtocol::RawBuffer, None, &[]) };
+            chosen(&chains, &seen)
+        };
+        assert_eq!(chosen("10.0.0.9:1"), Some(2));
+        // The range of the socket's own address won, and what it wants besides does not fit: no other chain is asked.
+        assert_eq!(chosen("10.0.0.8:1"), None);
+        assert_eq!(chosen("127.0.0.1:40000"), Some(0));
+        assert_eq!(chosen("127.0.0.21:40000"), Some(0));
+        assert_eq!(chosen("10.9.0.1:40000"), Some(1));
+        assert_eq!(chosen("10.9.0.1:40001"), Some(3));
     }
 }

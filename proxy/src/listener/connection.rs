@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::{Filter, FilterChain, ListenerRuntime, Seen};
-use crate::config::TransportProtocol;
+use crate::config::{ConnectionLimit, TransportProtocol};
 use crate::flags::ResponseFlags;
 use crate::http::manager::Connection;
 use crate::net::{Prefixed, Stream};
@@ -27,7 +27,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<ListenerRuntime>, worker: Rc<Worker>) {
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
-    let mut incoming = Incoming { stream, local, remote, seen: Vec::new(), start: Instant::now() };
+    let info = ConnectionInfo::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), local, remote);
+    let mut incoming = Incoming { stream, seen: Vec::new(), info };
     let sniffed = tokio::select! {
         biased;
         sniffed = incoming.sniff(&listener) => sniffed,
@@ -39,23 +40,30 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
         local,
         remote,
         transport: sniffed.transport,
-        server_name: sniffed.server_name.as_deref(),
+        server_name: incoming.info.server_name.as_deref(),
         application_protocols: &sniffed.protocols,
     };
     let Some(chain) = listener.find_chain(&seen).cloned() else {
-        incoming.refuse(&listener, sniffed, "filter_chain_not_found", ResponseFlags::NO_ROUTE_FOUND);
+        let (stream, info) = incoming.into_parts();
+        drop(stream);
+        tracing::debug!(listener = listener.config.name, %remote, "no filter chain matches");
+        log_connection(&listener, info, "filter_chain_not_found".into(), ResponseFlags::NO_ROUTE_FOUND);
         return;
     };
-    let Some((stream, info, alpn)) = incoming.secure(&listener, &chain, sniffed).await else { return };
-    let info = Rc::new(info);
-    if let Filter::Http(_) = &chain.filter
-        && let Some(details) = denied(&chain, &info)
-    {
-        log_connection(&listener, info, details, ResponseFlags::NONE);
-        return;
-    }
+    let _place = match chain.connection_limit.map(|limit| chain.place(limit).ok_or(limit)) {
+        None => None,
+        Some(Ok(place)) => Some(place),
+        Some(Err(limit)) => return over_limit(&listener, &chain, limit, incoming).await,
+    };
+    let (stream, info) = incoming.into_parts();
+    let secured = secure(stream, info.clone(), &listener, &chain, sniffed.protocols);
     match &chain.filter {
         Filter::Http(manager) => {
+            let Ok((stream, info, alpn)) = secured.await else { return };
+            if let Some(details) = denied(&chain, &info) {
+                log_connection(&listener, info, details, ResponseFlags::NONE);
+                return;
+            }
             let mut client_cert = Vec::new();
             if let Some(peer) = &info.peer {
                 let details = manager.config.client_cert_details;
@@ -65,9 +73,26 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
             http::server::serve(Rc::new(connection), stream, alpn.as_deref()).await;
         }
         Filter::Tcp(proxy) => {
-            let denied = denied(&chain, &info);
-            tcp::serve(proxy, stream, info, denied, &worker).await;
+            let secured = async {
+                let (stream, info, _) = secured.await?;
+                let denied = denied(&chain, &info);
+                Ok(tcp::Secured { stream, info, denied })
+            };
+            tcp::serve(proxy, info, secured, &worker).await;
         }
+    }
+}
+
+/// Ends a connection above the limit of its chain.
+async fn over_limit(listener: &ListenerRuntime, chain: &FilterChain, limit: ConnectionLimit, incoming: Incoming) {
+    listener.metrics.connections_overflow.increment(1);
+    if let Some(delay) = limit.delay {
+        tokio::time::sleep(delay).await;
+    }
+    let (stream, info) = incoming.into_parts();
+    drop(stream);
+    if let Filter::Tcp(proxy) = &chain.filter {
+        tcp::refuse(proxy, info);
     }
 }
 
@@ -92,23 +117,21 @@ fn log_connection(listener: &ListenerRuntime, info: Rc<ConnectionInfo>, details:
 /// A connection before its chain is known.
 struct Incoming {
     stream: TcpStream,
-    local: SocketAddr,
-    remote: SocketAddr,
     /// Bytes read while sniffing.
     seen: Vec<u8>,
-    start: Instant,
+    info: ConnectionInfo,
 }
 
 struct Sniffed {
     transport: TransportProtocol,
-    server_name: Option<String>,
     protocols: Vec<Vec<u8>>,
 }
 
 impl Incoming {
-    /// Looks at the first bytes, if the listener asks for it. `None` when the connection closed before anything came.
+    /// Looks at the first bytes, if the listener asks for it. `None` when the connection closed before anything came, or when
+    /// too little came in time.
     async fn sniff(&mut self, listener: &ListenerRuntime) -> Option<Sniffed> {
-        let plaintext = Sniffed { transport: TransportProtocol::RawBuffer, server_name: None, protocols: Vec::new() };
+        let plaintext = Sniffed { transport: TransportProtocol::RawBuffer, protocols: Vec::new() };
         let config = &listener.config;
         if !config.inspect_tls && !config.inspect_http {
             return Some(plaintext);
@@ -116,7 +139,10 @@ impl Incoming {
         let inspect = self.inspect(config.inspect_tls, config.inspect_http);
         match config.inspect_timeout {
             // A server-first protocol: nothing came, so it goes on as plaintext.
-            Some(limit) => tokio::time::timeout(limit, inspect).await.unwrap_or(Some(plaintext)),
+            Some(limit) => match tokio::time::timeout(limit, inspect).await {
+                Ok(sniffed) => sniffed,
+                Err(_) => config.continue_on_inspect_timeout.then_some(plaintext),
+            },
             None => inspect.await,
         }
     }
@@ -129,7 +155,8 @@ impl Incoming {
                     Sniff::NeedMore => {}
                     Sniff::Plaintext => is_plaintext = true,
                     Sniff::Tls { server_name, alpn } => {
-                        return Some(Sniffed { transport: TransportProtocol::Tls, server_name, protocols: alpn });
+                        self.info.server_name = server_name.map(String::into_boxed_str);
+                        return Some(Sniffed { transport: TransportProtocol::Tls, protocols: alpn });
                     }
                 }
             }
@@ -141,7 +168,7 @@ impl Incoming {
                     HttpSniff::NotHttp => Some(Vec::new()),
                 };
                 if let Some(protocols) = protocols {
-                    return Some(Sniffed { transport: TransportProtocol::RawBuffer, server_name: None, protocols });
+                    return Some(Sniffed { transport: TransportProtocol::RawBuffer, protocols });
                 }
             }
             if self.stream.read_buf(&mut self.seen).await.ok()? == 0 {
@@ -150,64 +177,56 @@ impl Incoming {
         }
     }
 
-    fn info(&self, server_name: Option<String>) -> ConnectionInfo {
-        ConnectionInfo {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            local: self.local,
-            remote: self.remote,
-            server_name: server_name.map(String::into_boxed_str),
-            tls_version: None,
-            tls_cipher: None,
-            peer: None,
-            local_uri_san: None,
-            start: self.start,
+    fn into_parts(self) -> (Plain, Rc<ConnectionInfo>) {
+        let stream =
+            if self.seen.is_empty() { Plain::Fresh(self.stream) } else { Plain::Seen(Prefixed::new(self.seen, self.stream)) };
+        (stream, Rc::new(self.info))
+    }
+}
+
+/// A connection as it was accepted, with or without bytes that sniffing took.
+enum Plain {
+    Fresh(TcpStream),
+    Seen(Prefixed),
+}
+
+/// Terminates TLS where the chain asks for it; a handshake that fails gives the facts of the connection with the reason.
+async fn secure(
+    stream: Plain,
+    info: Rc<ConnectionInfo>,
+    listener: &ListenerRuntime,
+    chain: &FilterChain,
+    protocols: Vec<Vec<u8>>,
+) -> Result<(Stream, Rc<ConnectionInfo>, Option<Box<[u8]>>), Rc<ConnectionInfo>> {
+    let Some(context) = &chain.tls else {
+        let http2 = protocols.iter().any(|protocol| protocol == b"h2c").then(|| Box::from(&b"h2"[..]));
+        let stream = match stream {
+            Plain::Fresh(stream) => Stream::Tcp(stream),
+            Plain::Seen(stream) => Stream::Prefixed(stream),
+        };
+        return Ok((stream, info, http2));
+    };
+    let stream = match stream {
+        Plain::Fresh(stream) => Prefixed::new(Vec::new(), stream),
+        Plain::Seen(stream) => stream,
+    };
+    let accept = Box::pin(context.accept(stream));
+    let reason = match tokio::time::timeout(chain.handshake_timeout, accept).await {
+        Ok(Ok((stream, handshake))) => {
+            let info = ConnectionInfo {
+                tls_version: Some(handshake.version),
+                tls_cipher: Some(handshake.cipher),
+                peer: handshake.peer,
+                local_uri_san: handshake.local_uri_san,
+                ..(*info).clone()
+            };
+            return Ok((Stream::TlsServer(Box::new(stream)), Rc::new(info), handshake.alpn));
         }
-    }
-
-    fn refuse(&self, listener: &ListenerRuntime, sniffed: Sniffed, details: &'static str, flags: ResponseFlags) {
-        tracing::debug!(listener = listener.config.name, remote = %self.remote, details, "connection refused");
-        log_connection(listener, Rc::new(self.info(sniffed.server_name)), details.into(), flags);
-    }
-
-    /// Terminates TLS where the chain asks for it.
-    async fn secure(
-        mut self,
-        listener: &ListenerRuntime,
-        chain: &FilterChain,
-        sniffed: Sniffed,
-    ) -> Option<(Stream, ConnectionInfo, Option<Box<[u8]>>)> {
-        let mut info = self.info(sniffed.server_name);
-        let seen = std::mem::take(&mut self.seen);
-        let Some(context) = &chain.tls else {
-            let plain =
-                if seen.is_empty() { Stream::Tcp(self.stream) } else { Stream::Prefixed(Prefixed::new(seen, self.stream)) };
-            return Some((
-                plain,
-                info,
-                sniffed.protocols.into_iter().next().filter(|p| p == b"h2c").map(|_| Box::from(&b"h2"[..])),
-            ));
-        };
-        let failed = |reason: String| {
-            // The one place where a refused certificate shows on this side: Envoy has no access log line for it.
-            listener.metrics.tls_handshake_failures.increment(1);
-            tracing::info!(listener = listener.config.name, remote = %self.remote, reason, "TLS handshake failed");
-        };
-        let accept = Box::pin(context.accept(Prefixed::new(seen, self.stream)));
-        let (stream, handshake) = match tokio::time::timeout(chain.handshake_timeout, accept).await {
-            Ok(Ok(accepted)) => accepted,
-            Ok(Err(error)) => {
-                failed(tls::failure_reason(&error));
-                return None;
-            }
-            Err(_) => {
-                failed("handshake timeout".to_owned());
-                return None;
-            }
-        };
-        info.tls_version = Some(handshake.version);
-        info.tls_cipher = Some(handshake.cipher);
-        info.peer = handshake.peer;
-        info.local_uri_san = handshake.local_uri_san;
-        Some((Stream::TlsServer(Box::new(stream)), info, handshake.alpn))
-    }
+        Ok(Err(error)) => tls::failure_reason(&error),
+        Err(_) => "handshake timeout".to_owned(),
+    };
+    // For HTTP the one place where a refused certificate shows on this side: Envoy has no access log line for it.
+    listener.metrics.tls_handshake_failures.increment(1);
+    tracing::info!(listener = listener.config.name, remote = %info.remote, reason, "TLS handshake failed");
+    Err(Rc::new(ConnectionInfo { transport_failure: Some(reason.into()), ..(*info).clone() }))
 }

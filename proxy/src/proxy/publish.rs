@@ -276,6 +276,8 @@ impl Published {
             matches: chain.matches.clone(),
             tls: tls.map_err(|error| format!("tls: {error}"))?,
             handshake_timeout: chain.handshake_timeout,
+            connection_limit: chain.connection_limit,
+            open: Arc::default(),
             rbac: rbac.map_err(|error| format!("rbac: {error}"))?,
             filter,
         })

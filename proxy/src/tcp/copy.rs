@@ -23,12 +23,14 @@ thread_local! {
 /// Why copying ended.
 #[derive(Debug)]
 pub enum End {
-    /// Both sides have finished.
+    /// Both sides have finished, or a TLS peer went away without a farewell, which ends both directions.
     Finished,
     /// Nothing flowed for too long.
     Idle,
     /// It lived too long.
     MaxDuration,
+    /// [`Copying::run`] was asked to come back at this time; it may go on.
+    Paused,
     /// The caller's side failed.
     Downstream(io::Error),
     /// The endpoint's side failed.
@@ -49,8 +51,12 @@ struct Direction {
     /// What the writer has not taken yet.
     rest: BytesMut,
     read_done: bool,
+    /// The reader ended without TLS's close_notify: nobody is there for the other direction either.
+    truncated: bool,
     shut: bool,
     needs_flush: bool,
+    /// Bytes read and bytes written, to tell whether anything happened.
+    activity: u64,
 }
 
 enum Failure {
@@ -67,7 +73,7 @@ impl Direction {
                     return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero.into())));
                 }
                 self.rest.advance(n);
-                *bytes += n as u64;
+                self.activity += n as u64;
                 self.needs_flush = true;
             }
             if self.read_done {
@@ -103,16 +109,20 @@ impl Direction {
     ) -> Poll<Result<(), Failure>> {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(from).poll_read(cx, &mut read)).map_err(Failure::Read)?;
+            match ready!(Pin::new(from).poll_read(cx, &mut read)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.truncated = true,
+                Err(error) => return Poll::Ready(Err(Failure::Read(error))),
+            }
             let mut data = read.filled();
             if data.is_empty() {
                 self.read_done = true;
                 return Poll::Ready(Ok(()));
             }
+            *bytes += data.len() as u64;
+            self.activity += data.len() as u64;
             if let Poll::Ready(result) = Pin::new(to).poll_write(cx, data) {
-                let n = result.map_err(Failure::Write)?;
-                data = &data[n..];
-                *bytes += n as u64;
+                data = &data[result.map_err(Failure::Write)?..];
                 self.needs_flush = true;
             }
             self.rest.extend_from_slice(data);
@@ -131,50 +141,82 @@ pub async fn copy_both_ways(
     received: &mut u64,
     sent: &mut u64,
 ) -> End {
-    let mut up = Direction { rest: early.0, ..Direction::default() };
-    let mut down = Direction { rest: early.1, ..Direction::default() };
-    let start = Instant::now();
-    let mut last = start;
-    let until = |last: Instant| -> Option<(Instant, bool)> {
-        let idle = limits.idle.map(|d| (last + d, true));
-        let max = limits.max_duration.map(|d| (start + d, false));
-        [idle, max].into_iter().flatten().min()
-    };
-    let mut sleep = until(last).map(|(at, _)| Box::pin(tokio::time::sleep_until(at)));
-    poll_fn(|cx| {
-        let before = *received + *sent;
-        let up_end = up.poll(cx, downstream, upstream, received);
-        let down_end = down.poll(cx, upstream, downstream, sent);
-        match up_end {
-            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(End::Downstream(error)),
-            Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(End::Upstream(error)),
-            _ => {}
-        }
-        match down_end {
-            Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(End::Upstream(error)),
-            Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(End::Downstream(error)),
-            _ => {}
-        }
-        if up_end.is_ready() && down_end.is_ready() {
-            return Poll::Ready(End::Finished);
-        }
-        let Some(sleep) = sleep.as_mut() else { return Poll::Pending };
-        if *received + *sent != before {
-            last = Instant::now();
-        }
-        while sleep.as_mut().poll(cx).is_ready() {
-            // Only when the timer fires is the deadline moved to where the last byte put it.
-            match until(last) {
-                Some((at, is_idle)) if at <= Instant::now() => {
-                    return Poll::Ready(if is_idle { End::Idle } else { End::MaxDuration });
-                }
-                Some((at, _)) => sleep.as_mut().reset(at),
-                None => return Poll::Pending,
+    *received += early.0.len() as u64;
+    *sent += early.1.len() as u64;
+    Copying::new(early).run(downstream, upstream, limits, None, received, sent).await
+}
+
+/// A copy that can be paused.
+#[derive(Debug)]
+pub struct Copying {
+    up: Direction,
+    down: Direction,
+    start: Instant,
+    last: Instant,
+}
+
+impl Copying {
+    /// A copy that begins with these bytes: from the caller, and from the endpoint.
+    pub fn new(early: (BytesMut, BytesMut)) -> Self {
+        let now = Instant::now();
+        let up = Direction { rest: early.0, ..Direction::default() };
+        let down = Direction { rest: early.1, ..Direction::default() };
+        Self { up, down, start: now, last: now }
+    }
+
+    /// As [`copy_both_ways`], and comes back with [`End::Paused`] at `pause`.
+    pub async fn run(
+        &mut self,
+        downstream: &mut Stream,
+        upstream: &mut Stream,
+        limits: Limits,
+        pause: Option<Instant>,
+        received: &mut u64,
+        sent: &mut u64,
+    ) -> End {
+        let start = self.start;
+        let until = |last: Instant| -> Option<(Instant, fn() -> End)> {
+            let idle = limits.idle.map(|d| (last + d, (|| End::Idle) as fn() -> End));
+            let max = limits.max_duration.map(|d| (start + d, (|| End::MaxDuration) as fn() -> End));
+            let pause = pause.map(|at| (at, (|| End::Paused) as fn() -> End));
+            [idle, max, pause].into_iter().flatten().min_by_key(|(at, _)| *at)
+        };
+        let mut sleep = until(self.last).map(|(at, _)| Box::pin(tokio::time::sleep_until(at)));
+        let (up, down, last) = (&mut self.up, &mut self.down, &mut self.last);
+        poll_fn(|cx| {
+            let before = up.activity + down.activity;
+            let up_end = up.poll(cx, downstream, upstream, received);
+            let down_end = down.poll(cx, upstream, downstream, sent);
+            match up_end {
+                Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(End::Downstream(error)),
+                Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(End::Upstream(error)),
+                _ => {}
             }
-        }
-        Poll::Pending
-    })
-    .await
+            match down_end {
+                Poll::Ready(Err(Failure::Read(error))) => return Poll::Ready(End::Upstream(error)),
+                Poll::Ready(Err(Failure::Write(error))) => return Poll::Ready(End::Downstream(error)),
+                _ => {}
+            }
+            let (up_done, down_done) = (up_end.is_ready(), down_end.is_ready());
+            if up_done && (down_done || up.truncated) || down_done && down.truncated {
+                return Poll::Ready(End::Finished);
+            }
+            let Some(sleep) = sleep.as_mut() else { return Poll::Pending };
+            if up.activity + down.activity != before {
+                *last = Instant::now();
+            }
+            while sleep.as_mut().poll(cx).is_ready() {
+                // Only when the timer fires is the deadline moved to where the last byte put it.
+                match until(*last) {
+                    Some((at, end)) if at <= Instant::now() => return Poll::Ready(end()),
+                    Some((at, _)) => sleep.as_mut().reset(at),
+                    None => return Poll::Pending,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 #[cfg(test)]
@@ -223,5 +265,25 @@ mod tests {
         let end = copy_both_ways(&mut downstream, &mut upstream, early, limits, &mut received, &mut sent);
         assert!(matches!(end.await, End::Idle));
         assert_eq!(start.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_copy_goes_on_where_it_was() {
+        let (mut client, mut downstream) = pair();
+        let (mut server, mut upstream) = pair();
+        let limits = Limits { idle: Some(Duration::from_secs(5)), max_duration: None };
+        let mut copying = Copying::new((BytesMut::from(&b"one "[..]), BytesMut::new()));
+        let (mut received, mut sent) = (0, 0);
+        let pause = Some(Instant::now() + Duration::from_secs(1));
+        let end = copying.run(&mut downstream, &mut upstream, limits, pause, &mut received, &mut sent).await;
+        assert!(matches!(end, End::Paused), "{end:?}");
+        client.write_all(b"two").await.unwrap();
+        let start = Instant::now();
+        let end = copying.run(&mut downstream, &mut upstream, limits, None, &mut received, &mut sent).await;
+        assert!(matches!(end, End::Idle), "{end:?}");
+        assert_eq!((start.elapsed(), received), (Duration::from_secs(5), 3));
+        let mut got = [0; 7];
+        server.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"one two");
     }
 }

@@ -1,26 +1,38 @@
 //! The TCP proxy: bytes to an endpoint, with half-close, limits, a log line and metrics when it ends.
+//!
+//! As in Envoy the endpoint is dialled while the caller still shakes hands, and whom network RBAC refuses is told so by
+//! the answer to its first byte. Unlike in Envoy no byte of the endpoint reaches a caller before RBAC has let it pass.
 
 pub mod copy;
+mod dial;
+mod session;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use crate::config;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::flags::ResponseFlags;
 use crate::net::Stream;
 use crate::proxy::Worker;
-use crate::stream_info::{ConnectionInfo, FormatContext, StreamInfo};
+use crate::stream_info::{ConnectionInfo, LogMoment};
 use crate::telemetry::access_log::AccessLogs;
-use crate::telemetry::metrics::{IstioTcpMetrics, TcpSample};
-use crate::upstream::connect::{Connected, connect};
-use crate::upstream::{Cluster, Endpoint, OpenConnection, Outcome, PickContext};
-use copy::{End, Limits, copy_both_ways};
+use crate::telemetry::metrics::IstioTcpMetrics;
+use crate::upstream::Cluster;
+use copy::{Copying, End, Limits};
+use dial::{Upstream, dial};
+use session::Session;
+
+/// Bytes of an endpoint that are read and dropped for a caller that RBAC has refused.
+const WITHHELD: usize = 64 * 1024;
+const CHUNK: usize = 16 * 1024;
 
 /// What [`config::TcpProxy`] is compiled into.
 pub struct TcpProxy {
@@ -34,147 +46,153 @@ pub struct TcpProxy {
     pub metrics: Option<IstioTcpMetrics>,
 }
 
-/// A connection in the log: written and counted when dropped.
-struct Session<'a> {
-    proxy: &'a TcpProxy,
-    info: StreamInfo,
-    endpoint: Option<Arc<Endpoint>>,
-    service: Option<Arc<config::Service>>,
-    opened: bool,
+/// A connection after its handshake.
+pub struct Secured {
+    /// The caller's bytes.
+    pub stream: Stream,
+    /// Facts of the connection, those of TLS included.
+    pub info: Rc<ConnectionInfo>,
+    /// Why network RBAC refuses it.
+    pub denied: Option<Cow<'static, str>>,
 }
 
-impl Session<'_> {
-    fn sample(&self) -> TcpSample<'_> {
-        let inbound = self.info.connection.peer.as_ref();
-        let outbound = self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref());
-        let peer_principal = inbound.or(outbound).map(|peer| peer.principal());
-        TcpSample {
-            service: self.service.as_ref(),
-            peer: self.endpoint.as_ref().and_then(|e| e.workload()),
-            peer_principal,
-            mtls: peer_principal.is_some(),
-            flags: self.info.flags,
-        }
-    }
-
-    fn open(&mut self) {
-        self.opened = true;
-        if let Some(metrics) = &self.proxy.metrics {
-            metrics.opened(&self.sample());
-        }
-    }
-
-    fn fail(&mut self, error: &Error) {
-        let reply = error.kind.reply(None, false);
-        self.info.flags |= reply.flag;
-        if let Some(source) = &error.source {
-            self.info.upstream_transport_failure = Some(Rc::from(source.to_string()));
-        }
-    }
+/// Why there is nothing to copy.
+enum Failure {
+    Handshake(Rc<ConnectionInfo>),
+    Upstream(Error),
 }
 
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        if let Some(metrics) = self.proxy.metrics.as_ref().filter(|_| self.opened) {
-            let sample = self.sample();
-            metrics.transferred(&sample, self.info.bytes_received, self.info.bytes_sent);
-            metrics.closed(&sample);
-        }
-        let context = FormatContext { info: &self.info, request: None, response: None, trailers: None, now: Instant::now() };
-        self.proxy.access_log.log(&context);
-    }
+/// Logs a connection that is refused before anything else happens.
+pub fn refuse(proxy: &TcpProxy, info: Rc<ConnectionInfo>) {
+    drop(Session::new(proxy, info));
 }
 
-/// Serves a connection; `denied` holds the details when network RBAC refused it.
+/// Serves a connection. `secured` shakes hands; when that fails it gives the facts of the connection with the reason.
 pub async fn serve(
     proxy: &TcpProxy,
-    mut downstream: Stream,
     info: Rc<ConnectionInfo>,
-    denied: Option<Cow<'static, str>>,
+    secured: impl Future<Output = Result<Secured, Rc<ConnectionInfo>>>,
     worker: &Worker,
 ) {
-    let mut session = Session { proxy, info: StreamInfo::new(info), endpoint: None, service: None, opened: false };
-    if let Some(details) = denied {
-        session.info.termination_details = Some(details);
-        return;
+    let mut session = Session::new(proxy, info);
+    let life = Life::begin(&proxy.config);
+    if proxy.config.log_on_start {
+        session.log(LogMoment::TcpStart);
     }
-    let Some((cluster, subset)) = choose(proxy) else {
-        session.info.flags |= ResponseFlags::NO_CLUSTER_FOUND;
-        return;
-    };
-    session.info.upstream_cluster = Some(cluster.name().clone());
-    session.service = cluster.current().config().service.clone();
-    let (mut connected, _permit) = match dial(&mut session, &cluster, subset, worker).await {
-        Ok(connected) => connected,
-        Err(error) => {
-            session.fail(&error);
-            return;
+    let established = {
+        let establish = async {
+            tokio::try_join!(
+                async { secured.await.map_err(Failure::Handshake) },
+                async { dial(&mut session, worker).await.map_err(Failure::Upstream) }
+            )
+        };
+        tokio::select! {
+            biased;
+            established = establish => Ok(established),
+            end = life.over() => Err(end),
         }
     };
-    session.info.upstream = Some(Rc::new(connected.info));
+    match established {
+        Ok(Ok((secured, upstream))) => {
+            session.info.connection = secured.info;
+            match secured.denied {
+                Some(details) => deny(&mut session, secured.stream, upstream, details, &life).await,
+                None => carry(&mut session, secured.stream, upstream, &life).await,
+            }
+        }
+        Ok(Err(Failure::Handshake(info))) => session.info.connection = info,
+        Ok(Err(Failure::Upstream(error))) => session.fail(&error),
+        Err(end) => session.ended(&end),
+    }
+}
+
+/// How long a connection may live, from its beginning.
+struct Life {
+    start: Instant,
+    idle: Option<Duration>,
+    max: Option<Duration>,
+}
+
+impl Life {
+    fn begin(config: &config::TcpProxy) -> Self {
+        let jittered = |max: Duration| max.mul_f64(1.0 + config.max_connection_duration_jitter * fastrand::f64());
+        Self { start: Instant::now(), idle: config.idle_timeout, max: config.max_connection_duration.map(jittered) }
+    }
+
+    /// For what remains from now on.
+    fn limits(&self) -> Limits {
+        Limits { idle: self.idle, max_duration: self.max.map(|max| max.saturating_sub(self.start.elapsed())) }
+    }
+
+    /// Waits until it has been idle, or has lived, for too long.
+    async fn over(&self) -> End {
+        let (limit, end) = match (self.idle, self.max) {
+            (idle, Some(max)) if idle.is_none_or(|idle| max < idle) => (max, End::MaxDuration),
+            (Some(idle), _) => (idle, End::Idle),
+            (None, _) => return std::future::pending().await,
+        };
+        tokio::time::sleep_until(self.start + limit).await;
+        end
+    }
+}
+
+/// Copies until the end, with the log lines in between that are asked for.
+async fn carry(session: &mut Session<'_>, mut downstream: Stream, mut upstream: Upstream, life: &Life) {
     session.open();
-    let limits = Limits { idle: proxy.config.idle_timeout, max_duration: proxy.config.max_connection_duration };
-    let early = (BytesMut::new(), BytesMut::new());
-    let info = &mut session.info;
-    match copy_both_ways(&mut downstream, &mut connected.stream, early, limits, &mut info.bytes_received, &mut info.bytes_sent)
-        .await
-    {
-        End::Finished => {}
-        End::Idle => info.flags |= ResponseFlags::STREAM_IDLE_TIMEOUT,
-        End::MaxDuration => info.flags |= ResponseFlags::DURATION_TIMEOUT,
-        End::Downstream(_) => info.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-        End::Upstream(_) => info.flags |= ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+    let config = &session.proxy.config;
+    if config.log_on_connected {
+        session.log(LogMoment::TcpConnected);
     }
-}
-
-fn choose(proxy: &TcpProxy) -> Option<(Arc<Cluster>, &BTreeMap<String, String>)> {
-    let total: u32 = proxy.clusters.iter().map(|(_, weighted)| weighted.weight).sum();
-    let mut at = if total > 0 { fastrand::u32(0..total) } else { 0 };
-    for (cluster, weighted) in &proxy.clusters {
-        if at < weighted.weight || total == 0 {
-            return cluster.clone().map(|cluster| (cluster, &weighted.metadata_match));
+    let limits = life.limits();
+    let mut flush = config.log_interval.map(|interval| Instant::now() + interval);
+    let mut copying = Copying::new((BytesMut::new(), BytesMut::new()));
+    let end = loop {
+        let info = &mut session.info;
+        let (received, sent) = (&mut info.bytes_received, &mut info.bytes_sent);
+        match copying.run(&mut downstream, &mut upstream.stream, limits, flush, received, sent).await {
+            End::Paused => {
+                session.log(LogMoment::TcpPeriodic);
+                flush = flush.zip(config.log_interval).map(|(last, interval)| last + interval);
+            }
+            end => break end,
         }
-        at -= weighted.weight;
+    };
+    session.ended(&end);
+    if session.info.flags.intersects(ResponseFlags::UPSTREAM_REMOTE_RESET) {
+        downstream.reset_on_close();
     }
-    None
 }
 
-/// Connects, to one endpoint after the other as often as the configuration allows.
-async fn dial(
-    session: &mut Session<'_>,
-    cluster: &Arc<Cluster>,
-    subset: &BTreeMap<String, String>,
-    worker: &Worker,
-) -> Result<(Connected, OpenConnection), Error> {
-    let attempts = session.proxy.config.max_connect_attempts.max(1);
-    let mut tried = Vec::new();
+/// Waits for the first byte of a caller that network RBAC refuses, or for its farewell.
+async fn deny(session: &mut Session<'_>, mut downstream: Stream, mut upstream: Upstream, details: Cow<'static, str>, life: &Life) {
+    let mut from_caller = vec![0; CHUNK];
+    let mut from_endpoint = vec![0; CHUNK];
+    let mut withheld = 0;
     loop {
-        session.info.attempts += 1;
-        let permit = cluster.breakers().connections.acquire().map_err(|kind| {
-            cluster.metrics(worker.metrics()).connection_overflow.increment(1);
-            Error::new(kind)
-        })?;
-        let attempt = session.info.attempts - 1;
-        let context = PickContext { hash: None, subset: Some(subset), attempt, exclude: &tried, exclude_attempts: attempts };
-        let endpoint = cluster.pick(&context).map_err(Error::new)?;
-        session.info.upstream_host = Some(endpoint.host().clone());
-        session.endpoint = Some(endpoint.clone());
-        match connect(cluster, &endpoint, None).await {
-            Ok(connected) => {
-                cluster.report(&endpoint, Outcome::TcpConnected);
-                return Ok((connected, OpenConnection::new(permit, cluster.metrics(worker.metrics()))));
-            }
-            Err(error) => {
-                cluster.report(&endpoint, Outcome::LocalOriginFailure);
-                cluster.metrics(worker.metrics()).connect_failures.increment(1);
-                if session.info.attempts >= attempts {
-                    if error.kind != ErrorKind::Overflow {
-                        session.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
-                    }
-                    return Err(error);
+        tokio::select! {
+            biased;
+            end = life.over() => return session.ended(&end),
+            read = downstream.read(&mut from_caller) => {
+                match read {
+                    Ok(len) => session.info.bytes_received = len as u64,
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                    Err(_) => return,
                 }
-                tried.push(endpoint);
+                session.info.termination_details = Some(details);
+                return;
             }
+            read = upstream.stream.read(&mut from_endpoint), if withheld < WITHHELD => match read {
+                Ok(len) if len > 0 => withheld += len,
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                    session.ended(&End::Upstream(error));
+                    downstream.reset_on_close();
+                    return;
+                }
+                _ => {
+                    withheld = WITHHELD;
+                    let _ = downstream.shutdown().await;
+                }
+            },
         }
     }
 }

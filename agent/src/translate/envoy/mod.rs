@@ -19,6 +19,7 @@ mod outcome;
 mod rbac;
 mod route;
 mod route_action;
+mod tcp;
 mod tls;
 
 use std::fmt;

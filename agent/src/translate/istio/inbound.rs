@@ -116,6 +116,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, output: &mut Outpu
         matches: shape.matches,
         tls: shape.tls,
         handshake_timeout: HANDSHAKE_TIMEOUT,
+        connection_limit: None,
         rbac: rbac.clone(),
         filter: filter.clone(),
     };
@@ -126,10 +127,10 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, output: &mut Outpu
         inspect_tls,
         inspect_http: false,
         inspect_timeout: None,
+        continue_on_inspect_timeout: true,
         filter_chains: shapes.into_iter().map(chain).collect(),
         default_filter_chain: None,
         access_log: scope.listener_access_log(),
-        max_connections: None,
     }
 }
 
@@ -142,10 +143,9 @@ fn tcp_filter(scope: &Scope<'_>, ingress: &Ingress) -> TcpProxy {
         stat_prefix: name.clone(),
         clusters: vec![WeightedCluster::only(name)],
         idle_timeout: Some(TCP_IDLE),
-        max_connection_duration: None,
-        max_connect_attempts: 1,
         access_log: scope.access_log.clone(),
         stats: Some(Arc::clone(&scope.inbound_stats)),
+        ..TcpProxy::default()
     };
     apply_tcp_pool(&mut proxy, connection_pool(scope, ingress));
     proxy

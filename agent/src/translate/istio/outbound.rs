@@ -124,7 +124,7 @@ fn listener(
         filter_chains: Vec::new(),
         default_filter_chain: None,
         access_log: Vec::new(),
-        max_connections: None,
+        continue_on_inspect_timeout: true,
     };
     if protocol.is_http() {
         let routes = routes::add(scope, import, &name, address.port(), protocol == Protocol::HttpProxy, selection, output);
@@ -152,7 +152,15 @@ fn listener(
 }
 
 fn chain(name: String, matches: FilterChainMatch, filter: NetworkFilter) -> FilterChain {
-    FilterChain { name, matches, tls: None, handshake_timeout: HANDSHAKE_TIMEOUT, rbac: Vec::new(), filter }
+    FilterChain {
+        name,
+        matches,
+        tls: None,
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        connection_limit: None,
+        rbac: Vec::new(),
+        filter,
+    }
 }
 
 /// What `istio.alpn` offers upstream in the mesh.
@@ -306,10 +314,9 @@ impl TcpListener<'_, '_> {
             stat_prefix,
             clusters,
             idle_timeout: Some(TCP_IDLE),
-            max_connection_duration: None,
-            max_connect_attempts: 1,
             access_log: self.scope.access_log.clone(),
             stats: Some(Arc::clone(&self.scope.outbound_stats)),
+            ..TcpProxy::default()
         }
     }
 }

@@ -9,7 +9,7 @@ use super::grpc::{GrpcStatusStyle, grpc_status};
 use super::lookup::{Lookup, query_param, query_params, without_query};
 use super::output::Output;
 use crate::http::head::Version;
-use crate::stream_info::{FormatContext, StreamInfo};
+use crate::stream_info::{FormatContext, LogMoment, StreamInfo};
 use crate::tls::PeerCertificate;
 
 /// An operator with the limit that `:N` sets.
@@ -194,7 +194,13 @@ impl Operator {
             Self::GrpcStatus(style) => grpc_status(context).is_some_and(|status| style.write(status, out)),
             Self::Peer(side, fact) => side.certificate(info).is_some_and(|peer| fact.write(peer, out)),
             Self::UniqueId => write_uuid(out),
-            Self::AccessLogType => out.trusted(if info.protocol.is_some() { b"DownstreamEnd" } else { b"TcpConnectionEnd" }),
+            Self::AccessLogType => out.trusted(match info.moment {
+                LogMoment::End if info.protocol.is_some() => b"DownstreamEnd",
+                LogMoment::End => b"TcpConnectionEnd",
+                LogMoment::TcpStart => b"TcpConnectionStart",
+                LogMoment::TcpConnected => b"TcpUpstreamConnected",
+                LogMoment::TcpPeriodic => b"TcpPeriodic",
+            }),
             Self::ResponseCodeDetails { allow_whitespace: true } => out.text(Some(&info.details)),
             Self::DownstreamLocalUriSan => out.text(info.connection.local_uri_san.as_deref()),
             Self::DownstreamTlsVersion => out.text(info.connection.tls_version),
