@@ -1,7 +1,7 @@
 //! Rendering Istio's access log line.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use criterion::Criterion;
 use http::StatusCode;
@@ -51,17 +51,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
 
 /// A request that went well.
 fn stream() -> StreamInfo {
-    let connection = Rc::new(ConnectionInfo {
-        id: 1,
-        local: "127.0.0.1:9080".parse().unwrap(),
-        remote: "10.0.0.9:40000".parse().unwrap(),
-        server_name: None,
-        tls_version: None,
-        tls_cipher: None,
-        peer: None,
-        local_uri_san: None,
-        start: Instant::now(),
-    });
+    let connection = Rc::new(ConnectionInfo::new(1, "127.0.0.1:9080".parse().unwrap(), "10.0.0.9:40000".parse().unwrap()));
     let mut info = StreamInfo::new(connection);
     let after = |milliseconds| Some(info.start + Duration::from_millis(milliseconds));
     info.request_end = after(0);

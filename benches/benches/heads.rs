@@ -1,7 +1,6 @@
 //! Heads on their way through: parsed, prepared, written.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use criterion::{BatchSize, Criterion};
 use skiff_proxy::config::{HttpConnectionManager, RouteConfiguration, RouteSource, TrafficDirection};
@@ -61,17 +60,7 @@ fn forwarding(criterion: &mut Criterion) {
     let mut manager = HttpConnectionManager::new("inbound", TrafficDirection::Inbound, routes);
     manager.normalize_path = true;
     let (forwarding, paths) = (Forwarding::from(&manager), PathOptions::from(&manager));
-    let connection = Rc::new(ConnectionInfo {
-        id: 1,
-        local: "127.0.0.1:9080".parse().unwrap(),
-        remote: "10.0.0.9:40000".parse().unwrap(),
-        server_name: None,
-        tls_version: None,
-        tls_cipher: None,
-        peer: None,
-        local_uri_san: None,
-        start: Instant::now(),
-    });
+    let connection = Rc::new(ConnectionInfo::new(1, "127.0.0.1:9080".parse().unwrap(), "10.0.0.9:40000".parse().unwrap()));
     let limits = HeadLimits::default();
     let mut request = RequestHead::new();
     parse_request(REQUEST, &limits, &mut request).unwrap();

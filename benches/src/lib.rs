@@ -92,7 +92,7 @@ impl Lab {
             filter_chains: vec![chain],
             default_filter_chain: None,
             access_log: Vec::new(),
-            };
+        };
         self.snapshot.listeners.insert(name, Arc::new(listener));
         self
     }

@@ -32,6 +32,8 @@ pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option
     let codec = match (config.codec, alpn) {
         (Codec::Http1, _) => Codec::Http1,
         (Codec::Http2, _) | (Codec::Auto, Some(b"h2" | b"istio-h2")) => Codec::Http2,
+        // What was agreed on counts, whatever the bytes look like.
+        (Codec::Auto, Some(b"http/1.1" | b"http/1.0" | b"istio-http/1.1" | b"istio-http/1.0")) => Codec::Http1,
         (Codec::Auto, _) => Codec::Auto,
     };
     match codec {

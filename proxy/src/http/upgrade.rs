@@ -50,7 +50,7 @@ impl Tunnel {
         let info = &mut exchange.info;
         let early = (early_up, early_down);
         match copy_both_ways(&mut down, &mut up, early, limits, &mut info.bytes_received, &mut info.bytes_sent).await {
-            End::Finished | End::MaxDuration => {}
+            End::Finished | End::MaxDuration | End::Paused => {}
             End::Idle => info.flags |= ResponseFlags::STREAM_IDLE_TIMEOUT,
             End::Downstream(_) => info.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
             End::Upstream(_) => info.flags |= ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,

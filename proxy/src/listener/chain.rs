@@ -244,10 +244,8 @@ mod tests {
 
     #[test]
     fn the_callers_first_protocol_decides() {
-        let with = |protocol: &str| FilterChainMatch {
-            application_protocols: vec![protocol.into()],
-            ..FilterChainMatch::default()
-        };
+        let with =
+            |protocol: &str| FilterChainMatch { application_protocols: vec![protocol.into()], ..FilterChainMatch::default() };
         let chains = [with("http/1.1"), with("h2"), FilterChainMatch::default()];
         let chosen = |offered: &[&str]| {
             let offered: Vec<_> = offered.iter().map(|p| p.as_bytes().to_vec()).collect();

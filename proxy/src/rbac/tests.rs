@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use serde_json::json;
 
@@ -17,15 +16,9 @@ fn connection(uri: Option<&str>) -> ConnectionInfo {
         chain: vec![],
     });
     ConnectionInfo {
-        id: 1,
-        local: "127.0.0.1:9080".parse().unwrap(),
-        remote: "[::ffff:127.0.0.1]:40000".parse().unwrap(),
         server_name: Some("Outbound.example".into()),
-        tls_version: None,
-        tls_cipher: None,
         peer: peer.map(Arc::new),
-        local_uri_san: None,
-        start: Instant::now(),
+        ..ConnectionInfo::new(1, "127.0.0.1:9080".parse().unwrap(), "[::ffff:127.0.0.1]:40000".parse().unwrap())
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) async fn dial(session: &mut Session<'_>, worker: &Worker) -> Result<U
     let attempts = proxy.config.max_connect_attempts.max(1);
     let mut tried = Vec::new();
     loop {
-        let (cluster, subset) = choose(proxy).ok_or_else(|| Error::new(ErrorKind::NoCluster))?;
+        let (cluster, subset) = choose(proxy).ok_or_else(|| Error::new(ErrorKind::NoCluster(503)))?;
         session.info.upstream_cluster = Some(cluster.name().clone());
         session.service.clone_from(&cluster.current().config().service);
         let permit = cluster.breakers().connections.acquire().map_err(|kind| {

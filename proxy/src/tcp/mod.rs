@@ -81,10 +81,10 @@ pub async fn serve(
     }
     let established = {
         let establish = async {
-            tokio::try_join!(
-                async { secured.await.map_err(Failure::Handshake) },
-                async { dial(&mut session, worker).await.map_err(Failure::Upstream) }
-            )
+            let dialled = async { dial(&mut session, worker).await.map_err(Failure::Upstream) };
+            let secured = async { secured.await.map_err(Failure::Handshake) };
+            // The endpoint first: it is dialled even for a caller whose first bytes are its last.
+            tokio::try_join!(biased; dialled, secured)
         };
         tokio::select! {
             biased;
@@ -93,7 +93,7 @@ pub async fn serve(
         }
     };
     match established {
-        Ok(Ok((secured, upstream))) => {
+        Ok(Ok((upstream, secured))) => {
             session.info.connection = secured.info;
             match secured.denied {
                 Some(details) => deny(&mut session, secured.stream, upstream, details, &life).await,
@@ -164,7 +164,13 @@ async fn carry(session: &mut Session<'_>, mut downstream: Stream, mut upstream: 
 }
 
 /// Waits for the first byte of a caller that network RBAC refuses, or for its farewell.
-async fn deny(session: &mut Session<'_>, mut downstream: Stream, mut upstream: Upstream, details: Cow<'static, str>, life: &Life) {
+async fn deny(
+    session: &mut Session<'_>,
+    mut downstream: Stream,
+    mut upstream: Upstream,
+    details: Cow<'static, str>,
+    life: &Life,
+) {
     let mut from_caller = vec![0; CHUNK];
     let mut from_endpoint = vec![0; CHUNK];
     let mut withheld = 0;

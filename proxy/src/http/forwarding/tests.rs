@@ -1,7 +1,7 @@
 //! What Envoy 1.40 made of heads: the recorded scenarios named in each test.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::StatusCode;
 
@@ -50,15 +50,9 @@ fn connection(mtls: bool) -> ConnectionInfo {
         chain: Vec::new(),
     };
     ConnectionInfo {
-        id: 1,
-        local: "127.0.0.1:28092".parse().unwrap(),
-        remote: "127.0.0.1:40000".parse().unwrap(),
-        server_name: None,
         tls_version: mtls.then_some("TLSv1.3"),
-        tls_cipher: None,
         peer: mtls.then(|| Arc::new(peer)),
-        local_uri_san: None,
-        start: Instant::now(),
+        ..ConnectionInfo::new(1, "127.0.0.1:28092".parse().unwrap(), "127.0.0.1:40000".parse().unwrap())
     }
 }
 

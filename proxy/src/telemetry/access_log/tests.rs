@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics::Counter;
 use metrics::atomics::AtomicU64;
@@ -20,17 +20,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn info() -> StreamInfo {
     let address = "127.0.0.1:1".parse().unwrap();
-    StreamInfo::new(Rc::new(ConnectionInfo {
-        id: 0,
-        local: address,
-        remote: address,
-        server_name: None,
-        tls_version: None,
-        tls_cipher: None,
-        peer: None,
-        local_uri_san: None,
-        start: Instant::now(),
-    }))
+    StreamInfo::new(Rc::new(ConnectionInfo::new(0, address, address)))
 }
 
 fn context(info: &StreamInfo) -> FormatContext<'_> {

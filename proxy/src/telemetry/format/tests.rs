@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Method, StatusCode};
 
@@ -23,17 +23,7 @@ fn socket(text: &str) -> SocketAddr {
 }
 
 fn connection() -> ConnectionInfo {
-    ConnectionInfo {
-        id: 7,
-        local: socket("127.0.0.1:28080"),
-        remote: socket("127.0.0.1:50123"),
-        server_name: None,
-        tls_version: None,
-        tls_cipher: None,
-        peer: None,
-        local_uri_san: None,
-        start: Instant::now(),
-    }
+    ConnectionInfo::new(7, socket("127.0.0.1:28080"), socket("127.0.0.1:50123"))
 }
 
 fn certificate() -> PeerCertificate {

@@ -180,10 +180,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ("envoy.extensions.filters.http.fault.v3.FaultAbort", &["percentage", "http_status", "grpc_status"]),
     ("envoy.extensions.filters.common.fault.v3.FaultDelay", &["percentage", "fixed_delay"]),
     ("envoy.extensions.filters.http.router.v3.Router", &["suppress_envoy_headers", "strict_check_headers"]),
-    (
-        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
-        &["max_connections", "delay", "runtime_enabled"],
-    ),
+    ("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit", &["max_connections", "delay", "runtime_enabled"]),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         &[
