@@ -80,6 +80,8 @@ pub enum ErrorKind {
     DownstreamReset,
     /// The caller broke the protocol in the body.
     DownstreamProtocol,
+    /// The caller sent more trailers than a head may hold.
+    DownstreamTooLarge,
 }
 
 /// A failure of the data path.
@@ -133,7 +135,8 @@ impl Error {
             | K::MaxStreamDuration { .. }
             | K::DownstreamClosed
             | K::DownstreamReset
-            | K::DownstreamProtocol => Side::Downstream,
+            | K::DownstreamProtocol
+            | K::DownstreamTooLarge => Side::Downstream,
         }
     }
 }
@@ -176,7 +179,8 @@ impl ErrorKind {
             | Self::MaxStreamDuration { .. }
             | Self::DownstreamClosed
             | Self::DownstreamReset
-            | Self::DownstreamProtocol => None,
+            | Self::DownstreamProtocol
+            | Self::DownstreamTooLarge => None,
         }
     }
 
@@ -226,6 +230,9 @@ impl ErrorKind {
             Self::DownstreamClosed => fixed(0, "", F::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
             Self::DownstreamReset => fixed(0, "", F::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
             Self::DownstreamProtocol => fixed(400, "Bad Request", F::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error"),
+            Self::DownstreamTooLarge => {
+                fixed(431, "Request Header Fields Too Large", F::DOWNSTREAM_PROTOCOL_ERROR, "http1.headers_too_large")
+            }
         }
     }
 }

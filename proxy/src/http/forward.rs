@@ -445,7 +445,7 @@ impl Attempts<'_> {
 
     fn request_broken(&mut self, error: &Error) -> Failed {
         match error.kind {
-            ErrorKind::DownstreamProtocol => {
+            ErrorKind::DownstreamProtocol | ErrorKind::DownstreamTooLarge => {
                 self.exchange.close = true;
                 // What had been sent of the request is thrown away with its connection, which the log therefore leaves out.
                 self.exchange.info.upstream = None;

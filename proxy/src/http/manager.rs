@@ -66,6 +66,15 @@ impl ConnectionManager {
 
     /// Brings a request into the form that routing and filters rely on, or says why it is refused.
     pub fn admit(&self, exchange: &mut Exchange) -> Result<(), LocalReply> {
+        // In Envoy's order: who names no host hears of that first.
+        if !exchange.request.has_authority() {
+            exchange.close = true;
+            return Err(Refusal::MISSING_HOST.into());
+        }
+        if exchange.request.method.as_str() == "QUERY" && !exchange.request.headers.contains(Known::ContentType) {
+            exchange.close = true;
+            return Err(LocalReply::empty(StatusCode::BAD_REQUEST, "query_missing_content_type"));
+        }
         if exchange.request.method != Method::CONNECT {
             self.normalize_path(exchange)?;
         }
@@ -96,6 +105,7 @@ impl ConnectionManager {
                 if let Some(path) = path {
                     exchange.request.set_path(&path);
                 }
+                exchange.close |= status == StatusCode::BAD_REQUEST.as_u16();
                 Err(LocalReply::empty(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), details))
             }
         }

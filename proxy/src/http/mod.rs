@@ -27,5 +27,6 @@ pub mod route;
 pub mod server;
 pub mod subrequest;
 pub mod timers;
+mod underscores;
 pub mod upgrade;
 mod upstream;

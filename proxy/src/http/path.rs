@@ -145,9 +145,13 @@ fn apply(received: &[u8], options: PathOptions) -> PathOutcome {
             None => return reject((with_query(&path) != received).then(|| with_query(&path))),
         }
     }
-    if options.merge_slashes {
+    if options.merge_slashes && path.windows(2).any(|two| two == b"//") {
         let path = path.to_mut();
         path.dedup_by(|b, a| *a == b'/' && *b == b'/');
+        // Envoy joins the segments between a first and a last slash: where there is no segment both stay.
+        if path == b"/" {
+            path.push(b'/');
+        }
     }
     let rewritten = with_query(&path);
     if redirect {
@@ -221,7 +225,8 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
             Class::Percent => match escape_at(path, at - 1) {
                 Some(0) => return None,
                 Some(value) => {
-                    if is_unreserved(value) && !completes_escape(&out, value) {
+                    if is_unreserved(value) {
+                        escape_stray_percent(&mut out, value, path.get(at + 2));
                         out.push(value);
                     } else {
                         out.extend_from_slice(&path[at - 1..at + 2]);
@@ -242,14 +247,16 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Whether `digit` would make an escape of a stray percent sign at the end of `out`.
-fn completes_escape(out: &[u8], digit: u8) -> bool {
-    let stray = match out {
-        [.., b'%'] => true,
-        [.., b'%', first] => hex(*first).is_some(),
-        _ => false,
+/// Escapes a stray percent sign at the end of `out` that would become an escape by `digit`, which was one itself, alone or
+/// with the character that is `next`.
+fn escape_stray_percent(out: &mut Vec<u8>, digit: u8, next: Option<&u8>) {
+    let is_hex = |byte: u8| hex(byte).is_some();
+    let at = match out.as_slice() {
+        [.., b'%'] if is_hex(digit) && next.is_some_and(|next| is_hex(*next)) => out.len(),
+        [.., b'%', first] if is_hex(*first) && is_hex(digit) => out.len() - 1,
+        _ => return,
     };
-    stray && hex(digit).is_some()
+    out.splice(at..at, *b"25");
 }
 
 fn is_unreserved(byte: u8) -> bool {
@@ -273,10 +280,15 @@ enum DotSegment {
 }
 
 fn dot_segment(path: &[u8], after: usize) -> DotSegment {
-    // The slash that ends the segment goes with it; the one before it stays.
+    // The slash that ends the segment goes with it; the one before it stays. Parameters belong to the segment: servers that
+    // know them take `..;x` for `..`.
     let end = |at: usize| match path.get(at) {
         None => Some(0),
         Some(b'/' | b'\\') => Some(1),
+        Some(b';') => {
+            let rest = &path[at..];
+            Some(rest.iter().position(|b| matches!(b, b'/' | b'\\')).map_or(rest.len(), |slash| slash + 1))
+        }
         Some(_) => None,
     };
     if let Some(slash) = end(after) {

@@ -93,7 +93,8 @@ fn failure_matches(on: &RetryOn, kind: ErrorKind, head_sent: bool) -> bool {
         | ErrorKind::MaxStreamDuration { .. }
         | ErrorKind::DownstreamClosed
         | ErrorKind::DownstreamReset
-        | ErrorKind::DownstreamProtocol => false,
+        | ErrorKind::DownstreamProtocol
+        | ErrorKind::DownstreamTooLarge => false,
     }
 }
 

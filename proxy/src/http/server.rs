@@ -23,8 +23,8 @@ use crate::drain::FIRST_REQUEST_GRACE;
 use crate::error::{ErrorKind, Reply};
 use crate::net;
 
-/// How an HTTP/2 connection begins (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How an HTTP/2 connection begins (RFC 9113 §3.4), as far as Envoy looks before it is sure.
+const PREFACE: &[u8] = b"PRI * HTTP/2";
 
 /// Serves a connection until it closes.
 pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option<&[u8]>) {
@@ -54,7 +54,7 @@ async fn detect(connection: &Connection, mut stream: net::Stream, idle: Option<D
     let mut seen = Vec::new();
     let read = async {
         loop {
-            // No longer than the preface: what else has come stays in the kernel for the codec.
+            // No longer than that: what else has come stays in the kernel for the codec.
             let mut chunk = [0; PREFACE.len()];
             match stream.read(&mut chunk[seen.len()..]).await {
                 Ok(0) | Err(_) => return None,
@@ -105,6 +105,10 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
                 refuse(&connection, &server, heads, reply).await;
                 break;
             }
+            Next::Abandoned => {
+                abandoned(&connection, heads);
+                break;
+            }
             Next::Close => break,
         }
     }
@@ -114,6 +118,8 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
 enum Next {
     Request(RequestStart),
     Refuse(Reply),
+    /// The caller went away inside a head.
+    Abandoned,
     Close,
 }
 
@@ -147,14 +153,22 @@ async fn wait(
     let read = tokio::select! {
         biased;
         read = server.read_head(head) => read,
-        () = sleep(config.request_headers_timeout), if config.request_headers_timeout.is_some() => {
-            return Next::Refuse(ErrorKind::HeaderTimeout.reply(None, false));
-        }
+        kind = head_deadline(config) => return Next::Refuse(kind.reply(None, false)),
     };
     match read {
         Ok(Some(start)) => Next::Request(start),
         Err(ReadError::Head(error)) => Next::Refuse(error.reply()),
-        Ok(None) | Err(ReadError::Truncated | ReadError::Io { .. }) => Next::Close,
+        Err(ReadError::Truncated | ReadError::Io { received: true, .. }) => Next::Abandoned,
+        Ok(None) | Err(ReadError::Io { received: false, .. }) => Next::Close,
+    }
+}
+
+/// Waits until a head that has begun must be complete: for Envoy the stream begins with its first byte.
+async fn head_deadline(config: &HttpConnectionManager) -> ErrorKind {
+    let on = |limit: Option<Duration>| limit.filter(|limit| !limit.is_zero());
+    tokio::select! {
+        () = sleep(on(config.request_headers_timeout)) => ErrorKind::HeaderTimeout,
+        () = sleep(on(config.stream_idle_timeout)) => ErrorKind::StreamIdle { request_complete: false },
     }
 }
 
@@ -242,13 +256,30 @@ async fn exchange(
     Some((server, heads, end))
 }
 
-/// Answers a head that could not be read, with a log line of its own.
-async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, (head, response): Heads, reply: Reply) {
-    let mut out = Responder::Http1 { connection: server.clone(), request_is_head: false, http10: false };
+/// An exchange about a head that could not be read: nothing of it may be used, and nothing of the one before either, whose
+/// memory it has.
+fn unread(connection: &Rc<Connection>, (mut head, response): Heads) -> Exchange {
+    head.clear();
     let mut exchange = Exchange::new(connection.clone(), head, response);
     exchange.close = true;
     exchange.malformed = true;
     exchange.info.protocol = Some(Version::Http11);
+    exchange
+}
+
+/// Logs a request whose caller went away before its head was complete.
+fn abandoned(connection: &Rc<Connection>, heads: Heads) {
+    let mut exchange = unread(connection, heads);
+    let gone = ErrorKind::DownstreamClosed.reply(None, false);
+    exchange.info.flags |= gone.flag;
+    exchange.info.details = gone.details;
+    exchange.finish();
+}
+
+/// Answers a head that could not be read, with a log line of its own.
+async fn refuse(connection: &Rc<Connection>, server: &ServerConnection, heads: Heads, reply: Reply) {
+    let mut out = Responder::Http1 { connection: server.clone(), request_is_head: false, http10: false };
+    let mut exchange = unread(connection, heads);
     let body = RequestBody::new(Source::Empty, BodySize::Empty);
     exchange.reply(&body, &mut out, reply.into(), None).await;
     exchange.finish();

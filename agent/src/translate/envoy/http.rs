@@ -160,11 +160,9 @@ fn common_options(message: &core::HttpProtocolOptions, to: &mut config::HttpConn
     to.max_headers_count = basic::count(message.max_headers_count.as_ref(), to.max_headers_count);
     to.headers_with_underscores = match Underscores::try_from(message.headers_with_underscores_action) {
         Ok(Underscores::Allow) => config::HeadersWithUnderscores::Allow,
-        // Applications take `x_user` for `x-user`: to forward what was to be stopped would open a way round policies.
-        _ => {
-            let reason = "expected ALLOW: the data plane cannot reject or drop such headers yet";
-            return invalid(reason).at("headers_with_underscores_action");
-        }
+        Ok(Underscores::RejectRequest) => config::HeadersWithUnderscores::RejectRequest,
+        Ok(Underscores::DropHeader) => config::HeadersWithUnderscores::DropHeader,
+        Err(_) => return invalid("expected ALLOW, REJECT_REQUEST or DROP_HEADER").at("headers_with_underscores_action"),
     };
     Ok(())
 }

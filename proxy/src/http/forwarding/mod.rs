@@ -97,7 +97,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    const MISSING_HOST: Self = Self { status: 400, flag: ResponseFlags::NONE, details: "missing_host_header", body: "" };
+    pub(super) const MISSING_HOST: Self =
+        Self { status: 400, flag: ResponseFlags::NONE, details: "missing_host_header", body: "" };
     const CONNECTION_HEADER: Self = Self {
         status: 400,
         flag: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,

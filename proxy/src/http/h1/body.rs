@@ -9,9 +9,7 @@ use crate::http::head::{Headers, Known};
 
 /// Bytes of chunk extensions that one body may carry: they are dropped, so each is pure overhead.
 const MAX_EXTENSION_BYTES: u32 = 16 * 1024;
-/// Bytes of a trailer section.
-const MAX_TRAILER_BYTES: usize = 16 * 1024;
-/// Fields of a trailer section.
+/// Fields of a trailer section that is kept.
 const MAX_TRAILERS: usize = 100;
 
 /// How the end of a body is found.
@@ -48,9 +46,12 @@ pub enum DecodeError {
     /// Too many bytes of chunk extensions.
     #[error("chunk extensions too large")]
     Extensions,
-    /// A trailer section that is malformed or too large.
+    /// A trailer section that is malformed.
     #[error("malformed trailers")]
     Trailers,
+    /// A trailer section larger than a head may be.
+    #[error("trailers too large")]
+    TrailersTooLarge,
 }
 
 /// One step of a [`Decoder`].
@@ -81,12 +82,13 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the start of a body. Trailers are checked, and dropped unless `keep_trailers`.
-    pub fn new(framing: Framing, keep_trailers: bool) -> Self {
+    /// A decoder at the start of a body. Trailers, of `max_trailer_bytes` at the most, are checked, and dropped unless
+    /// `keep_trailers`.
+    pub fn new(framing: Framing, keep_trailers: bool, max_trailer_bytes: usize) -> Self {
         match framing {
             Framing::None | Framing::Length(0) => Self::Done,
             Framing::Length(length) => Self::Length(length),
-            Framing::Chunked => Self::Chunked(Chunked { keep_trailers, ..Chunked::default() }),
+            Framing::Chunked => Self::Chunked(Chunked { keep_trailers, max_trailer_bytes, ..Chunked::default() }),
             Framing::UntilClose => Self::UntilClose,
         }
     }
@@ -105,14 +107,18 @@ impl Decoder {
         }
     }
 
-    /// Takes the next piece from the start of `buf`.
+    /// Takes the next piece from the start of `buf`: of a chunked body all that is there, so that what comes with a malformed
+    /// chunk goes nowhere.
     ///
     /// # Errors
     /// The body is malformed; nothing after this point of the connection means anything.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, DecodeError> {
         match self {
             Self::Done => Ok(Decoded::End),
-            _ if buf.is_empty() => Ok(Decoded::NeedMore),
+            Self::Chunked(chunked) if buf.is_empty() && chunked.trailers.is_none() && chunked.failed.is_none() => {
+                Ok(Decoded::NeedMore)
+            }
+            Self::Length(_) | Self::UntilClose if buf.is_empty() => Ok(Decoded::NeedMore),
             Self::Length(left) => {
                 let data = take(buf, *left);
                 *left -= data.len() as u64;
@@ -124,7 +130,7 @@ impl Decoder {
             Self::UntilClose => Ok(Decoded::Data(std::mem::take(buf).freeze())),
             Self::Chunked(chunked) => {
                 let decoded = chunked.decode(buf)?;
-                if chunked.state == State::End {
+                if chunked.state == State::End && chunked.trailers.is_none() {
                     *self = Self::Done;
                 }
                 Ok(decoded)
@@ -157,6 +163,12 @@ pub struct Chunked {
     left: u64,
     extension_bytes: u32,
     keep_trailers: bool,
+    max_trailer_bytes: usize,
+    trailer_bytes: usize,
+    /// Read together with the last data, which goes first.
+    trailers: Option<Box<Headers>>,
+    /// Found behind the last data, which as with Envoy counts all the same.
+    failed: Option<DecodeError>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,6 +191,49 @@ enum State {
 
 impl Chunked {
     fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded, DecodeError> {
+        if let Some(trailers) = self.trailers.take() {
+            return Ok(Decoded::Trailers(trailers));
+        }
+        if let Some(failed) = self.failed {
+            return Err(failed);
+        }
+        let mut gathered: Option<Bytes> = None;
+        loop {
+            let next = match self.next(buf) {
+                Err(failed) if self.is_past_data() && gathered.is_some() => {
+                    self.failed = Some(failed);
+                    Decoded::NeedMore
+                }
+                next => next?,
+            };
+            match (next, gathered.take()) {
+                (Decoded::Data(data), None) => gathered = Some(data),
+                (Decoded::Data(data), Some(before)) => {
+                    let mut joined = before.try_into_mut().unwrap_or_else(|before| {
+                        let mut copy = BytesMut::with_capacity(before.len() + data.len() + buf.len());
+                        copy.extend_from_slice(&before);
+                        copy
+                    });
+                    joined.extend_from_slice(&data);
+                    gathered = Some(joined.freeze());
+                }
+                (end, None) => return Ok(end),
+                (end, Some(data)) => {
+                    if let Decoded::Trailers(trailers) = end {
+                        self.trailers = Some(trailers);
+                    }
+                    return Ok(Decoded::Data(data));
+                }
+            }
+        }
+    }
+
+    /// Whether the size of the last chunk, which is zero, has been read.
+    fn is_past_data(&self) -> bool {
+        self.left == 0 && matches!(self.state, State::Digits | State::Extension | State::SizeLf | State::Trailers)
+    }
+
+    fn next(&mut self, buf: &mut BytesMut) -> Result<Decoded, DecodeError> {
         loop {
             match self.state {
                 State::Data => {
@@ -192,7 +247,8 @@ impl Chunked {
                     }
                     return Ok(Decoded::Data(data));
                 }
-                State::Trailers => return self.trailers(buf),
+                State::Trailers if self.keep_trailers => return self.read_trailers(buf),
+                State::Trailers => return self.drop_trailers(buf),
                 State::End => return Ok(Decoded::End),
                 _ => {
                     let Some(byte) = buf.first().copied() else { return Ok(Decoded::NeedMore) };
@@ -224,7 +280,8 @@ impl Chunked {
             (State::SizeLf, b'\n') if self.left == 0 => State::Trailers,
             (State::SizeLf, b'\n') => State::Data,
             (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size,
+            // A bare LF ends the data of a chunk for Envoy, too; what goes on is chunked anew.
+            (State::DataCr | State::DataLf, b'\n') => State::Size,
             _ => return Err(DecodeError::Chunk),
         })
     }
@@ -234,15 +291,15 @@ impl Chunked {
         if self.extension_bytes > MAX_EXTENSION_BYTES { Err(DecodeError::Extensions) } else { Ok(()) }
     }
 
-    fn trailers(&mut self, buf: &mut BytesMut) -> Result<Decoded, DecodeError> {
+    fn read_trailers(&mut self, buf: &mut BytesMut) -> Result<Decoded, DecodeError> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
         let section = match httparse::parse_headers(buf, &mut fields).map_err(|_| DecodeError::Trailers)? {
-            httparse::Status::Complete((bytes, fields)) => Some((bytes, self.kept(fields))),
+            httparse::Status::Complete((bytes, fields)) => Some((bytes, Self::kept(fields))),
             httparse::Status::Partial => None,
         };
         let bytes = section.as_ref().map_or(buf.len(), |(bytes, _)| *bytes);
-        if bytes > MAX_TRAILER_BYTES {
-            return Err(DecodeError::Trailers);
+        if bytes > self.max_trailer_bytes {
+            return Err(DecodeError::TrailersTooLarge);
         }
         let Some((bytes, trailers)) = section else { return Ok(Decoded::NeedMore) };
         buf.advance(bytes);
@@ -250,11 +307,30 @@ impl Chunked {
         Ok(trailers.map_or(Decoded::End, Decoded::Trailers))
     }
 
-    /// The trailers that may be seen: never one that would frame, route or describe the message anew.
-    fn kept(&self, fields: &[httparse::Header<'_>]) -> Option<Box<Headers>> {
-        if !self.keep_trailers || fields.is_empty() {
-            return None;
+    /// Reads past the section line by line; a line that could be none is an error all the same.
+    fn drop_trailers(&mut self, buf: &mut BytesMut) -> Result<Decoded, DecodeError> {
+        while let Some(lf) = buf.iter().position(|b| *b == b'\n') {
+            let line = buf[..lf].strip_suffix(b"\r").unwrap_or(&buf[..lf]);
+            let (end, good) = (line.is_empty(), is_trailer(line, self.trailer_bytes > 0));
+            self.trailer_bytes += lf + 1;
+            buf.advance(lf + 1);
+            if end {
+                self.state = State::End;
+                return Ok(Decoded::End);
+            }
+            if !good {
+                return Err(DecodeError::Trailers);
+            }
+            if self.trailer_bytes > self.max_trailer_bytes {
+                return Err(DecodeError::TrailersTooLarge);
+            }
         }
+        let bytes = self.trailer_bytes + buf.len();
+        if bytes > self.max_trailer_bytes { Err(DecodeError::TrailersTooLarge) } else { Ok(Decoded::NeedMore) }
+    }
+
+    /// The trailers that may be seen: never one that would frame, route or describe the message anew.
+    fn kept(fields: &[httparse::Header<'_>]) -> Option<Box<Headers>> {
         let mut trailers = Box::new(Headers::new());
         for field in fields.iter().filter(|field| !field.name.eq_ignore_ascii_case("host")) {
             trailers.push(field.name.as_bytes(), field.value);
@@ -267,6 +343,21 @@ impl Chunked {
         });
         (!trailers.is_empty()).then_some(trailers)
     }
+}
+
+/// Whether a line can be a field, or go on with the one before.
+fn is_trailer(line: &[u8], continued: bool) -> bool {
+    let value = if continued && matches!(line.first(), Some(b' ' | b'\t')) {
+        line
+    } else {
+        let Some(colon) = line.iter().position(|b| *b == b':') else { return false };
+        let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+        if colon == 0 || !line[..colon].iter().all(is_token) {
+            return false;
+        }
+        &line[colon + 1..]
+    };
+    value.iter().all(|b| !b.is_ascii_control() || *b == b'\t')
 }
 
 /// Turns a body into bytes.

@@ -319,7 +319,7 @@ impl Inner {
         let informational = head.status.is_informational() && !parsed.upgraded;
         if !informational {
             self.awaiting_head = false;
-            self.decoder = Decoder::new(parsed.framing, options.enable_trailers);
+            self.decoder = Decoder::new(parsed.framing, options.enable_trailers, options.limits.max_bytes);
             self.keep_alive = parsed.keep_alive && !parsed.upgraded;
         }
         Poll::Ready(Ok(ResponseStart {

@@ -44,7 +44,9 @@ pub fn encode_request(head: &RequestHead, size: BodySize, case: HeaderCase, out:
         let name: &[u8] = if case == HeaderCase::Lower { b"host" } else { b"Host" };
         write_field(name, head.authority(), HeaderCase::Lower, out);
     }
-    let bodiless = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
+    let upgrade = head.headers.contains(Known::Upgrade);
+    let bodiless =
+        upgrade || matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT);
     let framing = match size {
         BodySize::Empty => Framing::None,
         BodySize::Known(length) => Framing::Length(length),
@@ -78,6 +80,9 @@ pub fn encode_response(head: &ResponseHead, size: BodySize, write: WriteHead, ca
     let (framing, length) = match size {
         _ if status < 200 || status == 204 || write.tunnel => (Framing::None, Length::Drop),
         _ if (write.request_is_head || status == 304) && has_length => (Framing::None, Length::Keep),
+        // A length would be that of what is not sent, and nobody knows it.
+        _ if status == 304 => (Framing::None, Length::Drop),
+        BodySize::Known(0) if write.request_is_head => (Framing::None, Length::Drop),
         BodySize::Known(length) if write.request_is_head => (Framing::None, Length::Write(length)),
         _ if write.request_is_head => (Framing::None, Length::Drop),
         BodySize::Empty => (Framing::None, Length::Write(0)),
@@ -97,7 +102,7 @@ pub fn encode_response(head: &ResponseHead, size: BodySize, write: WriteHead, ca
     }
     write_length(missing, case, out);
     // A HEAD answer is framed as the GET's would be.
-    let like_chunked = write.request_is_head && !write.http10 && !write.tunnel && status >= 200 && status != 204;
+    let like_chunked = write.request_is_head && !write.http10 && !write.tunnel && status >= 200 && !matches!(status, 204 | 304);
     if framing == Framing::Chunked || (like_chunked && matches!(length, Length::Drop)) {
         write_field(b"transfer-encoding", b"chunked", case, out);
     }

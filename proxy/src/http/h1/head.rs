@@ -5,20 +5,23 @@
 
 mod fields;
 mod second_look;
+mod target;
 
 use std::mem::MaybeUninit;
 
 use http::{Method, StatusCode};
-use smallvec::SmallVec;
 
 pub(super) use self::fields::offers_upgrade;
 use self::fields::{Facts, request_framing, response_framing};
 pub(super) use self::second_look::Progress;
 use self::second_look::{Look, explain_request, second_look};
+use self::target::{check_authority, known_method, set_target};
 use super::body::Framing;
+use crate::config::HeadersWithUnderscores;
 use crate::error::Reply;
 use crate::flags::ResponseFlags;
 use crate::http::head::{Known, RequestHead, ResponseHead, Scheme, Version};
+use crate::http::underscores::apply as apply_underscores;
 
 /// Fields for which there is room on the stack; larger limits take a heap allocation per parse.
 const INLINE_HEADERS: usize = 128;
@@ -38,6 +41,8 @@ pub struct HeadLimits {
     pub allow_https_target: bool,
     /// Remember how names are spelled.
     pub preserve_case: bool,
+    /// What happens to names with an underscore.
+    pub underscores: HeadersWithUnderscores,
 }
 
 impl Default for HeadLimits {
@@ -50,6 +55,7 @@ impl Default for HeadLimits {
             allow_chunked_length: false,
             allow_https_target: false,
             preserve_case: false,
+            underscores: HeadersWithUnderscores::Allow,
         }
     }
 }
@@ -72,9 +78,21 @@ pub enum HeadError {
     /// Any transfer coding but exactly one `chunked`.
     #[error("http1.invalid_transfer_encoding")]
     InvalidTransferEncoding,
-    /// A Host or target authority that can't be one.
+    /// A Host that can't be one.
     #[error("http.invalid_authority")]
     InvalidAuthority,
+    /// A target that is neither a path nor a plain URL, or none that the method can have.
+    #[error("http1.invalid_url")]
+    InvalidUrl,
+    /// A URL whose scheme is not HTTP's.
+    #[error("http1.invalid_scheme")]
+    InvalidScheme,
+    /// CONNECT with a body.
+    #[error("http1.body_disallowed")]
+    BodyDisallowed,
+    /// A name with an underscore, where those are refused.
+    #[error("http1.unexpected_underscore")]
+    UnexpectedUnderscore,
     /// `connection` nominates a header that a caller must not take away.
     #[error("http1.connection_header_rejected")]
     ConnectionHeaderRejected,
@@ -96,6 +114,10 @@ impl HeadError {
             Self::ContentLengthAndChunked => "http1.content_length_and_chunked_not_allowed",
             Self::InvalidTransferEncoding => "http1.invalid_transfer_encoding",
             Self::InvalidAuthority => "http.invalid_authority",
+            Self::InvalidUrl => "http1.invalid_url",
+            Self::InvalidScheme => "http1.invalid_scheme",
+            Self::BodyDisallowed => "http1.body_disallowed",
+            Self::UnexpectedUnderscore => "http1.unexpected_underscore",
             Self::ConnectionHeaderRejected => "http1.connection_header_rejected",
             Self::HeadersTooLarge => "http1.headers_too_large",
             Self::TooManyHeaders => "http1.too_many_headers",
@@ -109,6 +131,10 @@ impl HeadError {
             | Self::InvalidCharacters
             | Self::ContentLengthAndChunked
             | Self::InvalidAuthority
+            | Self::InvalidUrl
+            | Self::InvalidScheme
+            | Self::BodyDisallowed
+            | Self::UnexpectedUnderscore
             | Self::ConnectionHeaderRejected => (400, "Bad Request"),
             Self::LowVersion => (426, "Upgrade Required"),
             Self::InvalidTransferEncoding => (501, "Not Implemented"),
@@ -289,6 +315,9 @@ fn tokens_of_request(buf: &[u8], limits: &HeadLimits, head: &mut RequestHead) ->
         }
         facts.add(&mut head.headers, field, block)?;
     }
+    if limits.underscores != HeadersWithUnderscores::Allow && !apply_underscores(limits.underscores, &mut head.headers) {
+        return Err(HeadError::UnexpectedUnderscore.into());
+    }
     let target_scheme = set_target(head, target.as_bytes(), limits)?;
     let connection = facts.connection(&mut head.headers, head.version)?;
     if let Some(host) = host
@@ -337,7 +366,8 @@ fn tokens_of_response(
         facts.add(&mut head.headers, field, block)?;
     }
     let upgraded = status == 101 || (request.connect && head.status.is_success());
-    if status == 101 && !request.upgrade {
+    // Nobody asked, or nobody says to what: what follows is nothing that we or the caller could read.
+    if status == 101 && !(request.upgrade && facts.upgrades > 0) {
         return Err(HeadError::Malformed.into());
     }
     let framing = response_framing(&facts, status, request, limits)?;
@@ -347,102 +377,6 @@ fn tokens_of_response(
     }
     let keep_alive = keep_alive && framing != Framing::UntilClose;
     Ok(Some(ParsedResponse { consumed, framing, keep_alive, upgraded }))
-}
-
-/// The methods that Envoy's parser knows (it spells `MSEARCH` so).
-fn known_method(name: &[u8]) -> Option<Method> {
-    const EXTENSIONS: [&[u8]; 25] = [
-        b"ACL",
-        b"BIND",
-        b"CHECKOUT",
-        b"COPY",
-        b"LINK",
-        b"LOCK",
-        b"MERGE",
-        b"MKACTIVITY",
-        b"MKCALENDAR",
-        b"MKCOL",
-        b"MOVE",
-        b"MSEARCH",
-        b"NOTIFY",
-        b"PROPFIND",
-        b"PROPPATCH",
-        b"PURGE",
-        b"REBIND",
-        b"REPORT",
-        b"SEARCH",
-        b"SOURCE",
-        b"SUBSCRIBE",
-        b"UNBIND",
-        b"UNLINK",
-        b"UNLOCK",
-        b"UNSUBSCRIBE",
-    ];
-    Some(match name {
-        b"GET" => Method::GET,
-        b"POST" => Method::POST,
-        b"PUT" => Method::PUT,
-        b"HEAD" => Method::HEAD,
-        b"DELETE" => Method::DELETE,
-        b"OPTIONS" => Method::OPTIONS,
-        b"PATCH" => Method::PATCH,
-        b"CONNECT" => Method::CONNECT,
-        b"TRACE" => Method::TRACE,
-        _ if EXTENSIONS.contains(&name) => Method::from_bytes(name).ok()?,
-        _ => return None,
-    })
-}
-
-/// Sets path and, where the target carries one, authority; says the scheme of an absolute-form target.
-fn set_target(head: &mut RequestHead, target: &[u8], limits: &HeadLimits) -> Result<Option<Scheme>, HeadError> {
-    if !target.is_ascii() {
-        return Err(HeadError::Malformed);
-    }
-    if head.method == Method::CONNECT {
-        if target.is_empty() {
-            return Err(HeadError::Malformed);
-        }
-        check_authority(target)?;
-        head.set_authority(target);
-        return Ok(None);
-    }
-    if target.first() == Some(&b'/') || target == b"*" {
-        head.set_path(target);
-        return Ok(None);
-    }
-    let (scheme, rest) = if let Some(rest) = strip_prefix_ignore_case(target, b"http://") {
-        (Scheme::Http, rest)
-    } else if let Some(rest) = strip_prefix_ignore_case(target, b"https://").filter(|_| limits.allow_https_target) {
-        (Scheme::Https, rest)
-    } else {
-        return Err(HeadError::Malformed);
-    };
-    let (authority, path) = rest.split_at(rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len()));
-    let authority = authority.iter().rposition(|b| *b == b'@').map_or(authority, |at| &authority[at + 1..]);
-    if authority.is_empty() {
-        return Err(HeadError::Malformed);
-    }
-    check_authority(authority)?;
-    head.set_authority(authority);
-    if path.first() == Some(&b'/') {
-        head.set_path(path);
-    } else {
-        let mut rooted = SmallVec::<[u8; 128]>::from_slice(b"/");
-        rooted.extend_from_slice(path);
-        head.set_path(&rooted);
-    }
-    Ok(Some(scheme))
-}
-
-fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
-    let (start, rest) = text.split_at_checked(prefix.len())?;
-    start.eq_ignore_ascii_case(prefix).then_some(rest)
-}
-
-/// The characters of RFC 3986's authority without `@`: user-info in Host lets a name look like another.
-fn check_authority(authority: &[u8]) -> Result<(), HeadError> {
-    let fits = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b);
-    if authority.iter().all(fits) { Ok(()) } else { Err(HeadError::InvalidAuthority) }
 }
 
 #[cfg(test)]

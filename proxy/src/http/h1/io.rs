@@ -142,8 +142,7 @@ impl Io {
                 self.progress.note(&self.input);
             }
             if self.eof {
-                let blank = self.input.iter().all(|b| matches!(b, b'\r' | b'\n'));
-                return Poll::Ready(if blank { Ok(None) } else { Err(HeadFault::Truncated) });
+                return Poll::Ready(if self.input.is_empty() { Ok(None) } else { Err(HeadFault::Truncated) });
             }
             let scratch = ready!(self.poll_scratch(cx)).map_err(HeadFault::Io)?;
             if !self.input.is_empty() || scratch.is_empty() {

@@ -9,4 +9,5 @@ pub mod client;
 pub mod encode;
 pub mod head;
 mod io;
+mod probe;
 pub mod server;

@@ -14,6 +14,7 @@ pub use super::encode::WriteHead;
 use super::encode::{HeaderCase, encode_response};
 use super::head::{HeadError, HeadLimits, parse_request};
 use super::io::{HeadFault, Io, MAX_AHEAD};
+use super::probe::Probe;
 use crate::config::HttpConnectionManager;
 use crate::error::ErrorKind;
 use crate::http::body::{BodySize, Frame};
@@ -50,6 +51,7 @@ impl ServerOptions {
                 allow_chunked_length: http1.allow_chunked_length,
                 allow_https_target: tls,
                 preserve_case: http1.preserve_case,
+                underscores: manager.headers_with_underscores,
             },
             enable_trailers: http1.enable_trailers,
             case: match (http1.preserve_case, http1.proper_case) {
@@ -115,6 +117,7 @@ impl BodyError {
     /// What it means when it was the caller's body.
     pub fn downstream_kind(&self) -> ErrorKind {
         match self {
+            Self::Malformed(DecodeError::TrailersTooLarge) => ErrorKind::DownstreamTooLarge,
             Self::Malformed(_) => ErrorKind::DownstreamProtocol,
             Self::Truncated | Self::Io(_) => ErrorKind::DownstreamClosed,
         }
@@ -148,6 +151,10 @@ struct Inner {
     close: bool,
     /// The socket failed or the input stopped making sense.
     broken: bool,
+    /// The head of the response has been written.
+    answering: bool,
+    /// Looks for a caller that has sent its FIN and may be gone altogether.
+    probe: Option<Box<Probe>>,
 }
 
 impl ServerConnection {
@@ -162,6 +169,8 @@ impl ServerConnection {
             keep_alive: true,
             close: false,
             broken: false,
+            answering: false,
+            probe: None,
         };
         Self { inner: Rc::new(RefCell::new(inner)) }
     }
@@ -220,6 +229,7 @@ impl ServerConnection {
         let case = inner.options.case;
         let framing = encode_response(head, body, write, case, inner.io.output.tail());
         inner.encoder = Encoder::new(framing);
+        inner.answering = true;
         inner.close = write.close || framing == super::body::Framing::UntilClose;
     }
 
@@ -285,8 +295,8 @@ impl ServerConnection {
         poll_fn(|cx| self.poll_ready(cx)).await
     }
 
-    /// Resolves when the caller is gone for sure: the connection was reset, or writing failed. A FIN is only remembered, and
-    /// at most 64 KiB are read ahead.
+    /// Resolves when the caller is gone for sure: the connection was reset, or writing failed. A FIN alone does not say so; see
+    /// [`Probe`]. At most 64 KiB are read ahead.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.inner.borrow_mut().poll_closed(cx)
     }
@@ -314,10 +324,18 @@ impl ServerConnection {
 
     /// Closes: sends a FIN, then reads and drops what still comes, for [`ServerOptions::linger`] and up to a bound. Flush
     /// first, under a time-out of your own: what is unsent after the linger is lost. A plain close with unread input would make
-    /// the kernel send a RST, and the caller might lose the last answer.
+    /// the kernel send a RST, and the caller might lose the last answer. A caller that is still sending its request is given
+    /// that time before the FIN, as by Envoy: some give up on the answer when they see it.
     pub async fn shutdown(&self) {
-        let linger = self.inner.borrow().options.linger;
+        let (linger, sending) = {
+            let inner = self.inner.borrow();
+            (inner.options.linger, !inner.broken && !inner.decoder.is_done())
+        };
         let mut dropped = 0;
+        if sending {
+            let drain = poll_fn(|cx| self.inner.borrow_mut().poll_drain(cx, &mut dropped));
+            let _ = tokio::time::timeout(linger, drain).await;
+        }
         let close = poll_fn(|cx| self.inner.borrow_mut().poll_shutdown(cx, &mut dropped));
         // The outcome does not matter: the connection ends either way.
         let _ = tokio::time::timeout(linger, close).await;
@@ -361,12 +379,14 @@ impl Inner {
         {
             head.set_authority(host.as_bytes());
         }
-        self.decoder = Decoder::new(parsed.framing, options.enable_trailers);
+        self.decoder = Decoder::new(parsed.framing, options.enable_trailers, options.limits.max_bytes);
         self.encoder = Encoder::Nothing;
         self.http10 = head.version == Version::Http10;
         // What follows an upgrade that fails may be meant for the tunnel: it must never be taken for a request.
         self.keep_alive = parsed.keep_alive && !parsed.upgrade;
         self.close = false;
+        self.answering = false;
+        self.probe = None;
         Poll::Ready(Ok(Some(RequestStart {
             body: parsed.framing.size(),
             keep_alive: self.keep_alive,
@@ -390,13 +410,31 @@ impl Inner {
             if self.broken {
                 return Poll::Ready(());
             }
-            if self.io.eof || self.io.input.len() >= MAX_AHEAD {
+            if self.io.eof {
+                return self.poll_probe(cx);
+            }
+            if self.io.input.len() >= MAX_AHEAD {
                 return Poll::Pending;
             }
             if ready!(self.io.poll_fill(cx, 0)).is_err() {
                 self.broken = true;
             }
         }
+    }
+
+    fn poll_probe(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let probe = self.probe.get_or_insert_with(|| Box::new(Probe::new(self.io.stream.socket())));
+        if probe.poll_due(cx) && !self.answering && !self.http10 && self.io.output.is_empty() {
+            let head = ResponseHead::new(http::StatusCode::CONTINUE);
+            encode_response(&head, BodySize::Empty, WriteHead::default(), self.options.case, self.io.output.tail());
+        }
+        let flushed = if self.answering { Poll::Pending } else { self.io.poll_flush(cx) };
+        let gone = probe.poll_gone(cx).is_ready();
+        if gone || matches!(self.note_failure(flushed), Poll::Ready(Err(_))) {
+            self.broken = true;
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>, dropped: &mut usize) -> Poll<io::Result<()>> {
@@ -406,6 +444,12 @@ impl Inner {
         }
         ready!(self.io.poll_flush(cx))?;
         ready!(std::pin::Pin::new(&mut self.io.stream).poll_shutdown(cx))?;
+        self.poll_drain(cx, dropped)
+    }
+
+    /// Reads and drops until the peer has closed, or enough is enough.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, dropped: &mut usize) -> Poll<io::Result<()>> {
+        ready!(self.io.poll_flush(cx))?;
         while !self.io.eof && *dropped < MAX_LINGER_BYTES {
             *dropped += ready!(self.io.poll_scratch(cx))?.len();
         }

@@ -17,6 +17,7 @@ use super::super::manager::Connection;
 use super::super::pipe::Source;
 use super::super::request_body::RequestBody;
 use super::super::responder::Responder;
+use super::super::underscores;
 use super::{Incoming, read_request};
 use crate::net;
 
@@ -125,7 +126,10 @@ fn spawn(connection: &Rc<Connection>, streams: &Rc<Streams>, request: Request<Re
         let _guard = guard;
         let (parts, body) = request.into_parts();
         let mut head = RequestHead::new();
-        if read_request(&parts, connection.manager.config.max_headers_count, &mut head).is_err() {
+        let config = &connection.manager.config;
+        if read_request(&parts, config.max_headers_count, &mut head).is_err()
+            || !underscores::apply(config.headers_with_underscores, &mut head.headers)
+        {
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return;
         }

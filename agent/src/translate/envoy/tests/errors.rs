@@ -137,20 +137,6 @@ fn policies_are_never_weakened() {
 }
 
 #[test]
-fn headers_with_underscores_cannot_be_let_through_by_mistake() {
-    let yaml = format!(
-        "      route_config: {{name: r}}\n      common_http_protocol_options: {{headers_with_underscores_action: DROP_HEADER}}\n{ROUTER}"
-    );
-    assert_eq!(
-        shown(&http_listener(&yaml).unwrap_err()),
-        [
-            "Listener \"l\": filter_chains[0].filters[0].typed_config.common_http_protocol_options.headers_with_underscores_action: \
-          expected ALLOW: the data plane cannot reject or drop such headers yet"
-        ]
-    );
-}
-
-#[test]
 fn names_without_a_trust_anchor_would_accept_anybody() {
     let yaml = "
 name: c

@@ -4,7 +4,7 @@ use super::*;
 
 /// Decodes `text` given `step` bytes at a time: the data, the trailers, and what is left for the next message.
 fn decode(framing: Framing, text: &[u8], step: usize, keep_trailers: bool) -> Result<(String, Vec<String>, usize), DecodeError> {
-    let mut decoder = Decoder::new(framing, keep_trailers);
+    let mut decoder = Decoder::new(framing, keep_trailers, 16 * 1024);
     let mut buf = BytesMut::new();
     let (mut data, mut trailers) = (String::new(), Vec::new());
     for piece in text.chunks(step) {
@@ -35,6 +35,8 @@ fn good_bodies_are_read_at_any_pace() {
         (Framing::Chunked, "3\r\nabc\r\n3 \r\ndef\r\n0\r\n\r\n", "abcdef", 0),
         (Framing::Chunked, "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\nG", "hello", 1),
         (Framing::Chunked, "0\r\n\r\n", "", 0),
+        (Framing::Chunked, "3\r\nabc\n0\r\n\r\n", "abc", 0),
+        (Framing::Chunked, "3\r\nabc\r\n0\r\nX: a\r\n b\r\nY:\n\r\nG", "abc", 1),
     ];
     for (framing, text, data, left) in table {
         for step in [1, 2, 7, text.len()] {
@@ -53,7 +55,6 @@ fn bad_chunks_are_refused() {
         " 3\r\nabc\r\n0\r\n\r\n",
         "\r\nabc\r\n0\r\n\r\n",
         "3\nabc\n0\n\n",
-        "3\r\nabc\n0\r\n\r\n",
         "3\r\nabcXX0\r\n\r\n",
         "3;a\nb\r\nabc\r\n0\r\n\r\n",
         "3;a\rb\r\nabc\r\n0\r\n\r\n",
@@ -77,9 +78,30 @@ fn overhead_is_bounded() {
     let zeros = "0".repeat(17_000);
     assert_eq!(decode(Framing::Chunked, zeros.as_bytes(), 100, false), Err(DecodeError::Extensions));
     let trailers = format!("0\r\nx: {}\r\n\r\n", "y".repeat(17_000));
-    assert_eq!(decode(Framing::Chunked, trailers.as_bytes(), 1000, false), Err(DecodeError::Trailers));
+    for keep in [false, true] {
+        let refused = decode(Framing::Chunked, trailers.as_bytes(), 1000, keep);
+        assert_eq!(refused, Err(DecodeError::TrailersTooLarge), "{keep}");
+    }
     let many = format!("0\r\n{}\r\n", "x: y\r\n".repeat(101));
-    assert_eq!(decode(Framing::Chunked, many.as_bytes(), 1000, false), Err(DecodeError::Trailers));
+    assert_eq!(decode(Framing::Chunked, many.as_bytes(), 1000, true), Err(DecodeError::Trailers));
+    assert!(decode(Framing::Chunked, many.as_bytes(), 1000, false).is_ok(), "what is dropped need not be counted");
+}
+
+#[test]
+fn nothing_of_what_comes_with_a_malformed_chunk_goes_on() {
+    let mut decoder = Decoder::new(Framing::Chunked, false, 1024);
+    let mut buf = BytesMut::from(&b"3\r\nabc\r\n3\r\ndefX"[..]);
+    assert!(decoder.decode(&mut buf).is_err());
+    let mut decoder = Decoder::new(Framing::Chunked, true, 1024);
+    let mut buf = BytesMut::from(&b"3\r\nabc\r\n2\r\nde\r\n0\r\nX: 1\r\n\r\nGET"[..]);
+    assert!(matches!(decoder.decode(&mut buf), Ok(Decoded::Data(data)) if data == "abcde"));
+    assert!(!decoder.is_done(), "the trailers are still to come");
+    assert!(matches!(decoder.decode(&mut buf), Ok(Decoded::Trailers(_))));
+    assert!(decoder.is_done() && buf == "GET");
+    let mut decoder = Decoder::new(Framing::Chunked, false, 1024);
+    let mut buf = BytesMut::from(&b"3\r\nabc\r\n0\r\nbad\r\n\r\n"[..]);
+    assert!(matches!(decoder.decode(&mut buf), Ok(Decoded::Data(data)) if data == "abc"), "before the trailers the data is good");
+    assert_eq!(decoder.decode(&mut buf).unwrap_err(), DecodeError::Trailers);
 }
 
 #[test]

@@ -36,6 +36,9 @@ fn requests_carry_host_first_and_their_framing_last() {
         let (text, _) = request(&method, &proto, BodySize::Empty);
         assert_eq!(text, start(&method) + "|x-forwarded-proto: http|content-length: 0");
     }
+    let upgrade = [("upgrade", "websocket")];
+    let (text, _) = request(&Method::POST, &upgrade, BodySize::Empty);
+    assert_eq!(text, start(&Method::POST) + "|upgrade: websocket");
     let (text, framing) = request(&Method::POST, &proto, BodySize::Unknown);
     assert_eq!(text, start(&Method::POST) + "|x-forwarded-proto: http|transfer-encoding: chunked");
     assert_eq!(framing, Framing::Chunked);
@@ -95,6 +98,9 @@ fn responses_are_framed_as_envoy_frames_them() {
         ),
         (204, length, BodySize::Empty, plain, "HTTP/1.1 204 No Content|server: envoy", Framing::None),
         (304, length, BodySize::Empty, plain, "HTTP/1.1 304 Not Modified|content-length: 3|server: envoy", Framing::None),
+        (304, server, BodySize::Empty, plain, "HTTP/1.1 304 Not Modified|server: envoy", Framing::None),
+        (304, server, BodySize::Empty, head, "HTTP/1.1 304 Not Modified|server: envoy", Framing::None),
+        (200, server, BodySize::Known(0), head, "HTTP/1.1 200 OK|server: envoy|transfer-encoding: chunked", Framing::None),
         (200, length, BodySize::Empty, head, "HTTP/1.1 200 OK|content-length: 3|server: envoy", Framing::None),
         (200, server, BodySize::Empty, head, "HTTP/1.1 200 OK|server: envoy|transfer-encoding: chunked", Framing::None),
         (200, server, BodySize::Known(9), head, "HTTP/1.1 200 OK|server: envoy|content-length: 9", Framing::None),

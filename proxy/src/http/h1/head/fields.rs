@@ -9,8 +9,8 @@ use super::{HeadError, HeadLimits, RequestKind};
 use crate::http::h1::body::Framing;
 use crate::http::head::{Headers, Known, RequestHead, Version};
 
-/// Names that one `connection` header may nominate for removal (Envoy's bound).
-const MAX_NOMINATED: usize = 10;
+/// Tokens from which on a `connection` header is refused (Envoy's bound).
+const MAX_TOKENS: usize = 10;
 
 /// What the fields say about framing and connection, gathered while they are copied.
 #[derive(Default)]
@@ -19,7 +19,7 @@ pub(super) struct Facts {
     pub(super) transfer_encodings: u8,
     chunked: bool,
     has_connection: bool,
-    has_upgrade: bool,
+    pub(super) upgrades: u8,
     has_private: bool,
     pub(super) expect_continue: bool,
 }
@@ -56,7 +56,7 @@ impl Facts {
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
             }
             Known::Connection => self.has_connection = true,
-            Known::Upgrade => self.has_upgrade = true,
+            Known::Upgrade => self.upgrades = self.upgrades.saturating_add(1),
             Known::KeepAlive | Known::ProxyConnection => self.has_private = true,
             Known::Expect => self.expect_continue = value.eq_ignore_ascii_case(b"100-continue"),
             _ => {}
@@ -68,14 +68,23 @@ impl Facts {
     pub(super) fn connection(&self, headers: &mut Headers, version: Version) -> Result<Connection, HeadError> {
         let mut found = Connection { keep_alive: version != Version::Http10, upgrade: false, nominates_host: false };
         let mut h2c = false;
+        if self.upgrades > 1 {
+            // One list, as for every reader of the field: a second line must not hide behind the first.
+            let joined = headers.get_all(Known::Upgrade).collect::<Vec<_>>().join(&b","[..]);
+            headers.set(Known::Upgrade, &joined);
+        }
         if self.has_connection {
             let upgrade = has_token(headers, Known::Connection, b"upgrade");
-            h2c = upgrade && has_token(headers, Known::Upgrade, b"h2c");
-            found.upgrade = upgrade && self.has_upgrade && !h2c;
+            h2c = upgrade && headers.get(Known::Upgrade).is_some_and(|value| value.eq_ignore_ascii_case(b"h2c"));
+            found.upgrade = upgrade && self.upgrades > 0 && !h2c;
             found.keep_alive = keeps_alive(headers, version);
-            found.nominates_host = remove_nominated(headers)?;
+            found.nominates_host = remove_nominated(headers, found.upgrade)?;
         }
-        if self.has_connection || self.has_upgrade || self.has_private || self.transfer_encodings > 0 {
+        // http-parser's quirk, which Envoy keeps.
+        if self.has_private && version != Version::Http10 && has_token(headers, Known::ProxyConnection, b"close") {
+            found.keep_alive = false;
+        }
+        if self.has_connection || self.upgrades > 0 || self.has_private || self.transfer_encodings > 0 {
             headers.retain(|id, _, _| match id {
                 Known::TransferEncoding | Known::KeepAlive | Known::ProxyConnection => false,
                 Known::Connection | Known::Upgrade => found.upgrade,
@@ -89,7 +98,7 @@ impl Facts {
     /// The same for a response, where Envoy honours no nominations.
     pub(super) fn response_connection(&self, headers: &mut Headers, version: Version, upgraded: bool) -> bool {
         let keep_alive = if self.has_connection { keeps_alive(headers, version) } else { version != Version::Http10 };
-        if !upgraded && (self.has_connection || self.has_upgrade || self.has_private) {
+        if !upgraded && (self.has_connection || self.upgrades > 0 || self.has_private) {
             headers
                 .retain(|id, _, _| !matches!(id, Known::Connection | Known::Upgrade | Known::KeepAlive | Known::ProxyConnection));
         }
@@ -125,22 +134,23 @@ pub(in crate::http::h1) fn offers_upgrade(headers: &Headers) -> bool {
     headers.contains(Known::Upgrade) && has_token(headers, Known::Connection, b"upgrade")
 }
 
-/// Removes the headers that `connection` nominates; whether `host` is one of them, which then counts as missing.
-fn remove_nominated(headers: &mut Headers) -> Result<bool, HeadError> {
+/// Removes the headers that `connection` nominates; whether `host` is one of them, which then counts as missing. Of an upgrade,
+/// whose `connection` goes on as it is, Envoy removes nothing.
+fn remove_nominated(headers: &mut Headers, upgrade: bool) -> Result<bool, HeadError> {
     const ORDINARY: [&[u8]; 4] = [b"close", b"keep-alive", b"upgrade", b"te"];
     const PROTECTED: [&[u8]; 4] = [b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-client-cert"];
     let same = |token: &[u8], names: &[&[u8]]| names.iter().any(|name| token.eq_ignore_ascii_case(name));
     let mut nominated = SmallVec::<[u8; 64]>::new();
-    let mut count = 0;
-    for token in headers.get_all(Known::Connection).flat_map(tokens).filter(|token| !same(token, &ORDINARY)) {
-        count += 1;
-        if same(token, &PROTECTED) || token[0] == b':' || count > MAX_NOMINATED {
+    for (index, token) in headers.get_all(Known::Connection).flat_map(tokens).enumerate() {
+        if same(token, &PROTECTED) || token[0] == b':' || index + 1 >= MAX_TOKENS {
             return Err(HeadError::ConnectionHeaderRejected);
         }
-        nominated.extend_from_slice(token);
-        nominated.push(b',');
+        if !same(token, &ORDINARY) {
+            nominated.extend_from_slice(token);
+            nominated.push(b',');
+        }
     }
-    if count > 0 {
+    if !nominated.is_empty() && !upgrade {
         headers.retain(|_, name, _| !tokens(&nominated).any(|token| token.eq_ignore_ascii_case(name)));
     }
     Ok(tokens(&nominated).any(|token| token.eq_ignore_ascii_case(b"host")))
@@ -161,8 +171,11 @@ pub(super) fn request_framing(facts: &Facts, head: &mut RequestHead, limits: &He
         }
     }
     if head.method == Method::CONNECT {
-        let body = facts.transfer_encodings > 0 || facts.content_length.is_some_and(|n| n > 0);
-        return if body { Err(HeadError::Malformed) } else { Ok(Framing::None) };
+        return match facts.content_length {
+            _ if facts.transfer_encodings > 0 => Err(HeadError::InvalidTransferEncoding),
+            Some(1..) => Err(HeadError::BodyDisallowed),
+            Some(0) | None => Ok(Framing::None),
+        };
     }
     Ok(match facts.content_length {
         _ if facts.transfer_encodings > 0 => Framing::Chunked,
@@ -185,8 +198,8 @@ pub(super) fn response_framing(
             return Err(HeadError::InvalidTransferEncoding);
         }
     }
-    let tunnel = status == 101 || (request.connect && (200..300).contains(&status));
-    if tunnel {
+    // RFC 9110 §9.3.6: what the answer to a CONNECT says of a body is to be ignored.
+    if request.connect && (200..300).contains(&status) {
         return Ok(Framing::None);
     }
     if status < 200 || status == 204 {

@@ -66,8 +66,8 @@ fn refused_requests_earn_envoys_answer() {
         ("GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n", characters),
         ("GET /caf\u{e9} HTTP/1.1\r\n{H}\r\n", codec),
         ("GET foo HTTP/1.1\r\n{H}\r\n", codec),
-        ("GET ftp://other.test/ HTTP/1.1\r\n{H}\r\n", codec),
-        ("GET http:///path HTTP/1.1\r\n{H}\r\n", codec),
+        ("GET ftp://other.test/ HTTP/1.1\r\n{H}\r\n", (400, "http1.invalid_scheme")),
+        ("GET http:///path HTTP/1.1\r\n{H}\r\n", (400, "http1.invalid_url")),
         ("GET / HTTP/1.1\r\n{H}a\"b: 1\r\n\r\n", codec),
         ("GET / HTTP/1.1\r\n{H}X(y): a\r\n\r\n", codec),
         ("GET / HTTP/1.1\r\n{H}X Sp: a\r\n\r\n", codec),
@@ -81,7 +81,7 @@ fn refused_requests_earn_envoys_answer() {
             "GET / HTTP/1.1\r\n{H}Connection: x-forwarded-for\r\nX-Forwarded-For: 1\r\n\r\n",
             (400, "http1.connection_header_rejected"),
         ),
-        ("CONNECT other.test:443 HTTP/1.1\r\n{H}Content-Length: 3\r\n\r\nabc", codec),
+        ("CONNECT other.test:443 HTTP/1.1\r\n{H}Content-Length: 3\r\n\r\nabc", (400, "http1.body_disallowed")),
         // Safer than Envoy: security cases 4, 10, 13, 14 and 16, and headers that only a proxy may take away.
         ("GET / HTTP/1.1\r\n{H}X-Cr: a\rX-B: c\r\n\r\n", codec),
         ("GET / HTTP/1.1\r\n{H}{H}\r\n", codec),
@@ -109,7 +109,7 @@ fn accepted_requests_are_read_as_envoy_reads_them() {
         ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "a", "/", &[]),
         ("GET / HTTP/1.1\nHost: a\nX: 1\n\n", "a", "/", &["x: 1"]),
         ("GET / HTTP/1.1\r\n{H}X-Fold: a\r\n\tb\r\n\r\n", "details.bookinfo:9080", "/", &["x-fold: a\tb"]),
-        ("GET / HTTP/1.1\r\n{H}X-Fold: a  \r\n b\r\nY: 1\r\n\r\n", "details.bookinfo:9080", "/", &["x-fold: a b", "y: 1"]),
+        ("GET / HTTP/1.1\r\n{H}X-Fold: a  \r\n b\r\nY: 1\r\n\r\n", "details.bookinfo:9080", "/", &["x-fold: a   b", "y: 1"]),
         ("GET / HTTP/1.1\r\nHost: a_b.test\r\n\r\n", "a_b.test", "/", &[]),
         ("GET / HTTP/1.1\r\nHost: a.test:abc\r\n\r\n", "a.test:abc", "/", &[]),
         ("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", "[::1]:80", "/", &[]),
@@ -117,7 +117,7 @@ fn accepted_requests_are_read_as_envoy_reads_them() {
         ("GET http://other.test:8080/abs?x=1 HTTP/1.1\r\nHost: ignored.test\r\n\r\n", "other.test:8080", "/abs?x=1", &[]),
         ("GET http://other.test/abs HTTP/1.1\r\n\r\n", "other.test", "/abs", &[]),
         ("GET HTTP://other.test HTTP/1.1\r\n{H}\r\n", "other.test", "/", &[]),
-        ("GET http://other.test?q HTTP/1.1\r\n{H}\r\n", "other.test", "/?q", &[]),
+        ("GET http://other.test?q HTTP/1.1\r\n{H}\r\n", "other.test", "?q", &[]),
         ("GET http://user:pw@other.test/abs HTTP/1.1\r\n{H}\r\n", "other.test", "/abs", &[]),
         ("OPTIONS * HTTP/1.1\r\n{H}\r\n", "details.bookinfo:9080", "*", &[]),
         ("CONNECT other.test:443 HTTP/1.1\r\nHost: x\r\n\r\n", "other.test:443", "", &[]),
@@ -172,6 +172,10 @@ fn framing_and_connection_follow_from_the_fields() {
     let (head, parsed) =
         of("GET / HTTP/1.1\r\n{H}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n");
     assert!(!parsed.upgrade && head.headers.is_empty());
+    let (head, parsed) = of("GET / HTTP/1.1\r\n{H}Connection: Upgrade, X-A\r\nUpgrade: h2c\r\nUpgrade: foo\r\nX-A: 1\r\n\r\n");
+    assert!(parsed.upgrade);
+    assert_eq!(list(&head.headers), ["connection: Upgrade, X-A", "upgrade: h2c,foo", "x-a: 1"]);
+    assert!(!of("GET / HTTP/1.1\r\n{H}Proxy-Connection: close\r\n\r\n").1.keep_alive);
     let (head, parsed) = of("GET / HTTP/1.1\r\n{H}Upgrade: websocket\r\n\r\n");
     assert!(!parsed.upgrade && head.headers.is_empty());
     let (_, parsed) = of("POST / HTTP/1.1\r\n{H}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n");
@@ -225,7 +229,7 @@ fn progress_asks_for_a_parse_only_when_a_head_may_be_whole() {
             due
         })
         .collect();
-    assert_eq!(due, [1, text.len()]);
+    assert_eq!(due, [1, 16, text.len()], "the end of the first line may be enough for a refusal");
     assert!(progress.is_due(&[b'x'; 41], &limits));
 }
 
@@ -286,6 +290,14 @@ fn broken_responses_are_refused() {
         "HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
     ] {
         assert!(response(text, plain).is_err(), "{text:?}");
+    }
+    let upgrade = RequestKind { upgrade: true, ..plain };
+    for text in [
+        "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 5\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ] {
+        assert!(response(text, upgrade).is_err(), "{text:?}");
     }
     let many: String = (0..150).map(|i| format!("X-{i}: v\r\n")).collect();
     let error = response(&format!("HTTP/1.1 200 OK\r\n{many}\r\n"), plain).expect_err("150 fields");
