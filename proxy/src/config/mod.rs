@@ -40,7 +40,8 @@ pub use route::{
     RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
 };
 pub use tls::{
-    CertificateSource, DownstreamTls, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion, TrustDomain, UpstreamTls,
+    CertificatePin, CertificateSource, DownstreamTls, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion, TrustDomain,
+    UpstreamTls,
 };
 
 use std::collections::BTreeMap;

@@ -190,6 +190,16 @@ enum Plain {
     Seen(Prefixed),
 }
 
+impl Plain {
+    fn for_tls(self) -> Prefixed {
+        match self {
+            Self::Fresh(stream) => Prefixed::new(Vec::new(), stream),
+            Self::Seen(stream) => stream,
+        }
+        .for_tls()
+    }
+}
+
 /// Terminates TLS where the chain asks for it; a handshake that fails gives the facts of the connection with the reason.
 async fn secure(
     stream: Plain,
@@ -206,11 +216,7 @@ async fn secure(
         };
         return Ok((stream, info, http2));
     };
-    let stream = match stream {
-        Plain::Fresh(stream) => Prefixed::new(Vec::new(), stream),
-        Plain::Seen(stream) => stream,
-    };
-    let accept = Box::pin(context.accept(stream));
+    let accept = Box::pin(context.accept(stream.for_tls()));
     let reason = match tokio::time::timeout(chain.handshake_timeout, accept).await {
         Ok(Ok((stream, handshake))) => {
             let info = ConnectionInfo {

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::provider::{Providers, versions};
 use super::secrets::{Context, Materials, Publish};
-use super::verify::ServerVerifier;
+use super::verify::{PeerRules, ServerVerifier};
 use super::{Handshake, Secrets, TlsError};
 use crate::config::{CertificateSource, UpstreamTls};
 
@@ -143,7 +143,7 @@ impl Shared {
         let (identity, trust) = (identity.flatten(), trust.flatten());
         let provider = &self.providers.client;
         let roots = trust.map(|trust| Arc::clone(&trust.roots));
-        let verifier = ServerVerifier::new(roots, Arc::clone(provider), &self.tls.sans);
+        let verifier = ServerVerifier::new(roots, Arc::clone(provider), PeerRules::new(&self.tls.sans, &self.tls.pins));
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&versions(self.tls.versions))
             .map_err(|error| TlsError::Config(error.to_string()))?

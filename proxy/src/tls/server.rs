@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::hello::read_client_hello;
 use super::provider::{Providers, versions};
 use super::secrets::{Context, Materials, Publish};
-use super::verify::ClientVerifier;
+use super::verify::{ClientVerifier, PeerRules};
 use super::{Handshake, Secrets, TlsError};
 use crate::config::{CertificateSource, DownstreamTls};
 
@@ -42,7 +42,7 @@ impl ServerContext {
     /// # Errors
     /// When the configuration contradicts itself, a file cannot be used, or a secret is not of the kind that is wanted.
     pub fn new(secrets: &Arc<Secrets>, tls: &DownstreamTls) -> Result<Self, TlsError> {
-        if tls.trust.is_none() && (tls.require_client_certificate || !tls.sans.is_empty()) {
+        if tls.trust.is_none() && (tls.require_client_certificate || !tls.sans.is_empty() || !tls.pins.is_empty()) {
             return Err(TlsError::Config("client certificates are asked for, but nothing says who signs them".to_owned()));
         }
         if versions(tls.versions).is_empty() {
@@ -108,7 +108,7 @@ impl Shared {
                 Arc::clone(&trust.roots),
                 Arc::clone(provider),
                 self.tls.require_client_certificate,
-                &self.tls.sans,
+                PeerRules::new(&self.tls.sans, &self.tls.pins),
             )?),
             None => WebPkiClientVerifier::no_client_auth(),
         };

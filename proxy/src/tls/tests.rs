@@ -28,6 +28,7 @@ fn downstream() -> DownstreamTls {
         trust: Some(secret("ROOTCA")),
         require_client_certificate: true,
         sans: vec![SanMatcher::Any(StringMatcher::prefix("spiffe://cluster.local/"))],
+        pins: Vec::new(),
         alpn: vec!["h2".into(), "http/1.1".into()],
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     }
@@ -38,6 +39,7 @@ fn upstream() -> UpstreamTls {
         certificate: Some(secret("default")),
         trust: Some(secret("ROOTCA")),
         sans: vec![SanMatcher::Any(StringMatcher::exact(DETAILS))],
+        pins: Vec::new(),
         sni: SNI.into(),
         alpn: vec!["http/1.1".into()],
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),

@@ -86,7 +86,10 @@ fn keepalive_options(keepalive: config::TcpKeepalive) -> TcpKeepalive {
 }
 
 fn tls_failure(error: &io::Error) -> Error {
-    Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), tls::failure_reason(error)))
+    match tls::failure_reason(error) {
+        nothing if nothing.is_empty() => Error::new(ErrorKind::TlsFailure),
+        reason => Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), reason)),
+    }
 }
 
 async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn: Option<&[String]>) -> Result<Connected, Error> {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use skiff_proto::envoy::config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket};
 use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as pb;
-use skiff_proxy::config::{self, CertificateSource, SanMatcher, TlsVersion};
+use skiff_proxy::config::{self, CertificatePin, CertificateSource, SanMatcher, TlsVersion};
 
 use super::outcome::{At, Outcome, each, invalid, required};
 use super::{any, basic};
@@ -44,15 +46,16 @@ fn downstream(message: &pb::DownstreamTlsContext) -> Outcome<config::DownstreamT
     let Some(certificate) = common.certificate else {
         return invalid("expected tls_certificates or tls_certificate_sds_secret_configs").at("common_tls_context");
     };
-    if require_client_certificate && common.trust.is_none() {
+    if require_client_certificate && common.validation.trust.is_none() {
         return invalid("expected a validation context with trusted_ca, because a client certificate is required")
             .at("common_tls_context");
     }
     Ok(config::DownstreamTls {
         certificate,
-        trust: common.trust,
+        trust: common.validation.trust,
         require_client_certificate,
-        sans: common.sans,
+        sans: common.validation.sans,
+        pins: common.validation.pins,
         alpn: common.alpn,
         versions: common.versions,
     })
@@ -62,18 +65,26 @@ fn upstream(message: &pb::UpstreamTlsContext) -> Outcome<config::UpstreamTls> {
     let common = common(message.common_tls_context.as_ref()).at("common_tls_context")?;
     Ok(config::UpstreamTls {
         certificate: common.certificate,
-        trust: common.trust,
-        sans: common.sans,
+        trust: common.validation.trust,
+        sans: common.validation.sans,
+        pins: common.validation.pins,
         sni: message.sni.clone(),
         alpn: common.alpn,
         versions: common.versions,
     })
 }
 
-struct Common {
-    certificate: Option<CertificateSource>,
+/// Which peers are accepted.
+#[derive(Default)]
+struct PeerValidation {
     trust: Option<CertificateSource>,
     sans: Vec<SanMatcher>,
+    pins: Vec<CertificatePin>,
+}
+
+struct Common {
+    certificate: Option<CertificateSource>,
+    validation: PeerValidation,
     alpn: Vec<String>,
     versions: (TlsVersion, TlsVersion),
 }
@@ -82,24 +93,26 @@ fn common(message: Option<&pb::CommonTlsContext>) -> Outcome<Common> {
     use pb::common_tls_context::ValidationContextType as Validation;
     let default = pb::CommonTlsContext::default();
     let message = message.unwrap_or(&default);
-    let (trust, sans) = match &message.validation_context_type {
-        None => (None, Vec::new()),
+    let validation = match &message.validation_context_type {
+        None => PeerValidation::default(),
         Some(Validation::ValidationContext(context)) => validation(context).at("validation_context")?,
-        Some(Validation::ValidationContextSdsSecretConfig(secret)) => (Some(named(secret)), Vec::new()),
+        Some(Validation::ValidationContextSdsSecretConfig(secret)) => {
+            PeerValidation { trust: Some(named(secret)), ..PeerValidation::default() }
+        }
         Some(Validation::CombinedValidationContext(combined)) => {
             let at = "combined_validation_context.default_validation_context";
-            let (own, sans) = validation(required(combined.default_validation_context.as_ref(), at)?).at(at)?;
-            (combined.validation_context_sds_secret_config.as_ref().map(named).or(own), sans)
+            let own = validation(required(combined.default_validation_context.as_ref(), at)?).at(at)?;
+            let trust = combined.validation_context_sds_secret_config.as_ref().map(named).or(own.trust);
+            PeerValidation { trust, ..own }
         }
         Some(_) => return invalid("certificate providers are not supported").at("validation_context_type"),
     };
-    if !sans.is_empty() && trust.is_none() {
+    if !validation.sans.is_empty() && validation.trust.is_none() {
         return invalid("expected trusted_ca beside subject alternative names: without it any certificate would pass");
     }
     Ok(Common {
         certificate: certificate(message)?,
-        trust,
-        sans,
+        validation,
         alpn: message.alpn_protocols.clone(),
         versions: versions(message)?,
     })
@@ -135,7 +148,7 @@ fn filename(source: &DataSource) -> Outcome<&str> {
     }
 }
 
-fn validation(message: &pb::CertificateValidationContext) -> Outcome<(Option<CertificateSource>, Vec<SanMatcher>)> {
+fn validation(message: &pb::CertificateValidationContext) -> Outcome<PeerValidation> {
     let trust = match (&message.trusted_ca, &message.system_root_certs) {
         (Some(source), _) => {
             let path = filename(source).at("trusted_ca")?;
@@ -149,7 +162,25 @@ fn validation(message: &pb::CertificateValidationContext) -> Outcome<(Option<Cer
     sans.extend(each(&message.match_subject_alt_names, "match_subject_alt_names", |any| {
         Ok(SanMatcher::Any(basic::string_matcher(any)?))
     })?);
-    Ok((trust, sans))
+    let mut pins = each(&message.verify_certificate_hash, "verify_certificate_hash", |text| certificate_hash(text))?;
+    pins.extend(each(&message.verify_certificate_spki, "verify_certificate_spki", |text| key_hash(text))?);
+    Ok(PeerValidation { trust, sans, pins })
+}
+
+/// SHA-256 in hex, with or without colons.
+fn certificate_hash(text: &str) -> Outcome<CertificatePin> {
+    let digits: Option<Vec<u32>> = text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect();
+    let bytes = digits.and_then(|digits| {
+        let pairs = digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok());
+        <[u8; 32]>::try_from(pairs.collect::<Option<Vec<u8>>>()?).ok()
+    });
+    bytes.map_or_else(|| invalid("expected a SHA-256 of 64 hexadecimal digits"), |hash| Ok(CertificatePin::Certificate(hash)))
+}
+
+/// SHA-256 in base64.
+fn key_hash(text: &str) -> Outcome<CertificatePin> {
+    let bytes = BASE64_STANDARD.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    bytes.map_or_else(|| invalid("expected a SHA-256 in base64"), |hash| Ok(CertificatePin::Key(hash)))
 }
 
 fn san(message: &pb::SubjectAltNameMatcher) -> Outcome<SanMatcher> {
@@ -158,7 +189,9 @@ fn san(message: &pb::SubjectAltNameMatcher) -> Outcome<SanMatcher> {
     match SanType::try_from(message.san_type) {
         Ok(SanType::Uri) => Ok(SanMatcher::Uri(matcher)),
         Ok(SanType::Dns) => Ok(SanMatcher::Dns(matcher)),
-        _ => invalid("expected URI or DNS").at("san_type"),
+        Ok(SanType::Email) => Ok(SanMatcher::Email(matcher)),
+        Ok(SanType::IpAddress) => Ok(SanMatcher::Ip(matcher)),
+        _ => invalid("expected URI, DNS, EMAIL or IP_ADDRESS").at("san_type"),
     }
 }
 
