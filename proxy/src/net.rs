@@ -75,7 +75,7 @@ impl Prefixed {
     }
 
     /// What to write in place of these bytes.
-    fn translated<'a>(tls: bool, buf: &'a [u8]) -> &'a [u8] {
+    fn translated(tls: bool, buf: &[u8]) -> &[u8] {
         if tls && buf == CERTIFICATE_REQUIRED { &HANDSHAKE_FAILURE } else { buf }
     }
 

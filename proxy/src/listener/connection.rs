@@ -67,7 +67,7 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
             let mut client_cert = Vec::new();
             if let Some(peer) = &info.peer {
                 let details = manager.config.client_cert_details;
-                tls::forwarded_client_cert(peer, info.local_uri_san.as_deref(), details, &mut client_cert);
+                tls::forwarded_client_cert(peer, info.local_uri_san(), details, &mut client_cert);
             }
             let connection = Connection { info, manager: manager.clone(), worker, drain: listener.drain.clone(), client_cert };
             http::server::serve(Rc::new(connection), stream, alpn.as_deref()).await;
@@ -223,7 +223,7 @@ async fn secure(
                 tls_version: Some(handshake.version),
                 tls_cipher: Some(handshake.cipher),
                 peer: handshake.peer,
-                local_uri_san: handshake.local_uri_san,
+                local_certificate: handshake.local,
                 ..(*info).clone()
             };
             return Ok((Stream::TlsServer(Box::new(stream)), Rc::new(info), handshake.alpn));

@@ -90,6 +90,12 @@ fn verification(error: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => "unsupported certificate purpose",
         CertificateError::BadSignature => "certificate signature failure",
         CertificateError::UnhandledCriticalExtension => "unhandled critical extension",
+        // What webpki has words of its own for.
+        CertificateError::Other(other) => match format!("{:?}", other.0).as_str() {
+            "UnsupportedCriticalExtension" => "unhandled critical extension",
+            "EndEntityUsedAsCa" | "CaUsedAsEndEntity" => "invalid CA certificate",
+            other => return format!("X509_verify_cert: {other}"),
+        },
         other => return format!("X509_verify_cert: {other}"),
     };
     format!("X509_verify_cert: certificate verification error at depth 0: {reason}")

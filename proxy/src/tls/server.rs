@@ -14,7 +14,7 @@ use super::hello::read_client_hello;
 use super::provider::{Providers, versions};
 use super::secrets::{Context, Materials, Publish};
 use super::verify::{ClientVerifier, PeerRules};
-use super::{Handshake, Secrets, TlsError};
+use super::{Handshake, PeerCertificate, Secrets, TlsError};
 use crate::config::{CertificateSource, DownstreamTls};
 
 /// Terminates TLS for one filter chain (Envoy `DownstreamTlsContext`); follows its secrets for as long as it lives.
@@ -33,7 +33,7 @@ struct Built {
     config: Arc<ServerConfig>,
     /// For clients whose protocols we know none of. rustls would refuse them; BoringSSL, and so Envoy, goes on without ALPN.
     without_alpn: Arc<ServerConfig>,
-    local_uri_san: Option<Arc<str>>,
+    local: Option<Arc<PeerCertificate>>,
 }
 
 impl ServerContext {
@@ -81,7 +81,7 @@ impl ServerContext {
         };
         let stream = StartHandshake::from_parts(hello, io).into_stream(config).await?;
         let connection = stream.get_ref().1;
-        let handshake = Handshake::new(connection, connection.server_name(), built.local_uri_san.clone());
+        let handshake = Handshake::new(connection, connection.server_name(), built.local.clone());
         Ok((stream, handshake))
     }
 }
@@ -122,7 +122,7 @@ impl Shared {
         config.send_tls13_tickets = 0;
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = self.tls.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
-        Ok(Some(Built { config: Arc::new(config), without_alpn, local_uri_san: identity.uri_san.clone() }))
+        Ok(Some(Built { config: Arc::new(config), without_alpn, local: identity.own.clone() }))
     }
 }
 
