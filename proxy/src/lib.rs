@@ -8,6 +8,7 @@ mod drain;
 pub mod error;
 pub mod flags;
 pub mod http;
+pub mod jwt;
 pub mod listener;
 pub mod net;
 mod proxy;

@@ -6,8 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use serde_json::Value;
+
 use crate::flags::ResponseFlags;
 use crate::http::head::{Headers, RequestHead, ResponseHead, Version};
+use crate::rbac::Metadata;
 use crate::tls::PeerCertificate;
 
 /// Facts of a downstream connection, shared by its requests.
@@ -125,6 +128,8 @@ pub struct StreamInfo {
     pub attempts: u32,
     /// Which of the lines of a stream is being written.
     pub moment: LogMoment,
+    /// What filters have found out (`%DYNAMIC_METADATA(filter:key)%`).
+    pub metadata: Option<Box<Metadata>>,
 }
 
 /// When a log line is written (`%ACCESS_LOG_TYPE%`).
@@ -167,7 +172,13 @@ impl StreamInfo {
             route_name: None,
             attempts: 0,
             moment: LogMoment::End,
+            metadata: None,
         }
+    }
+
+    /// What a filter has found out, at these keys.
+    pub fn found_out(&self, filter: &str, keys: &[String]) -> Option<&Value> {
+        self.metadata.as_ref()?.get(filter, keys)
     }
 }
 

@@ -10,6 +10,7 @@
 mod access_log;
 mod cluster;
 mod http;
+mod jwt;
 mod listener;
 mod matcher;
 mod overrides;
@@ -27,13 +28,17 @@ pub use http::{
     AlpnOverride, Codec, EscapedSlashesAction, ForwardClientCert, HeadersWithUnderscores, Http1Options, Http2Options,
     HttpConnectionManager, HttpFilter, RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails, StatsLabels,
 };
+pub use jwt::{
+    ClaimToHeader, Jwks, JwksAsyncFetch, JwtAuthn, JwtCache, JwtHeader, JwtPerRoute, JwtProvider, JwtRequirement, JwtRule,
+    JwtRuleRequirement, LocalJwks, RemoteJwks,
+};
 pub use listener::{
     Address, Backoff, ConnectionLimit, FilterChain, FilterChainMatch, Listener, NetworkFilter, SourceType, TcpProxy,
     TrafficDirection, TransportProtocol,
 };
 pub use matcher::{Fraction, HeaderMatch, HeaderMatcher, Regex, StringMatch, StringMatcher};
 pub use overrides::{FilterOverride, FilterOverrides};
-pub use rbac::{MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
+pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use route::{
     AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,
     HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, Redirect, RedirectPath, RetryOn, RetryPolicy, Route,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Rbac;
+use super::{JwtPerRoute, Rbac};
 
 /// By the name that the filter has in its chain; another filter of the same type is not meant.
 pub type FilterOverrides = Vec<(String, FilterOverride)>;
@@ -14,6 +14,8 @@ pub type FilterOverrides = Vec<(String, FilterOverride)>;
 pub enum FilterOverride {
     /// It is passed over (`envoy.config.route.v3.FilterConfig`).
     Disabled,
+    /// Replaces the rules of a JWT filter (`PerRouteConfig`).
+    Jwt(JwtPerRoute),
     /// Replaces the rules of an RBAC filter (`RBACPerRoute`).
     Rbac(Arc<Rbac>),
 }

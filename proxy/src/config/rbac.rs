@@ -115,8 +115,21 @@ pub struct MetadataMatcher {
     pub filter: String,
     /// Keys from the root.
     pub path: Vec<String>,
-    /// A string there, or an element of a list there, that matches. Missing metadata never matches.
+    /// What is asked of the text. Missing metadata never matches.
     pub value: StringMatcher,
+    /// Which text.
+    pub form: MetadataForm,
     /// The condition is turned around.
     pub invert: bool,
+}
+
+/// What is found at a [`MetadataMatcher`]'s path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum MetadataForm {
+    /// A text (`string_match`).
+    Text,
+    /// A list, one element of which is the text (`list_match.one_of`).
+    Element,
+    /// One or the other.
+    TextOrElement,
 }

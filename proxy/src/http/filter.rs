@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Weak;
 
 use http::StatusCode;
 
@@ -10,9 +11,11 @@ use super::local_reply::LocalReply;
 use super::request_body::RequestBody;
 use super::route::{Resolve, Route};
 use super::{cors, fault};
-use crate::config::{AlpnOverride, FilterOverride, FilterOverrides, HttpFilter, Rbac};
+use crate::config::{AlpnOverride, FilterOverride, FilterOverrides, HttpFilter, JwtPerRoute, Rbac};
 use crate::flags::ResponseFlags;
+use crate::jwt::{self, JwtContext, JwtFilter, RemoteKeySets, RemoteKeys};
 use crate::rbac::{Engine, RbacError, RequestContext};
+use crate::telemetry::metrics::ProxyMetrics;
 
 /// What a filter decided.
 pub enum Verdict {
@@ -40,6 +43,26 @@ impl FilterError {
     }
 }
 
+/// What filters are compiled with.
+pub struct FilterContext<'a> {
+    /// Finds the clusters that filters call.
+    pub resolve: Resolve<'a>,
+    /// Where their metrics are registered.
+    pub metrics: &'a ProxyMetrics,
+    /// `stat_prefix` of the connection manager, a label of those.
+    pub stat_prefix: &'a str,
+    /// Keys that tokens are verified with.
+    pub remote_keys: &'a RemoteKeySets,
+    /// Keeps keys fetched.
+    pub start_fetching: &'a dyn Fn(Weak<RemoteKeys>),
+}
+
+impl FilterContext<'_> {
+    fn jwt(&self) -> JwtContext<'_> {
+        JwtContext { resolve: self.resolve, remote_keys: self.remote_keys, start: self.start_fetching }
+    }
+}
+
 /// The compiled filter chain.
 #[derive(Debug, Default)]
 pub struct Filters {
@@ -57,6 +80,7 @@ struct Link {
 
 #[derive(Debug)]
 enum Filter {
+    Jwt(Box<JwtFilter>),
     Rbac(RbacFilter),
     Fault,
     Cors,
@@ -97,6 +121,7 @@ pub struct RouteFilters(Box<[(Box<str>, Override)]>);
 #[derive(Debug)]
 enum Override {
     Disabled,
+    Jwt(JwtPerRoute),
     Rbac(RbacFilter),
 }
 
@@ -113,6 +138,7 @@ impl RouteFilters {
             }
             let compiled = match told {
                 FilterOverride::Disabled => Override::Disabled,
+                FilterOverride::Jwt(told) => Override::Jwt(told.clone()),
                 FilterOverride::Rbac(rbac) => {
                     Override::Rbac(RbacFilter::compile(rbac).map_err(|error| FilterError::new(name, &error))?)
                 }
@@ -128,14 +154,20 @@ impl RouteFilters {
 }
 
 impl Filters {
-    /// Compiles the chain; `resolve` finds the clusters that filters call.
+    /// Compiles the chain.
     ///
     /// # Errors
     /// When a rule cannot be compiled: the listener is then refused, never served without its filter.
-    pub fn compile(filters: &[HttpFilter], _resolve: Resolve<'_>) -> Result<Self, FilterError> {
+    pub fn compile(filters: &[HttpFilter], context: &FilterContext<'_>) -> Result<Self, FilterError> {
         let mut compiled = Self::default();
         for filter in filters {
             let (name, filter) = match filter {
+                HttpFilter::JwtAuthn(config) => {
+                    let counters = context.metrics.jwt_authn(context.stat_prefix, &config.stat_prefix);
+                    let jwt = JwtFilter::compile(config, counters, &context.jwt())
+                        .map_err(|error| FilterError::new(&config.name, &error))?;
+                    (config.name.as_str(), Filter::Jwt(Box::new(jwt)))
+                }
                 HttpFilter::Rbac(config) => {
                     let rbac = RbacFilter::compile(config).map_err(|error| FilterError::new(&config.name, &error))?;
                     (config.name.as_str(), Filter::Rbac(rbac))
@@ -154,12 +186,20 @@ impl Filters {
 
     /// Runs the request through the chain, beginning with the filter numbered `from`.
     pub async fn request(&self, exchange: &mut Exchange, route: Option<&Route>, _body: &mut RequestBody, from: usize) -> Verdict {
-        for link in self.chain.iter().skip(from) {
+        for (index, link) in self.chain.iter().enumerate().skip(from) {
             let told = route.and_then(|route| route.filters.of(&link.name));
             if matches!(told, Some(Override::Disabled)) {
                 continue;
             }
             let reply = match &link.filter {
+                Filter::Jwt(jwt) => {
+                    let told = if let Some(Override::Jwt(told)) = told { Some(told) } else { None };
+                    match jwt.check(exchange, told).await {
+                        jwt::Verdict::Pass { reroute: false } => None,
+                        jwt::Verdict::Pass { reroute: true } => return Verdict::Reroute(index + 1),
+                        jwt::Verdict::Refuse(reply) => Some(reply),
+                    }
+                }
                 Filter::Rbac(rbac) => {
                     let rbac = if let Some(Override::Rbac(rbac)) = told { rbac } else { rbac };
                     check_rbac(rbac, exchange)
@@ -194,8 +234,12 @@ impl Filters {
 
 fn check_rbac(rbac: &RbacFilter, exchange: &Exchange) -> Option<LocalReply> {
     let remote: IpAddr = exchange.info.remote.ip();
-    let context =
-        RequestContext { request: Some(&exchange.request), connection: &exchange.info.connection, remote, metadata: None };
+    let context = RequestContext {
+        request: Some(&exchange.request),
+        connection: &exchange.info.connection,
+        remote,
+        metadata: exchange.info.metadata.as_deref(),
+    };
     let details = rbac.denies(&context)?;
     Some(LocalReply::new(StatusCode::FORBIDDEN, &b"RBAC: access denied"[..], ResponseFlags::NONE, details))
 }

@@ -13,11 +13,12 @@ use super::worker::Command;
 use super::{ApplyReport, Inner, ListenerState, ListenerStatus, Rejected};
 use crate::config::{self, ClusterDiscovery, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection};
 use crate::drain::Drain;
-use crate::http::filter::Filters;
+use crate::http::filter::{FilterContext, Filters};
 use crate::http::forwarding::Forwarding;
 use crate::http::manager::ConnectionManager;
 use crate::http::path::PathOptions;
 use crate::http::route::RouteTable;
+use crate::jwt::RemoteKeySets;
 use crate::listener::{Acceptor, Filter, FilterChain, ListenerRuntime};
 use crate::rbac::Engine;
 use crate::tcp::TcpProxy;
@@ -36,6 +37,7 @@ pub(super) struct Published {
     /// Replaced listeners that still have connections.
     leaving: Vec<Arc<Acceptor>>,
     draining: bool,
+    remote_keys: RemoteKeySets,
     /// The last apply rejected something: the same snapshot is then looked at again.
     rejected: bool,
 }
@@ -298,8 +300,17 @@ impl Published {
         Ok(ConnectionManager {
             config: config.clone(),
             routes,
-            filters: Filters::compile(&config.filters, &|name| self.clusters.get(name).cloned())
-                .map_err(|error| format!("http_filters: {error}"))?,
+            filters: Filters::compile(
+                &config.filters,
+                &FilterContext {
+                    resolve: &|name| self.clusters.get(name).cloned(),
+                    metrics: &inner.shared.metrics,
+                    stat_prefix: &config.stat_prefix,
+                    remote_keys: &self.remote_keys,
+                    start_fetching: &|keys| inner.shared.workers[0].send(Command::FetchKeys(keys)),
+                },
+            )
+            .map_err(|error| format!("http_filters: {error}"))?,
             forwarding: Forwarding::from(&**config),
             path_options: PathOptions::from(&**config),
             access_log: access_logs(&config.access_log, inner)?,

@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use super::Shared;
+use crate::jwt::RemoteKeys;
 use crate::listener::{self, Acceptor};
 use crate::telemetry::metrics::{ListenerMetrics, ProxyMetrics};
 use crate::upstream::pool::Pool;
@@ -30,6 +31,8 @@ pub(super) enum Command {
     Listen(Arc<Acceptor>, Option<TcpListener>),
     /// Keep a DNS cluster resolved.
     Resolve(Arc<Cluster>),
+    /// Keep keys of tokens fetched.
+    FetchKeys(Weak<RemoteKeys>),
     /// End, and close every connection.
     Stop,
 }
@@ -181,6 +184,7 @@ impl Worker {
         match command {
             Command::Serve(connection) => self.serve(connection),
             Command::Listen(acceptor, socket) => drop(tokio::task::spawn_local(acceptor.run(socket, self.clone()))),
+            Command::FetchKeys(keys) => drop(tokio::task::spawn_local(RemoteKeys::run(keys, self.pool.clone()))),
             Command::Stop => {}
             Command::Resolve(cluster) => drop(tokio::task::spawn_local(async move {
                 tokio::select! {

@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use self::rule::Rule;
 use crate::config::{RbacAction, RbacRules, StringMatch, StringMatcher};
@@ -121,6 +121,15 @@ impl Metadata {
         match self.0.iter_mut().find(|(name, _)| **name == *filter) {
             Some((_, old)) => *old = value,
             None => self.0.push((filter.into(), value)),
+        }
+    }
+
+    /// Adds to what `filter` has said; a key that it had used gets the new value.
+    pub fn merge(&mut self, filter: &str, more: Map<String, Value>) {
+        match self.0.iter_mut().find(|(name, _)| **name == *filter) {
+            Some((_, Value::Object(old))) => old.extend(more),
+            Some((_, old)) => *old = Value::Object(more),
+            None => self.0.push((filter.into(), Value::Object(more))),
         }
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::header::HeaderRule;
 use super::template::UriTemplate;
 use super::{Doubt, RequestContext};
-use crate::config::{MetadataMatcher, Permission, Principal, RbacAction, StringMatch, StringMatcher};
+use crate::config::{MetadataForm, MetadataMatcher, Permission, Principal, RbacAction, StringMatch, StringMatcher};
 use crate::http::head::RequestHead;
 use crate::tls::PeerCertificate;
 
@@ -170,8 +170,8 @@ fn metadata_matches(wanted: &MetadataMatcher, context: &RequestContext<'_>) -> b
     let text = |value: &Value| value.as_str().is_some_and(|text| wanted.value.matches(text.as_bytes()));
     let found = context.metadata.and_then(|metadata| metadata.get(&wanted.filter, &wanted.path));
     let matched = match found {
-        Some(Value::Array(list)) => list.iter().any(text),
-        Some(value) => text(value),
+        Some(Value::Array(list)) => wanted.form != MetadataForm::Text && list.iter().any(text),
+        Some(value) => wanted.form != MetadataForm::Element && text(value),
         None => false,
     };
     matched != wanted.invert

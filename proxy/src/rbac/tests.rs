@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::*;
-use crate::config::{self, HeaderMatch, HeaderMatcher, MetadataMatcher, Permission, Principal, Regex};
+use crate::config::{self, HeaderMatch, HeaderMatcher, MetadataForm, MetadataMatcher, Permission, Principal, Regex};
 use crate::tls::PeerCertificate;
 
 fn connection(uri: Option<&str>) -> ConnectionInfo {
@@ -285,14 +285,19 @@ fn metadata_is_matched_as_text_or_as_a_list_of_texts() {
     metadata.set("envoy.filters.http.jwt_authn", json!({"payload": {"sub": "old"}}));
     metadata.set("envoy.filters.http.jwt_authn", claims);
     let connection = connection(None);
-    let passes = |path: &[&str], value: &str, invert| {
+    let passes_as = |form, path: &[&str], value: &str, invert| {
         let path = std::iter::once("payload").chain(path.iter().copied()).map(str::to_owned).collect();
         let filter = "envoy.filters.http.jwt_authn".to_owned();
-        let matcher = MetadataMatcher { filter, path, value: StringMatcher::exact(value), invert };
+        let matcher = MetadataMatcher { filter, path, value: StringMatcher::exact(value), form, invert };
         let engine = engine(RbacAction::Allow, Permission::Any, Principal::Metadata(matcher));
         let remote = connection.remote.ip();
         engine.evaluate(&RequestContext { request: None, connection: &connection, remote, metadata: Some(&metadata) }).allowed
     };
+    let passes = |path: &[&str], value: &str, invert| passes_as(MetadataForm::TextOrElement, path, value, invert);
+    assert!(
+        passes_as(MetadataForm::Text, &["sub"], "alice", false) && !passes_as(MetadataForm::Element, &["sub"], "alice", false)
+    );
+    assert!(!passes_as(MetadataForm::Text, &["groups"], "b", false) && passes_as(MetadataForm::Element, &["groups"], "b", false));
     assert!(passes(&["sub"], "alice", false) && passes(&["groups"], "b", false) && passes(&["deep", "x"], "y", false));
     assert!(!passes(&["sub"], "old", false) && !passes(&["groups"], "a,b", false) && !passes(&["n"], "1", false));
     assert!(!passes(&["missing"], "", false) && passes(&["missing"], "x", true) && !passes(&["sub"], "alice", true));

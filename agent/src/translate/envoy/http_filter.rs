@@ -11,6 +11,7 @@ use skiff_proto::envoy::config::route::v3::FilterConfig;
 use skiff_proto::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use skiff_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use skiff_proto::envoy::extensions::filters::http::fault::v3 as fault;
+use skiff_proto::envoy::extensions::filters::http::jwt_authn::v3::{JwtAuthentication, PerRouteConfig};
 use skiff_proto::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use skiff_proto::envoy::extensions::filters::http::router::v3::Router;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
@@ -18,7 +19,7 @@ use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config::{self, FilterOverride, Fraction};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{any, basic, rbac};
+use super::{any, basic, jwt, rbac};
 
 /// The filters before the router, and the router's own settings.
 pub(super) struct Filters {
@@ -57,6 +58,10 @@ pub(super) fn filters(messages: &[pb::HttpFilter]) -> Outcome<Filters> {
 fn filter(name: &str, config: &Any) -> Outcome<Filter> {
     Ok(match any::type_name(config).as_str() {
         "envoy.extensions.filters.http.router.v3.Router" => Filter::Router(any::unpack(config)?),
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+            let message: JwtAuthentication = any::unpack(config)?;
+            Filter::Chained(config::HttpFilter::JwtAuthn(Arc::new(jwt::filter(name, &message)?)))
+        }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             let message: Rbac = any::unpack(config)?;
             Filter::Chained(config::HttpFilter::Rbac(Arc::new(rbac::http_filter(name, &message)?)))
@@ -128,6 +133,10 @@ pub(super) fn per_route(configs: &HashMap<String, Any>) -> Outcome<PerRoute> {
                 // Without rules the filter is off here.
                 let told = rules.map_or(FilterOverride::Disabled, |rules| FilterOverride::Rbac(Arc::new(rules)));
                 all.filters.push((name.clone(), told));
+            }
+            "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+                let message: PerRouteConfig = any::unpack(config).at(&at)?;
+                all.filters.push((name.clone(), FilterOverride::Jwt(jwt::per_route(&message).at(&at)?)));
             }
             "envoy.config.route.v3.FilterConfig" => {
                 let message: FilterConfig = any::unpack(config).at(&at)?;

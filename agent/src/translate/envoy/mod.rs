@@ -14,6 +14,7 @@ mod fields;
 mod http;
 mod http_filter;
 mod json;
+mod jwt;
 mod listener;
 mod outcome;
 mod rbac;

@@ -111,25 +111,23 @@ fn metadata_matcher(message: &matcher::MetadataMatcher) -> Outcome<config::Metad
         let Segment::Key(key) = required(segment.segment.as_ref(), "key")?;
         Ok(key.clone())
     })?;
-    let value = required(message.value.as_ref(), "value")?;
-    Ok(config::MetadataMatcher {
-        filter: message.filter.clone(),
-        path,
-        value: value_matcher(value).at("value")?,
-        invert: message.invert,
-    })
+    let (value, form) = value_matcher(required(message.value.as_ref(), "value")?).at("value")?;
+    Ok(config::MetadataMatcher { filter: message.filter.clone(), path, value, form, invert: message.invert })
 }
 
 /// A string, or one element of a list that is such a string: the two forms that istiod writes.
-fn value_matcher(message: &matcher::ValueMatcher) -> Outcome<config::StringMatcher> {
+fn value_matcher(message: &matcher::ValueMatcher) -> Outcome<(config::StringMatcher, config::MetadataForm)> {
+    use config::MetadataForm as Form;
     use matcher::value_matcher::MatchPattern;
     match required(message.match_pattern.as_ref(), "match_pattern")? {
-        MatchPattern::StringMatch(string) => basic::string_matcher(string).at("string_match"),
+        MatchPattern::StringMatch(string) => Ok((basic::string_matcher(string).at("string_match")?, Form::Text)),
         MatchPattern::ListMatch(list) => {
             let matcher::list_matcher::MatchPattern::OneOf(element) =
                 required(list.match_pattern.as_ref(), "one_of").at("list_match")?;
             match &element.match_pattern {
-                Some(MatchPattern::StringMatch(string)) => basic::string_matcher(string).at("list_match.one_of.string_match"),
+                Some(MatchPattern::StringMatch(string)) => {
+                    Ok((basic::string_matcher(string).at("list_match.one_of.string_match")?, Form::Element))
+                }
                 _ => invalid("expected string_match").at("list_match.one_of"),
             }
         }
@@ -137,7 +135,10 @@ fn value_matcher(message: &matcher::ValueMatcher) -> Outcome<config::StringMatch
         MatchPattern::OrMatch(or) => {
             let mut all = each(&or.value_matchers, "value_matchers", value_matcher).at("or_match")?;
             match (all.pop(), all) {
-                (Some(last), rest) if rest.iter().all(|other| *other == last) => Ok(last),
+                (Some((last, form)), rest) if rest.iter().all(|(other, _)| *other == last) => {
+                    let one_form = rest.iter().all(|(_, other)| *other == form);
+                    Ok((last, if one_form { form } else { Form::TextOrElement }))
+                }
                 _ => invalid("expected the same string in every alternative").at("or_match"),
             }
         }

@@ -91,7 +91,7 @@ fn route(message: &pb::Route) -> Outcome<config::Route> {
     })
 }
 
-fn route_match(message: &pb::RouteMatch) -> Outcome<config::RouteMatch> {
+pub(super) fn route_match(message: &pb::RouteMatch) -> Outcome<config::RouteMatch> {
     use pb::route_match::PathSpecifier;
     let path = match required(message.path_specifier.as_ref(), "path_specifier")? {
         PathSpecifier::Prefix(prefix) => config::PathMatch::Prefix(prefix.clone()),

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skiff_proxy::config::{
-    HeaderMatch, HeaderMatcher, HttpFilter, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules, Regex,
-    StringMatch, StringMatcher,
+    HeaderMatch, HeaderMatcher, HttpFilter, MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction,
+    RbacRules, Regex, StringMatch, StringMatcher,
 };
 
 use super::Output;
@@ -19,6 +19,8 @@ use super::schema::selects;
 use super::scope::Scope;
 use super::values::Block;
 
+/// Claims may be a text or a list of texts.
+const EITHER: MetadataForm = MetadataForm::TextOrElement;
 /// Filter whose metadata holds the claims of a verified JWT.
 const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
 
@@ -265,11 +267,15 @@ impl Principals<'_> {
                     self.add(values, not, true, |value| Principal::Header(header(name, value, false)))
                 }
                 ConditionKey::RequestPrincipal => self.add_metadata(values, not, |id| request_principal(id)),
-                ConditionKey::RequestAudiences => self.add_metadata(values, not, |value| claim(&["aud"], text(value, "", false))),
-                ConditionKey::RequestPresenter => self.add_metadata(values, not, |value| claim(&["azp"], text(value, "", false))),
+                ConditionKey::RequestAudiences => {
+                    self.add_metadata(values, not, |value| claim(&["aud"], text(value, "", false), EITHER))
+                }
+                ConditionKey::RequestPresenter => {
+                    self.add_metadata(values, not, |value| claim(&["azp"], text(value, "", false), EITHER))
+                }
                 ConditionKey::RequestClaim(path) => {
                     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-                    self.add_metadata(values, not, |value| claim(&path, text(value, "", false)))
+                    self.add_metadata(values, not, |value| claim(&path, text(value, "", false), EITHER))
                 }
                 _ => Ok(()),
             },
@@ -348,8 +354,11 @@ fn service_account(id: &str, own_namespace: &str) -> Principal {
 
 /// `issuer/subject` of a verified JWT.
 fn request_principal(id: &str) -> Principal {
+    let one = |issuer, subject| {
+        Principal::And(vec![claim(&["iss"], issuer, MetadataForm::Text), claim(&["sub"], subject, MetadataForm::Text)])
+    };
     if id == "*" {
-        return Principal::And(vec![claim(&["iss"], text("*", "", false)), claim(&["sub"], text("*", "", false))]);
+        return one(text("*", "", false), text("*", "", false));
     }
     let (issuer, subject) = match id.rsplit_once('/') {
         Some((issuer, subject)) => (text(issuer, "", false), text(subject, "", false)),
@@ -358,10 +367,10 @@ fn request_principal(id: &str) -> Principal {
         None if id.ends_with('*') => (text(id, "", false), text("*", "", false)),
         None => (text(id, "", false), text("", "", false)),
     };
-    Principal::And(vec![claim(&["iss"], issuer), claim(&["sub"], subject)])
+    one(issuer, subject)
 }
 
-fn claim(path: &[&str], value: StringMatcher) -> Principal {
+fn claim(path: &[&str], value: StringMatcher, form: MetadataForm) -> Principal {
     let path = std::iter::once("payload").chain(path.iter().copied()).map(str::to_owned).collect();
-    Principal::Metadata(MetadataMatcher { filter: JWT_FILTER.to_owned(), path, value, invert: false })
+    Principal::Metadata(MetadataMatcher { filter: JWT_FILTER.to_owned(), path, value, form, invert: false })
 }

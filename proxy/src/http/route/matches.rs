@@ -10,7 +10,7 @@ use crate::http::head::{HeaderName, RequestHead};
 
 /// The condition of a route.
 #[derive(Debug)]
-pub(super) struct Condition {
+pub(crate) struct Condition {
     path: PathMatcher,
     headers: Box<[HeaderMatcher]>,
     query: Box<[QueryParameterMatcher]>,
@@ -19,7 +19,7 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    pub(super) fn compile(config: &config::RouteMatch) -> Result<Self, RouteError> {
+    pub(crate) fn compile(config: &config::RouteMatch) -> Result<Self, RouteError> {
         Ok(Self {
             path: PathMatcher::compile(&config.path, config.ignore_case)?,
             headers: config.headers.iter().map(HeaderMatcher::compile).collect(),
@@ -30,7 +30,7 @@ impl Condition {
     }
 
     /// Whether the request meets it; `path` is the path of `head` without query.
-    pub(super) fn matches(&self, head: &RequestHead, path: &[u8]) -> bool {
+    pub(crate) fn matches(&self, head: &RequestHead, path: &[u8]) -> bool {
         self.path.matches(head, path)
             && self.headers.iter().all(|header| header.matches(head))
             && self.query.iter().all(|parameter| query_matches(parameter, head))

@@ -17,10 +17,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use action::{Action, ClusterChoice, ForwardRoute, HashPolicy, Mirror, Redirect, Route};
+pub(crate) use matches::Condition;
 pub use matches::{HeaderMatcher, MatchedPath};
 
 use self::domains::Domains;
-use self::matches::Condition;
 use self::mutations::HeaderMutations;
 use super::filter::{FilterError, RouteFilters};
 use super::head::RequestHead;

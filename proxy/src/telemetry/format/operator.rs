@@ -4,11 +4,14 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use serde_json::Value;
+
 use super::clock::TimeFormat;
 use super::grpc::{GrpcStatusStyle, grpc_status};
 use super::lookup::{Lookup, query_param, query_params, without_query};
 use super::output::Output;
 use crate::http::head::Version;
+use crate::jwt::json;
 use crate::stream_info::{FormatContext, LogMoment, StreamInfo};
 use crate::tls::PeerCertificate;
 
@@ -75,6 +78,10 @@ pub(super) enum Operator {
     GrpcStatus(GrpcStatusStyle),
     AccessLogType,
     UniqueId,
+    DynamicMetadata {
+        filter: Box<str>,
+        keys: Box<[String]>,
+    },
 }
 
 /// Ends of a duration.
@@ -159,6 +166,15 @@ impl Command {
         )
     }
 
+    /// What a JSON log writes as the JSON that it is.
+    pub(super) fn json(&self, context: &FormatContext<'_>) -> Option<Vec<u8>> {
+        let Operator::DynamicMetadata { filter, keys } = &self.operator else { return None };
+        let value = context.info.found_out(filter, keys).filter(|value| !value.is_string())?;
+        let mut json = Vec::new();
+        json::write(value, &mut json);
+        Some(json)
+    }
+
     /// Appends the value; false, and nothing appended, when there is none.
     pub(super) fn write(&self, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {
         out.limit = self.limit;
@@ -217,6 +233,7 @@ impl Operator {
             Self::DownstreamTlsCipher => out.text(info.connection.tls_cipher),
             Self::UpstreamTlsCipher => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_cipher)),
             Self::UpstreamTlsVersion => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_version)),
+            Self::DynamicMetadata { filter, keys } => info.found_out(filter, keys).is_some_and(|value| write_value(value, out)),
             Self::Missing => false,
         }
     }
@@ -224,6 +241,18 @@ impl Operator {
 
 fn write_bytes(value: Option<Cow<'_, [u8]>>, out: &mut Output<'_>) -> bool {
     value.is_some_and(|value| out.untrusted(&value))
+}
+
+/// A text as it is, anything else as JSON.
+fn write_value(value: &Value, out: &mut Output<'_>) -> bool {
+    match value {
+        Value::String(text) => out.untrusted(text.as_bytes()),
+        _ => {
+            let mut json = Vec::new();
+            json::write(value, &mut json);
+            out.untrusted(&json)
+        }
+    }
 }
 
 fn write_duration(from: TimePoint, to: TimePoint, unit: TimeUnit, context: &FormatContext<'_>, out: &mut Output<'_>) -> bool {

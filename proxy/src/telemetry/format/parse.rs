@@ -8,7 +8,7 @@ use super::operator::{Address, AddressPart, Command, Operator, PeerFact, ServerN
 use super::output::StaticText;
 
 /// Envoy documents these, and nothing in this proxy knows their value: they render as missing, as they do in Envoy for
-/// streams without one. Metadata, filter state and tracing belong here because no filter of ours sets any.
+/// streams without one. Metadata of hosts and routes, filter state and tracing belong here because no filter of ours sets any.
 const WITHOUT_VALUE: &[&str] = &[
     "CLUSTER_METADATA",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
@@ -23,7 +23,6 @@ const WITHOUT_VALUE: &[&str] = &[
     "DOWNSTREAM_TLS_SESSION_ID",
     "DOWNSTREAM_WIRE_BYTES_RECEIVED",
     "DOWNSTREAM_WIRE_BYTES_SENT",
-    "DYNAMIC_METADATA",
     "FILTER_CHAIN_NAME",
     "FILTER_STATE",
     "LOCAL_REPLY_BODY",
@@ -145,6 +144,7 @@ impl<'a> Token<'a> {
                 | Operator::Path { .. }
                 | Operator::QueryParam(_)
                 | Operator::QueryParams { .. }
+                | Operator::DynamicMetadata { .. }
         );
         match self.length {
             Some(_) if !truncates => Err("takes no length".to_owned()),
@@ -235,10 +235,11 @@ impl<'a> Token<'a> {
             }
             ("COMMON_DURATION", Some(points)) => common_duration(points),
             ("GRPC_STATUS", _) => grpc_status(params.unwrap_or_default()),
+            ("DYNAMIC_METADATA", Some(path)) => dynamic_metadata(path),
             ("CEL" | "TYPED_CEL", Some(expression)) => cel(expression),
             (name, Some(bits)) if name.ends_with("_ADDRESS_WITHOUT_PORT") => self.network(bits),
             (name, _) if WITHOUT_VALUE.contains(&name) => Ok(Operator::Missing),
-            ("REQ" | "RESP" | "TRAILER" | "QUERY_PARAM" | "COMMON_DURATION" | "ENVIRONMENT", _) => {
+            ("REQ" | "RESP" | "TRAILER" | "QUERY_PARAM" | "COMMON_DURATION" | "ENVIRONMENT" | "DYNAMIC_METADATA", _) => {
                 Err("needs a parameter".to_owned())
             }
             _ => Err("unknown operator, or one that does not take this parameter".to_owned()),
@@ -308,6 +309,16 @@ fn host_name() -> String {
         "" => "-".to_owned(),
         name => name.to_owned(),
     }
+}
+
+/// `filter:key:key`. The name of a filter is followed by any number of keys.
+fn dynamic_metadata(path: &str) -> Result<Operator, String> {
+    let (filter, keys) = path.split_once(':').unwrap_or((path, ""));
+    if filter.is_empty() {
+        return Err("the parameter must begin with the name of a filter".to_owned());
+    }
+    let keys = keys.split(':').filter(|key| !key.is_empty()).map(str::to_owned).collect();
+    Ok(Operator::DynamicMetadata { filter: filter.into(), keys })
 }
 
 fn time_format(params: Option<&str>) -> Result<TimeFormat, String> {

@@ -102,6 +102,10 @@ fn render_typed(command: &Command, context: &FormatContext<'_>, out: &mut Vec<u8
     if command.is_number() {
         return command.write(context, &mut Output::new(out, Style::Json));
     }
+    if let Some(json) = command.json(context) {
+        out.extend_from_slice(&json);
+        return true;
+    }
     out.push(b'"');
     if command.write(context, &mut Output::new(out, Style::Json)) {
         out.push(b'"');

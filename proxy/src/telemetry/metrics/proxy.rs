@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use metrics::{Counter, Gauge, Label};
 
 use super::{Description, Kind, Registry};
+use crate::jwt;
 
 const LISTENER_CONNECTIONS_ACTIVE: &str = "envoy_listener_downstream_cx_active";
 const LISTENER_CONNECTIONS_TOTAL: &str = "envoy_listener_downstream_cx_total";
@@ -21,6 +22,13 @@ const CLUSTER_CONNECT_FAILURES: &str = "envoy_cluster_upstream_cx_connect_fail";
 const CLUSTER_CONNECTION_OVERFLOW: &str = "envoy_cluster_upstream_cx_overflow";
 const CLUSTER_PENDING_OVERFLOW: &str = "envoy_cluster_upstream_rq_pending_overflow";
 const CLUSTER_RETRIES: &str = "envoy_cluster_upstream_rq_retry";
+const JWT_ALLOWED: &str = "envoy_http_jwt_authn_allowed";
+const JWT_DENIED: &str = "envoy_http_jwt_authn_denied";
+const JWT_PREFLIGHTS: &str = "envoy_http_jwt_authn_cors_preflight_bypassed";
+const JWT_FETCHED: &str = "envoy_http_jwt_authn_jwks_fetch_success";
+const JWT_FETCH_FAILED: &str = "envoy_http_jwt_authn_jwks_fetch_failed";
+const JWT_CACHE_HIT: &str = "envoy_http_jwt_authn_jwt_cache_hit";
+const JWT_CACHE_MISS: &str = "envoy_http_jwt_authn_jwt_cache_miss";
 const CONFIG_VERSION: &str = "skiff_config_version";
 const CONFIG_UPDATES: &str = "skiff_config_updates_total";
 const CONFIG_REJECTED: &str = "skiff_config_rejected_resources_total";
@@ -40,6 +48,13 @@ pub(super) const DESCRIPTIONS: &[Description] = &[
     (Kind::Counter, CLUSTER_CONNECTION_OVERFLOW, "Times that the circuit breaker of connections was open."),
     (Kind::Counter, CLUSTER_PENDING_OVERFLOW, "Requests failed because the circuit breaker of requests was open."),
     (Kind::Counter, CLUSTER_RETRIES, "Requests sent again."),
+    (Kind::Counter, JWT_ALLOWED, "Requests that JWT authentication let pass."),
+    (Kind::Counter, JWT_DENIED, "Requests that JWT authentication refused."),
+    (Kind::Counter, JWT_PREFLIGHTS, "CORS preflights that needed no token."),
+    (Kind::Counter, JWT_FETCHED, "Key sets fetched."),
+    (Kind::Counter, JWT_FETCH_FAILED, "Key sets that could not be fetched."),
+    (Kind::Counter, JWT_CACHE_HIT, "Tokens that were known to be valid."),
+    (Kind::Counter, JWT_CACHE_MISS, "Tokens that had to be verified."),
     (Kind::Gauge, CONFIG_VERSION, "Hash of the version of the configuration in force."),
     (Kind::Counter, CONFIG_UPDATES, "Configurations applied."),
     (Kind::Counter, CONFIG_REJECTED, "Resources of configurations that were refused."),
@@ -138,6 +153,24 @@ impl ProxyMetrics {
             connection_overflow: counter(CLUSTER_CONNECTION_OVERFLOW),
             pending_overflow: counter(CLUSTER_PENDING_OVERFLOW),
             retries: counter(CLUSTER_RETRIES),
+        }
+    }
+
+    /// The handles of a JWT filter: Envoy's `http.<stat_prefix>.jwt_authn.[<own prefix>.]*`.
+    pub fn jwt_authn(&self, stat_prefix: &str, own_prefix: &str) -> jwt::Counters {
+        let mut labels = vec![Label::new("http_conn_manager_prefix", stat_prefix.to_owned())];
+        if !own_prefix.is_empty() {
+            labels.push(Label::new("jwt_authn_prefix", own_prefix.to_owned()));
+        }
+        let counter = |metric| self.registry.counter(metric, labels.clone());
+        jwt::Counters {
+            allowed: counter(JWT_ALLOWED),
+            denied: counter(JWT_DENIED),
+            cors_preflight_bypassed: counter(JWT_PREFLIGHTS),
+            jwks_fetch_success: counter(JWT_FETCHED),
+            jwks_fetch_failed: counter(JWT_FETCH_FAILED),
+            cache_hit: counter(JWT_CACHE_HIT),
+            cache_miss: counter(JWT_CACHE_MISS),
         }
     }
 

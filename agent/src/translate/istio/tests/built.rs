@@ -96,6 +96,7 @@ fn http(http: &HttpConnectionManager) -> Value {
         "rds": rds,
         "inline": inline,
         "filters": http.filters.iter().map(|filter| match filter {
+            HttpFilter::JwtAuthn(jwt) => super::jwt::filter(jwt),
             HttpFilter::Rbac(rbac) => super::rbac::filter(rbac),
             HttpFilter::Fault => json!("envoy.filters.http.fault"),
             HttpFilter::Cors => json!("envoy.filters.http.cors"),

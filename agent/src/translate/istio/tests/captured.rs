@@ -68,7 +68,7 @@ fn http(config: &Value) -> Value {
             .iter()
             .filter(|filter| filter["name"] != "envoy.filters.http.router")
             .map(|filter| match filter["name"].as_str().unwrap() {
-                "envoy.filters.http.rbac" => filter["typed_config"].clone(),
+                "envoy.filters.http.rbac" | "envoy.filters.http.jwt_authn" => filter["typed_config"].clone(),
                 name => json!(name),
             })
             .collect::<Vec<_>>(),

@@ -3,6 +3,7 @@
 mod built;
 mod captured;
 mod errors;
+mod jwt;
 mod rbac;
 mod semantics;
 
