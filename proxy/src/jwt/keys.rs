@@ -35,7 +35,7 @@ struct Key {
 #[derive(Debug)]
 enum Verifier {
     Public(ParsedPublicKey),
-    Secret(hmac::Key),
+    Secret(Box<hmac::Key>),
 }
 
 impl Verifier {
@@ -200,7 +200,7 @@ fn oct(jwk: &Map<String, Value>, name: &str) -> Result<Vec<(Algorithm, Verifier)
         return Err("Jwks Oct key is an invalid Base64");
     }
     let fits = HMAC.into_iter().filter(|(algorithm, _)| asked.is_none_or(|asked| asked == *algorithm));
-    Ok(fits.map(|(algorithm, hash)| (algorithm, Verifier::Secret(hmac::Key::new(hash, &k)))).collect())
+    Ok(fits.map(|(algorithm, hash)| (algorithm, Verifier::Secret(Box::new(hmac::Key::new(hash, &k))))).collect())
 }
 
 fn okp(jwk: &Map<String, Value>, name: &str) -> Result<Vec<(Algorithm, Verifier)>, &'static str> {

@@ -49,6 +49,14 @@ pub const FILTER_NAME: &str = "envoy.filters.http.jwt_authn";
 /// Bytes of the path that a refusal shows, as in Envoy.
 const MAX_REALM_PATH: usize = 256;
 
+/// Whether tokens can be verified with this key set.
+///
+/// # Errors
+/// Envoy's words for what is wrong.
+pub fn check_jwks(text: &str) -> Result<(), &'static str> {
+    KeySet::parse(text.as_bytes()).map(drop)
+}
+
 /// Why a filter is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -253,11 +253,8 @@ impl Attempt<'_> {
             Keys::Remote(keys) => keys.fresh(),
         };
         let token = provider.cache.as_ref().and_then(|cache| cache.get(text, &keys()?));
-        if token.is_some() {
-            self.counters.cache_hit.increment(1)
-        } else {
-            self.counters.cache_miss.increment(1)
-        }
+        let counter = if token.is_some() { &self.counters.cache_hit } else { &self.counters.cache_miss };
+        counter.increment(1);
         token
     }
 

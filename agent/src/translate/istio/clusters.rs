@@ -26,7 +26,7 @@ use super::{Output, Selection};
 /// istiod's default of `connectTimeout`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// istiod's DNS refresh rate.
-const DNS_REFRESH: Duration = Duration::from_secs(60);
+pub(super) const DNS_REFRESH: Duration = Duration::from_secs(60);
 const RING_SIZE: u64 = 1024;
 const MAX_RING_SIZE: u64 = 8 << 20;
 const MAGLEV_SIZE: u64 = 65_537;

@@ -9,6 +9,7 @@ use super::de::{FieldError, from_node};
 use super::schema::Metadata;
 use super::schema::destination_rule::DestinationRule;
 use super::schema::mesh::{HARMLESS_MESH_FIELDS, MeshConfig};
+use super::schema::request_authentication::RequestAuthentication;
 use super::schema::security::{AuthorizationPolicy, PeerAuthentication};
 use super::schema::services::{ServiceEntry, WorkloadEntry, WorkloadGroup};
 use super::schema::sidecar::Sidecar;
@@ -73,6 +74,7 @@ pub struct Documents {
     pub(super) destination_rules: Vec<Resource<DestinationRule>>,
     pub(super) virtual_services: Vec<Resource<VirtualService>>,
     pub(super) peer_authentications: Vec<Resource<PeerAuthentication>>,
+    pub(super) request_authentications: Vec<Resource<RequestAuthentication>>,
     pub(super) authorization_policies: Vec<Resource<AuthorizationPolicy>>,
     pub(super) mesh: Option<MeshConfig>,
     pub(super) warnings: Vec<String>,
@@ -82,7 +84,7 @@ pub struct Documents {
 const IGNORED_KINDS: [&str; 4] = ["Telemetry", "Gateway", "ProxyConfig", "ServiceExport"];
 
 /// Kinds that guard a workload, or may: to leave them out would let requests pass that must not.
-const REFUSED_KINDS: [&str; 3] = ["RequestAuthentication", "WasmPlugin", "EnvoyFilter"];
+const REFUSED_KINDS: [&str; 2] = ["WasmPlugin", "EnvoyFilter"];
 
 impl Documents {
     /// Reads every document of every file. A document without `metadata.namespace` belongs to `default_namespace`.
@@ -132,6 +134,7 @@ impl Documents {
             "DestinationRule" => (networking, |all, reader| reader.read(&mut all.destination_rules)),
             "VirtualService" => (networking, |all, reader| reader.read(&mut all.virtual_services)),
             "PeerAuthentication" => (security, |all, reader| reader.read(&mut all.peer_authentications)),
+            "RequestAuthentication" => (security, |all, reader| reader.read(&mut all.request_authentications)),
             "AuthorizationPolicy" => (security, |all, reader| reader.read(&mut all.authorization_policies)),
             _ if REFUSED_KINDS.contains(&name) => {
                 return Err(FieldError::at(kind.line, "kind".to_owned(), format!("{name:?}: not supported by skiff")));

@@ -17,18 +17,21 @@ use super::schema::destination_rule::ConnectionPool;
 use super::schema::sidecar::Ingress;
 use super::scope::Scope;
 use super::values::{InboundEndpoint, Protocol};
-use super::{Output, authz, clusters, mtls};
+use super::{Output, Selection, authz, clusters, jwt, mtls};
 
 /// Envoy's TCP idle time-out where nobody sets one.
 pub(super) const TCP_IDLE: Duration = Duration::from_secs(3600);
 
 /// Listeners and clusters of the Sidecar's ingress. Without a Sidecar there are none: a sidecar without iptables has no port
 /// to take inbound traffic on.
-pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) {
+/// What comes back are services that are asked for the keys of tokens.
+pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) -> Selection {
+    let mut asked_for_keys = Selection::new();
     let Some(sidecar) = scope.sidecar else {
         output.warnings.push("no Sidecar selects this workload: it has no inbound listener".to_owned());
-        return;
+        return asked_for_keys;
     };
+    let jwt = jwt::http_filter(scope, &mut asked_for_keys, output);
     for ingress in &sidecar.spec.ingress {
         if ingress.value.port.protocol == Protocol::HttpProxy {
             output.errors.push(scope.sidecar_error(ingress.error("HTTP_PROXY: only an egress listener can be an HTTP proxy")));
@@ -46,10 +49,11 @@ pub(super) fn translate(scope: &Scope<'_>, output: &mut Output) {
         }
         output.add_cluster(cluster(scope, ingress));
         for &ip in addresses {
-            let listener = listener(scope, &ingress.value, ip, output);
+            let listener = listener(scope, &ingress.value, ip, jwt.as_ref(), output);
             output.add_listener(scope, listener, ingress);
         }
     }
+    asked_for_keys
 }
 
 fn cluster_name(ingress: &Ingress) -> String {
@@ -98,7 +102,7 @@ fn own_service(scope: &Scope<'_>, port: u16) -> Option<skiff_proxy::config::Serv
     Some(clusters::service_metadata(service))
 }
 
-fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, output: &mut Output) -> Listener {
+fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, jwt: Option<&HttpFilter>, output: &mut Output) -> Listener {
     let port = ingress.port.number.get();
     let address: Address = SocketAddr::new(ip, port);
     let name = format!("{ip}_{port}");
@@ -107,7 +111,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, output: &mut Outpu
     let shapes = mtls::chains(scope, mode, port, http);
     let inspect_tls = shapes.iter().any(|shape| shape.tls.is_some());
     let (rbac, filter) = if http {
-        (Vec::new(), NetworkFilter::Http(Arc::new(http_filter(scope, ingress, &name))))
+        (Vec::new(), NetworkFilter::Http(Arc::new(http_filter(scope, ingress, &name, jwt))))
     } else {
         (authz::network_rules(scope, output), NetworkFilter::Tcp(Arc::new(tcp_filter(scope, ingress))))
     };
@@ -166,14 +170,14 @@ fn connection_pool<'p>(scope: &'p Scope<'_>, ingress: &'p Ingress) -> Option<&'p
     ingress.connection_pool.as_ref().or(sidecar)
 }
 
-fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str) -> HttpConnectionManager {
+fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option<&HttpFilter>) -> HttpConnectionManager {
     let routes = RouteSource::Inline(Arc::new(routes(ingress)));
     let mut http = HttpConnectionManager::new(format!("inbound_{listener};"), TrafficDirection::Inbound, routes);
     apply_mesh_defaults(&mut http);
     http.server_name = "istio-envoy".to_owned();
     http.forward_client_cert = ForwardClientCert::AppendForward;
     http.client_cert_details = SetCurrentClientCertDetails { subject: true, dns: true, uri: true, ..Default::default() };
-    http.filters = authz::http_filters(scope);
+    http.filters = jwt.cloned().into_iter().chain(authz::http_filters(scope)).collect();
     http.filters.extend([HttpFilter::Fault, HttpFilter::Cors]);
     http.access_log = scope.access_log.clone();
     http.stats = Some(Arc::clone(&scope.inbound_stats));

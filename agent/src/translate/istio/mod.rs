@@ -16,6 +16,7 @@ mod de;
 mod documents;
 mod endpoints;
 mod inbound;
+mod jwt;
 mod mtls;
 mod outbound;
 mod policy;
@@ -80,8 +81,9 @@ pub struct Translation {
 pub fn translate(documents: &Documents, workload: &Workload) -> Result<Translation, Vec<DocumentError>> {
     let mut output = Output { warnings: documents.warnings.clone(), ..Output::default() };
     let scope = Scope::new(documents, workload, &mut output)?;
-    inbound::translate(&scope, &mut output);
-    let selection = outbound::translate(&scope, &mut output);
+    let asked_for_keys = inbound::translate(&scope, &mut output);
+    let mut selection = outbound::translate(&scope, &mut output);
+    selection.extend(asked_for_keys);
     clusters::translate(&scope, &selection, &mut output);
     outbound::warn_of_loops(&mut output);
     if !output.errors.is_empty() {

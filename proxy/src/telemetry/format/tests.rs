@@ -10,6 +10,7 @@ use super::{Format, LogTemplate};
 use crate::config::LogFormat;
 use crate::flags::ResponseFlags;
 use crate::http::head::{Headers, RequestHead, ResponseHead, Version};
+use crate::rbac::Metadata;
 use crate::stream_info::{ConnectionInfo, FormatContext, StreamInfo, UpstreamConnectionInfo};
 use crate::tls::PeerCertificate;
 
@@ -391,6 +392,37 @@ fn grpc_status_comes_from_trailers_head_or_http() {
     assert_eq!(render(format, &context(&info, Some(&grpc), Some(&ok))), "Unavailable UNAVAILABLE 14 14");
     let odd = response(&[("grpc-status", "99")]);
     assert_eq!(render(format, &context(&info, Some(&grpc), Some(&odd))), "99 99 99 99");
+}
+
+#[test]
+fn what_filters_have_found_out() {
+    let mut info = info(connection());
+    let payload = serde_json::json!({ "payload": { "sub": "ali\nce", "aud": ["a", "b"], "exp": 4_102_444_800_u64, "ok": true } });
+    let mut metadata = Metadata::default();
+    metadata.set("jwt", payload);
+    info.metadata = Some(Box::new(metadata));
+    let context = context(&info, None, None);
+    for (format, expected) in [
+        ("%DYNAMIC_METADATA(jwt:payload:sub)%", "ali\\x0ace"),
+        ("%DYNAMIC_METADATA(jwt:payload:sub):3%", "ali"),
+        ("%DYNAMIC_METADATA(jwt:payload:aud)%", r#"["a","b"]"#),
+        ("%DYNAMIC_METADATA(jwt:payload:exp)% %DYNAMIC_METADATA(jwt:payload:ok)%", "4102444800 true"),
+        ("%DYNAMIC_METADATA(jwt:payload:none)%%DYNAMIC_METADATA(other)%%DYNAMIC_METADATA(jwt:payload:sub:x)%", "---"),
+    ] {
+        assert_eq!(render(format, &context), expected, "{format}");
+    }
+    let fields = [("exp", "exp"), ("aud", "aud"), ("sub", "sub"), ("none", "none")];
+    let fields = fields.map(|(key, claim)| (key.to_owned(), format!("%DYNAMIC_METADATA(jwt:payload:{claim})%")));
+    let json = LogFormat::Json { fields: fields.into(), omit_empty_values: false, sort: false };
+    let mut line = Vec::new();
+    LogTemplate::compile(&json).unwrap().render(&context, &mut line);
+    assert_eq!(
+        String::from_utf8(line).unwrap(),
+        "{\"exp\":4102444800,\"aud\":[\"a\",\"b\"],\"sub\":\"ali\\nce\",\"none\":null}\n"
+    );
+    for wrong in ["%DYNAMIC_METADATA%", "%DYNAMIC_METADATA()%", "%DYNAMIC_METADATA(:a)%"] {
+        assert!(Format::compile(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

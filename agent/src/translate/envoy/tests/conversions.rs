@@ -11,7 +11,7 @@ use skiff_proto::envoy::r#type::v3::FractionalPercent;
 use skiff_proto::google::protobuf;
 use skiff_proxy::config::{self, AppendAction, Fraction, HeaderMatch, StringMatch};
 
-use super::super::{basic, cluster, rbac, route, route_action, route_configuration};
+use super::super::{basic, cluster, jwt, rbac, route, route_action, route_configuration};
 use super::{ROUTER, http_listener, message};
 
 #[test]
@@ -214,4 +214,45 @@ virtual_hosts:
     assert!(host.routes[1].matches.ignore_case);
     let expected = config::DirectResponse { status: 204, body: b"hi".to_vec() };
     assert_eq!(host.routes[1].action, config::RouteTarget::DirectResponse(expected));
+}
+
+#[test]
+fn remote_keys_have_envoys_defaults() {
+    let remote = |yaml: &str| match jwt::filter("jwt", &message(&format!("{{providers: {{p: {{{yaml}}}}}}}"))).unwrap().providers
+        ["p"]
+        .jwks
+    {
+        config::Jwks::Remote(ref remote) => remote.clone(),
+        ref other => panic!("{other:?}"),
+    };
+    let plain = remote("remote_jwks: {http_uri: {uri: 'https://issuer.example/keys?v=1', cluster: c, timeout: 2s}}");
+    let second = Duration::from_secs(1);
+    assert_eq!((plain.https, &*plain.authority, &*plain.path), (true, "issuer.example", "/keys?v=1"));
+    assert_eq!((&*plain.cluster, plain.timeout, plain.cache_duration), ("c", second * 2, second * 600));
+    assert_eq!((plain.retries, plain.async_fetch), (0, None));
+    let more = remote(
+        "remote_jwks: {http_uri: {uri: 'http://h:8080', cluster: c, timeout: 2s}, cache_duration: 5s, retry_policy: {}, async_fetch: {}}",
+    );
+    assert_eq!((&*more.authority, &*more.path, more.cache_duration), ("h:8080", "/", second * 5));
+    assert_eq!((more.retries, more.base_interval, more.max_interval), (1, second, second * 10));
+    assert_eq!(more.async_fetch, Some(config::JwksAsyncFetch { failed_refetch_duration: second }));
+}
+
+#[test]
+fn claims_are_matched_as_text_or_as_an_element_of_a_list() {
+    let form = |value: &str| {
+        let yaml = format!(
+            "{{policies: {{p: {{permissions: [{{any: true}}], principals: [{{metadata: {{filter: f, path: [{{key: a}}], value: {value}}}}}]}}}}}}"
+        );
+        let rules: Rbac = message(&yaml);
+        match &rbac::rules(&rules).unwrap().policies["p"].principals[0] {
+            config::Principal::Metadata(matcher) => matcher.form,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (text, element) = ("{string_match: {exact: x}}", "{list_match: {one_of: {string_match: {exact: x}}}}");
+    assert_eq!(form(text), config::MetadataForm::Text);
+    assert_eq!(form(element), config::MetadataForm::Element);
+    assert_eq!(form(&format!("{{or_match: {{value_matchers: [{element}, {text}]}}}}")), config::MetadataForm::TextOrElement);
+    assert_eq!(form(&format!("{{or_match: {{value_matchers: [{text}, {text}]}}}}")), config::MetadataForm::Text);
 }

@@ -53,7 +53,7 @@ fn an_unknown_http_filter_rejects_the_listener() {
       route_config: {name: r}
       http_filters:
       - name: gate
-        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication}
+        typed_config: {"@type": type.googleapis.com/my.Gate, key: 1}
       - name: mine
         typed_config: {"@type": type.googleapis.com/my.Filter, key: 1}
 "#;
@@ -61,10 +61,7 @@ fn an_unknown_http_filter_rejects_the_listener() {
     assert_eq!(
         shown(&http_listener(yaml).unwrap_err()),
         [
-            format!(
-                "{at}.http_filters[0].typed_config: HTTP filter gate \
-                 (envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication) is not supported"
-            ),
+            format!("{at}.http_filters[0].typed_config: HTTP filter gate (my.Gate) is not supported"),
             format!("{at}.http_filters[1].typed_config: HTTP filter mine (my.Filter) is not supported"),
         ]
     );
@@ -180,4 +177,75 @@ fn unknown_retry_conditions_and_hosts_without_domains_are_named() {
             "RouteConfiguration \"r\": virtual_hosts[1].domains: is empty",
         ]
     );
+}
+
+/// A listener with this JWT filter; `provider` is the provider `p`, `rest` what stands beside the providers.
+fn jwt_listener(provider: &str, rest: &str) -> String {
+    format!(
+        r#"
+      route_config: {{name: r}}
+      http_filters:
+      - name: jwt
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+          providers:
+            p: {{issuer: i, {provider}}}
+          {rest}
+      - name: router
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+"#
+    )
+}
+
+#[test]
+fn what_would_let_unverified_tokens_pass_rejects_the_listener() {
+    let at = "Listener \"l\": filter_chains[0].filters[0].typed_config.http_filters[0].typed_config";
+    let keys = "local_jwks: {inline_string: '{}'}";
+    let remote = |uri: &str| format!("remote_jwks: {{http_uri: {{uri: '{uri}', cluster: c, timeout: 1s}}}}");
+    for (provider, rest, expected) in [
+        ("forward: true", "", "providers[\"p\"].jwks_source_specifier: is missing"),
+        ("local_jwks: {environment_variable: X}", "", "providers[\"p\"].local_jwks.environment_variable: is not supported"),
+        (
+            &remote("ftp://host/keys"),
+            "",
+            "providers[\"p\"].remote_jwks.http_uri.uri: \"ftp://host/keys\": expected http or https",
+        ),
+        (
+            &remote("http://169.254.169.254/keys"),
+            "",
+            "providers[\"p\"].remote_jwks.http_uri.uri: \"http://169.254.169.254/keys\": expected no link-local address",
+        ),
+        (
+            "remote_jwks: {http_uri: {uri: 'http://h/', cluster: c}}",
+            "",
+            "providers[\"p\"].remote_jwks.http_uri.timeout: is missing",
+        ),
+        (
+            &format!("{keys}, forward_payload_header: 'x y'"),
+            "",
+            "providers[\"p\"].forward_payload_header: expected a header name, found \"x y\"",
+        ),
+        (
+            &format!("{keys}, claim_to_headers: [{{header_name: x}}]"),
+            "",
+            "providers[\"p\"].claim_to_headers[0]: expected claim_name or claim_path",
+        ),
+        (
+            keys,
+            "rules: [{match: {prefix: /}, requires: {extract_only_without_validation: {}}}]",
+            "rules[0].requires.extract_only_without_validation: is not supported: it believes tokens that nobody has verified",
+        ),
+        (
+            keys,
+            "rules: [{match: {prefix: /, grpc: {}}, requires: {provider_name: p}}]",
+            "rules[0].match: expected a path, headers and query_parameters only",
+        ),
+        (
+            keys,
+            "rules: [{match: {prefix: /}, requires: {requires_any: {requirements: [{provider_name: p}]}}}]",
+            "rules[0].requires.requires_any.requirements: expected two at least",
+        ),
+    ] {
+        assert_eq!(shown(&http_listener(&jwt_listener(provider, rest)).unwrap_err()), [format!("{at}.{expected}")]);
+    }
 }

@@ -87,11 +87,22 @@ fn every_endpoint_of_istiod_translates() {
 }
 
 #[test]
-fn request_authentication_is_not_skipped() {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/envoy/unsupported/jwt-LDS.bin");
-    let rejected: Vec<_> = resources::<Listener>(&file).iter().filter_map(|message| listener(message).err()).flatten().collect();
-    assert!(!rejected.is_empty());
-    for one in &rejected {
-        assert!(one.reason.starts_with("HTTP filter envoy.filters.http.jwt_authn"), "{one}");
-    }
+fn request_authentication_comes_before_authorization() {
+    let file = captures().join("09-jwt-008-LDS.bin");
+    let listeners: Vec<_> = resources::<Listener>(&file).iter().map(|message| listener(message).unwrap()).collect();
+    let inbound = listeners.iter().find(|listener| listener.name == "0.0.0.0_9080").unwrap();
+    let config::NetworkFilter::Http(manager) = &inbound.filter_chains[0].filter else { panic!("{inbound:?}") };
+    let [config::HttpFilter::JwtAuthn(jwt), config::HttpFilter::Rbac(_), ..] = manager.filters.as_slice() else {
+        panic!("{:?}", manager.filters)
+    };
+    let provider = &jwt.providers["origins-0"];
+    assert_eq!((&*provider.issuer, provider.forward), ("https://issuer.example", true));
+    assert_eq!(
+        (provider.from_params.as_slice(), provider.from_cookies.as_slice()),
+        (&["access_token".to_owned()][..], &["jwt".to_owned()][..])
+    );
+    assert_eq!(provider.space_delimited_claims, ["permission", "scope"]);
+    assert!(
+        matches!(&jwt.rules[0].requires, config::JwtRuleRequirement::Inline(config::JwtRequirement::Any(list)) if list.len() == 3)
+    );
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod destination_rule;
 pub(super) mod mesh;
+pub(super) mod request_authentication;
 pub(super) mod security;
 pub(super) mod services;
 pub(super) mod sidecar;

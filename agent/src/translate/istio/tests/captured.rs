@@ -11,6 +11,8 @@ fn resources(scenario: &str, file: &str) -> Vec<Value> {
     let path = format!("{}/testdata/istio/{scenario}/{file}.json", env!("CARGO_MANIFEST_DIR"));
     // The one allowed difference: istiod's wildcard bind is the workload's own address here.
     let text = std::fs::read_to_string(path).unwrap().replace("\"0.0.0.0\"", "\"127.0.0.21\"").replace("0.0.0.0_", "127.0.0.21_");
+    // Header names have no case.
+    let text = text.replace("\"Authorization\"", "\"authorization\"");
     serde_json::from_str(&text).unwrap()
 }
 

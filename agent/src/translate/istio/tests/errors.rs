@@ -144,10 +144,7 @@ fn bad_fields_are_named_with_file_line_and_path() {
 
 #[test]
 fn kinds_that_guard_a_workload_are_refused_and_unknown_ones_are_errors() {
-    assert_eq!(
-        errors(&document("RequestAuthentication", "  jwtRules: []")),
-        ["policy.yaml:2: kind: \"RequestAuthentication\": not supported by skiff"]
-    );
+    assert_eq!(errors(&document("WasmPlugin", "  url: x")), ["policy.yaml:2: kind: \"WasmPlugin\": not supported by skiff"]);
     assert_eq!(
         errors(&document("PeerAuthentcation", "  {}")),
         ["policy.yaml:2: kind: \"PeerAuthentcation\": not a kind of Istio's"]

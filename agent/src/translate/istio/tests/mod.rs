@@ -118,6 +118,11 @@ fn scenario_08_authorization() {
 }
 
 #[test]
+fn scenario_09_jwt() {
+    assert_as_istiod("09-jwt");
+}
+
+#[test]
 fn scenario_16_bound() {
     assert_as_istiod("16-bound");
 }

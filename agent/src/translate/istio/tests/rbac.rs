@@ -1,7 +1,7 @@
 //! RBAC of the data plane in Envoy's JSON form, to compare with what istiod sent.
 
 use serde_json::{Map, Value, json};
-use skiff_proxy::config::{MetadataMatcher, Permission, Principal, Rbac, RbacAction, RbacRules};
+use skiff_proxy::config::{MetadataForm, MetadataMatcher, Permission, Principal, Rbac, RbacAction, RbacRules};
 
 use super::built::{header, text};
 
@@ -62,9 +62,16 @@ fn principal(principal: &Principal) -> Value {
         Principal::RemoteIp(net) => json!({ "remote_ip": block(net) }),
         Principal::Header(matcher) => json!({ "header": header(matcher) }),
         Principal::UrlPath(path) => json!({ "url_path": { "path": text(path) } }),
-        Principal::Metadata(MetadataMatcher { filter, path, value, .. }) => {
+        Principal::Metadata(MetadataMatcher { filter, path, value, form, .. }) => {
             let path: Vec<_> = path.iter().map(|key| json!({ "key": key })).collect();
-            json!({ "metadata": { "filter": filter, "path": path, "value": { "string_match": text(value) } } })
+            let text = json!({ "string_match": text(value) });
+            let element = json!({ "list_match": { "one_of": text } });
+            let value = match form {
+                MetadataForm::Text => text,
+                MetadataForm::Element => element,
+                MetadataForm::TextOrElement => json!({ "or_match": { "value_matchers": [element, text] } }),
+            };
+            json!({ "metadata": { "filter": filter, "path": path, "value": value } })
         }
     }
 }

@@ -285,3 +285,90 @@ fn an_endpoint_takes_part_in_mtls_by_its_label_and_its_own_mode() {
         .collect();
     assert_eq!(modes, [("plain", false), ("off", false), ("mesh", true)]);
 }
+
+fn jwt_filter(translation: &Translation) -> Option<&JwtAuthn> {
+    http(&translation.snapshot.listeners["127.0.0.21_9080"]).filters.iter().find_map(|filter| match filter {
+        HttpFilter::JwtAuthn(jwt) => Some(&**jwt),
+        _ => None,
+    })
+}
+
+fn request_authentication(spec: &str) -> String {
+    format!("{SECURITY}kind: RequestAuthentication\nmetadata: {{name: jwt, namespace: bookinfo}}\nspec: {spec}\n")
+}
+
+#[test]
+fn keys_of_a_uri_are_fetched_through_a_cluster_of_their_own() {
+    let rule = |uri: &str| request_authentication(&format!("{{jwtRules: [{{issuer: i, jwksUri: '{uri}', timeout: 2s}}]}}"));
+    let built = with(&[("jwt.yaml", &rule("https://issuer.example/keys?v=1"))]);
+    let jwt = jwt_filter(&built).unwrap();
+    let Jwks::Remote(remote) = &jwt.providers["origins-0"].jwks else { panic!("{jwt:?}") };
+    assert_eq!((&*remote.authority, &*remote.path, remote.timeout.as_secs()), ("issuer.example", "/keys?v=1", 2));
+    assert!(remote.async_fetch.is_some(), "fetched before they are needed");
+    let cluster = &built.snapshot.clusters[&remote.cluster];
+    assert!(matches!(&cluster.discovery, ClusterDiscovery::StrictDns(_)));
+    let TransportSocket::Tls(tls) = &cluster.transport_socket else { panic!("{cluster:?}") };
+    assert_eq!((&*tls.sni, &tls.trust), ("issuer.example", &Some(CertificateSource::System)));
+    assert_eq!(tls.sans, [SanMatcher::Dns(StringMatcher::exact("issuer.example"))]);
+
+    let plain = with(&[("jwt.yaml", &rule("http://127.0.0.9:8090/keys"))]);
+    let cluster = &plain.snapshot.clusters["jwks|8090|http|127.0.0.9"];
+    assert_eq!(cluster.transport_socket, TransportSocket::RawBuffer);
+
+    // A service of the mesh is asked as the mesh asks it.
+    let mesh = with(&[("jwt.yaml", &rule("http://details.bookinfo.svc.cluster.local:9080/keys"))]);
+    let Jwks::Remote(remote) = &jwt_filter(&mesh).unwrap().providers["origins-0"].jwks else { panic!("{mesh:?}") };
+    assert_eq!(remote.cluster, "outbound|9080||details.bookinfo.svc.cluster.local");
+    assert!(mesh.snapshot.clusters.contains_key(&remote.cluster));
+}
+
+#[test]
+fn a_token_is_optional_and_policies_for_others_do_not_count() {
+    let keys = r#"jwks: '{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}'"#;
+    let one = with(&[("jwt.yaml", &request_authentication(&format!("{{jwtRules: [{{issuer: i, {keys}}}]}}")))]);
+    let jwt = jwt_filter(&one).unwrap();
+    let provider = JwtRequirement::Provider { name: "origins-0".into(), audiences: Vec::new() };
+    let expected = JwtRequirement::Any(vec![provider, JwtRequirement::AllowMissing]);
+    assert_eq!(jwt.rules[0].requires, JwtRuleRequirement::Inline(expected));
+    assert_eq!(jwt.providers["origins-0"].payload_in_metadata.as_deref(), Some("payload"));
+    for spec in [
+        format!("{{selector: {{matchLabels: {{app: details}}}}, jwtRules: [{{issuer: i, {keys}}}]}}"),
+        "{jwtRules: []}".to_owned(),
+    ] {
+        assert!(jwt_filter(&with(&[("jwt.yaml", &request_authentication(&spec))])).is_none(), "{spec}");
+    }
+    let elsewhere = request_authentication(&format!("{{jwtRules: [{{issuer: i, {keys}}}]}}"))
+        .replace("namespace: bookinfo", "namespace: other");
+    assert!(jwt_filter(&with(&[("jwt.yaml", &elsewhere)])).is_none());
+}
+
+#[test]
+fn keys_that_cannot_be_had_are_errors_of_the_rule() {
+    let errors = |rule: &str| {
+        let mut files = files("01-default");
+        files.push((PathBuf::from("jwt.yaml"), request_authentication(&format!("\n  jwtRules:\n  - {rule}"))));
+        let documents = match Documents::parse(&files, "bookinfo") {
+            Ok(documents) => documents,
+            Err(errors) => return errors[0].to_string(),
+        };
+        translate(&documents, &workload()).unwrap_err()[0].to_string()
+    };
+    let at = "jwt.yaml:6: spec.jwtRules[0]";
+    for (rule, expected) in [
+        ("{issuer: i}", "expected jwks or jwksUri: keys are not looked for by OpenID discovery"),
+        (
+            r#"{issuer: i, jwksUri: 'http://h/', jwks: '{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}'}"#,
+            "expected either jwks or jwksUri",
+        ),
+        (r#"{issuer: "", jwksUri: 'http://h/'}"#, "issuer: expected one"),
+    ] {
+        assert_eq!(errors(rule), format!("{at}: {expected}"));
+    }
+    for (rule, expected) in [
+        ("{issuer: i, jwksUri: 'file:///keys'}", "\"file:///keys\": expected http or https"),
+        ("{issuer: i, jwksUri: 'http://169.254.169.254/'}", "\"http://169.254.169.254/\": expected no link-local address"),
+    ] {
+        assert_eq!(errors(rule), format!("{at}.jwksUri: {expected}"));
+    }
+    assert_eq!(errors("{issuer: i, jwks: junk}"), format!("{at}.jwks: Jwks is an invalid JSON"));
+}
