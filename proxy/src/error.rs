@@ -82,6 +82,8 @@ pub enum ErrorKind {
     DownstreamProtocol,
     /// The caller sent more trailers than a head may hold.
     DownstreamTooLarge,
+    /// The caller broke HTTP/2 on this stream or its connection; Envoy's response code details.
+    DownstreamViolation(&'static str),
 }
 
 /// A failure of the data path.
@@ -136,7 +138,8 @@ impl Error {
             | K::DownstreamClosed
             | K::DownstreamReset
             | K::DownstreamProtocol
-            | K::DownstreamTooLarge => Side::Downstream,
+            | K::DownstreamTooLarge
+            | K::DownstreamViolation(_) => Side::Downstream,
         }
     }
 }
@@ -180,7 +183,8 @@ impl ErrorKind {
             | Self::DownstreamClosed
             | Self::DownstreamReset
             | Self::DownstreamProtocol
-            | Self::DownstreamTooLarge => None,
+            | Self::DownstreamTooLarge
+            | Self::DownstreamViolation(_) => None,
         }
     }
 
@@ -233,6 +237,7 @@ impl ErrorKind {
             Self::DownstreamTooLarge => {
                 fixed(431, "Request Header Fields Too Large", F::DOWNSTREAM_PROTOCOL_ERROR, "http1.headers_too_large")
             }
+            Self::DownstreamViolation(details) => fixed(0, "", F::DOWNSTREAM_PROTOCOL_ERROR, details),
         }
     }
 }

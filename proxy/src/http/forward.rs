@@ -8,12 +8,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::Reason;
 use http::{Method, StatusCode};
 
 use super::body::{BodySize, Frame};
 use super::exchange::{Exchange, Outcome};
 use super::forwarding::{Timeouts, set_upstream_service_time};
+use super::h2::Reason;
 use super::head::{HeaderName, Known, RequestHead, ResponseHead};
 use super::pipe::{Pump, PumpError, Sink};
 use super::request_body::RequestBody;
@@ -247,7 +247,7 @@ impl Attempts<'_> {
 
     /// Whether the caller has gone away; only looked at once it has sent everything.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
-        if self.body.is_complete() { self.out.poll_closed(cx) } else { Poll::Pending }
+        if self.body.is_complete() || self.out.is_multiplexed() { self.out.poll_closed(cx) } else { Poll::Pending }
     }
 
     fn downstream_failed(&mut self, kind: ErrorKind) -> Outcome {
@@ -505,7 +505,7 @@ impl Attempts<'_> {
         match failure {
             None => self.exchange.info.response_end = Some(Instant::now()),
             Some(PumpError::Sink(error)) => self.cut_off(&Error::new(match error.kind {
-                ErrorKind::DownstreamReset => ErrorKind::DownstreamReset,
+                kind @ (ErrorKind::DownstreamReset | ErrorKind::DownstreamViolation(_)) => kind,
                 _ => ErrorKind::DownstreamClosed,
             })),
             Some(PumpError::Source(error)) => self.cut_off(&error),

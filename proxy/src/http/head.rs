@@ -53,6 +53,16 @@ impl Scheme {
     }
 }
 
+/// A pseudo header of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the pseudo header of its name")]
+pub enum Pseudo {
+    Authority,
+    Path,
+    Method,
+    Scheme,
+}
+
 macro_rules! known {
     ($($name:ident $text:literal,)*) => {
         /// Header names that the proxy itself looks at: compared as one byte instead of as text.
@@ -271,6 +281,11 @@ impl Headers {
         self.fields.iter().map(|f| (f.name.of(&self.arena), f.value.of(&self.arena)))
     }
 
+    /// The fields in order with their ids, names lower case.
+    pub fn iter_known(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
+        self.fields.iter().map(|f| (f.id, f.name.of(&self.arena), f.value.of(&self.arena)))
+    }
+
     /// The fields in order with their ids and the spelling to write (HTTP/1).
     pub fn iter_spelled(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
         self.fields.iter().map(|f| {
@@ -415,7 +430,7 @@ impl fmt::Debug for Headers {
 }
 
 /// The head of a request.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct RequestHead {
     /// Method.
     pub method: Method,
@@ -425,9 +440,28 @@ pub struct RequestHead {
     pub scheme: Scheme,
     authority: Option<Span>,
     path: Span,
+    /// The order in which HTTP/2 says the pseudo headers: the caller's, or Envoy's own for a request that came over HTTP/1.
+    pub pseudo_order: [Pseudo; 4],
     /// Fields without `host`.
     pub headers: Headers,
 }
+
+impl Default for RequestHead {
+    fn default() -> Self {
+        Self {
+            method: Method::GET,
+            version: Version::default(),
+            scheme: Scheme::default(),
+            authority: None,
+            path: Span::default(),
+            pseudo_order: PSEUDO_ORDER,
+            headers: Headers::new(),
+        }
+    }
+}
+
+/// Envoy's order of pseudo headers.
+const PSEUDO_ORDER: [Pseudo; 4] = [Pseudo::Authority, Pseudo::Path, Pseudo::Method, Pseudo::Scheme];
 
 impl RequestHead {
     /// An empty head, to be filled by a codec.
@@ -443,6 +477,7 @@ impl RequestHead {
         self.scheme = Scheme::Http;
         self.authority = None;
         self.path = Span::default();
+        self.pseudo_order = PSEUDO_ORDER;
     }
 
     /// `:authority` or Host; empty when missing.

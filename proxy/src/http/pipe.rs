@@ -8,9 +8,9 @@ use tokio::sync::mpsc;
 use super::body::{BodySize, Frame};
 use super::h1;
 use super::h1::server::BodyError;
-use super::h2::{Incoming, Outgoing};
+use super::h2::{Failure, Incoming, Outgoing, Reason};
 use super::head::Headers;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Retry};
 
 /// Where frames come from.
 #[derive(Debug)]
@@ -63,20 +63,18 @@ fn write_error(error: io::Error) -> Error {
 }
 
 /// What a failed HTTP/2 stream means.
-pub fn h2_error(error: h2::Error, is_request: bool) -> Error {
-    let kind = match (is_request, error.reason()) {
-        (true, _) if error.is_io() => ErrorKind::DownstreamClosed,
-        (true, _) if error.is_remote() || error.is_reset() => ErrorKind::DownstreamReset,
-        (true, _) => ErrorKind::DownstreamProtocol,
-        (false, Some(h2::Reason::REFUSED_STREAM)) => ErrorKind::UpstreamRefused,
-        // What our side of the codec found wrong, whatever it calls it.
-        (false, _) if error.is_library() => ErrorKind::UpstreamProtocol,
-        (false, Some(h2::Reason::PROTOCOL_ERROR)) if !error.is_remote() => ErrorKind::UpstreamProtocol,
-        (false, _) if error.is_io() || error.is_go_away() => ErrorKind::UpstreamClosed,
-        (false, _) => ErrorKind::UpstreamReset,
+pub fn h2_error(failure: Failure, is_request: bool) -> Error {
+    let kind = match (is_request, failure) {
+        (true, Failure::Reset(_)) => ErrorKind::DownstreamReset,
+        (true, Failure::Violation(details)) => ErrorKind::DownstreamViolation(details),
+        (true, Failure::Closed | Failure::Refused | Failure::Aborted) => ErrorKind::DownstreamClosed,
+        (false, Failure::Refused | Failure::Reset(Reason::REFUSED_STREAM)) => ErrorKind::UpstreamRefused,
+        (false, Failure::Reset(_) | Failure::Aborted) => ErrorKind::UpstreamReset,
+        (false, Failure::Violation(_)) => ErrorKind::UpstreamProtocol,
+        (false, Failure::Closed) => ErrorKind::UpstreamClosed,
     };
-    let source = error.into_io().unwrap_or_else(|| io::Error::other("HTTP/2 stream error"));
-    Error::with_source(kind, source)
+    // A stream beyond a GOAWAY has not been looked at.
+    Error::new(kind).retry(if failure == Failure::Refused { Retry::Yes } else { Retry::No })
 }
 
 /// Where frames go.

@@ -2,13 +2,9 @@
 
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::Reason;
-use h2::server::SendResponse;
-
 use super::body::BodySize;
 use super::h1::server::{ServerConnection, WriteHead};
-use super::h2::{Outgoing, write_response};
+use super::h2::{Reason, Respond};
 use super::head::ResponseHead;
 use super::pipe::{Sink, h2_error};
 use crate::error::{Error, ErrorKind};
@@ -25,7 +21,7 @@ pub enum Responder {
         http10: bool,
     },
     /// HTTP/2.
-    Http2(SendResponse<Bytes>),
+    Http2(Respond),
 }
 
 impl Responder {
@@ -38,8 +34,7 @@ impl Responder {
     pub fn informational(&mut self, head: &ResponseHead) {
         match self {
             Self::Http1 { connection, .. } => connection.write_informational(head),
-            // Refused only on a stream that is gone; the final head reports that.
-            Self::Http2(send) => drop(send.send_informational(write_response(head))),
+            Self::Http2(respond) => respond.informational(head),
         }
     }
 
@@ -66,10 +61,9 @@ impl Responder {
                 );
                 Ok(Sink::H1Server(connection.clone()))
             }
-            Self::Http2(send) => {
-                let end = size.is_empty();
-                let stream = send.send_response(write_response(head), end).map_err(|error| h2_error(error, true))?;
-                Ok(Sink::H2(Outgoing::new(stream, end), false))
+            Self::Http2(respond) => {
+                let out = respond.head(head, size.is_empty()).map_err(|failure| h2_error(failure, true))?;
+                Ok(Sink::H2(out, false))
             }
         }
     }
@@ -92,10 +86,7 @@ impl Responder {
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
         match self {
             Self::Http1 { connection, .. } => connection.poll_closed(cx).map(|()| ErrorKind::DownstreamClosed),
-            Self::Http2(send) => send.poll_reset(cx).map(|reason| match reason {
-                Ok(_) => ErrorKind::DownstreamReset,
-                Err(_) => ErrorKind::DownstreamClosed,
-            }),
+            Self::Http2(respond) => respond.poll_closed(cx).map(|failure| h2_error(failure, true).kind),
         }
     }
 
@@ -104,7 +95,7 @@ impl Responder {
         match self {
             // The server closes a connection whose exchange asks for it.
             Self::Http1 { .. } => {}
-            Self::Http2(send) => send.send_reset(reason),
+            Self::Http2(respond) => respond.reset(reason),
         }
     }
 }

@@ -94,7 +94,8 @@ fn failure_matches(on: &RetryOn, kind: ErrorKind, head_sent: bool) -> bool {
         | ErrorKind::DownstreamClosed
         | ErrorKind::DownstreamReset
         | ErrorKind::DownstreamProtocol
-        | ErrorKind::DownstreamTooLarge => false,
+        | ErrorKind::DownstreamTooLarge
+        | ErrorKind::DownstreamViolation(_) => false,
     }
 }
 

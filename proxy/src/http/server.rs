@@ -30,11 +30,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2";
 pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option<&[u8]>) {
     let config = connection.manager.config.clone();
     let codec = match (config.codec, alpn) {
-        (Codec::Http1, _) => Codec::Http1,
         (Codec::Http2, _) | (Codec::Auto, Some(b"h2" | b"istio-h2")) => Codec::Http2,
-        // What was agreed on counts, whatever the bytes look like.
-        (Codec::Auto, Some(b"http/1.1" | b"http/1.0" | b"istio-http/1.1" | b"istio-http/1.0")) => Codec::Http1,
-        (Codec::Auto, _) => Codec::Auto,
+        // Who agreed on something else is held to it.
+        (Codec::Http1, _) | (Codec::Auto, Some(_)) => Codec::Http1,
+        (Codec::Auto, None) => Codec::Auto,
     };
     match codec {
         Codec::Http2 => h2::server::serve(connection, stream).await,

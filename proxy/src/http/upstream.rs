@@ -36,7 +36,7 @@ impl Upstream {
             }
             Lease::Http2(connection, _) => {
                 connection.ready().await?;
-                let (out, response) = connection.send(head, size.is_empty())?;
+                let (out, response) = connection.send(head, size.is_empty());
                 (Sink::H2(out, true), Response::Http2(response))
             }
         };

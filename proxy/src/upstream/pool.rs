@@ -365,7 +365,7 @@ impl Pool {
             let refused = std::io::Error::other("upstream did not agree on HTTP/2");
             return Err(Error::with_source(ErrorKind::UpstreamProtocol, refused).retry(Retry::Yes));
         }
-        let connection = H2Connection::handshake(connected.stream, move || drop(open)).await.map_err(|e| e.retry(Retry::Yes))?;
+        let connection = H2Connection::open(connected.stream, move || drop(open));
         let info = Rc::new(connected.info);
         let entry = Http2Entry { connection: connection.clone(), info: info.clone(), created: Instant::now(), generation };
         self.with_host(key, cluster, endpoint, |host| host.http2.push(entry));

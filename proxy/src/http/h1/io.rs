@@ -185,34 +185,34 @@ impl Io {
 
 /// Bytes on their way out: large pieces as they came, everything small in one vector behind them.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(in crate::http) struct Output {
     queue: VecDeque<Bytes>,
     tail: Vec<u8>,
     /// How much of `tail` is written.
     at: usize,
     queued: usize,
     /// Bytes ever written.
-    pub(super) written: u64,
+    pub(in crate::http) written: u64,
 }
 
 impl Output {
     /// Unsent bytes.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::http) fn len(&self) -> usize {
         self.queued + self.tail.len() - self.at
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::http) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Bytes of memory held.
     #[cfg(test)]
-    pub(super) fn capacity(&self) -> usize {
+    pub(in crate::http) fn capacity(&self) -> usize {
         self.tail.capacity() + self.queue.capacity()
     }
 
     /// The vector to append small pieces to.
-    pub(super) fn tail(&mut self) -> &mut Vec<u8> {
+    pub(in crate::http) fn tail(&mut self) -> &mut Vec<u8> {
         if self.tail.capacity() == 0 {
             self.tail = WRITE.take();
         }
@@ -220,7 +220,7 @@ impl Output {
     }
 
     /// Appends a piece: copied when small, queued when large.
-    pub(super) fn push(&mut self, data: Bytes) {
+    pub(in crate::http) fn push(&mut self, data: Bytes) {
         if data.len() <= COPY {
             self.tail().extend_from_slice(&data);
             return;
@@ -239,7 +239,7 @@ impl Output {
     }
 
     /// Drops what is not written.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::http) fn clear(&mut self) {
         *self = Self { written: self.written, ..Self::default() };
     }
 
@@ -255,7 +255,8 @@ impl Output {
         count
     }
 
-    fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes once.
+    pub(in crate::http) fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stream = Pin::new(stream);
         let written = if self.queue.is_empty() {
             ready!(stream.poll_write(cx, &self.tail[self.at..]))?

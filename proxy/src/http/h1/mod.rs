@@ -8,6 +8,6 @@ pub mod body;
 pub mod client;
 pub mod encode;
 pub mod head;
-mod io;
+pub(in crate::http) mod io;
 mod probe;
 pub mod server;

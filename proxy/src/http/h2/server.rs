@@ -1,151 +1,210 @@
 //! A downstream HTTP/2 connection.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use bytes::Bytes;
-use h2::server::{Connection as H2, SendResponse};
-use h2::{Reason, RecvStream};
-use http::Request;
-use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
 
-use super::super::body::BodySize;
-use super::super::exchange::{Exchange, handle};
-use super::super::head::{RequestHead, ResponseHead};
-use super::super::manager::Connection;
-use super::super::pipe::Source;
-use super::super::request_body::RequestBody;
-use super::super::responder::Responder;
-use super::super::underscores;
-use super::{Incoming, read_request};
+use super::Incoming;
+use super::core::{Core, Event, Options, Role, Shared};
+use super::driver::Driver;
+use super::message::Limits;
+use super::stream::{Handle, Respond};
+use crate::config::HttpConnectionManager;
+use crate::flags::ResponseFlags;
+use crate::http::body::BodySize;
+use crate::http::exchange::{Exchange, handle};
+use crate::http::head::{RequestHead, ResponseHead, Version};
+use crate::http::manager::Connection;
+use crate::http::pipe::Source;
+use crate::http::request_body::RequestBody;
+use crate::http::responder::Responder;
 use crate::net;
 
 /// The preface and the first settings must arrive within this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that the caller may reset before their answer (CVE-2023-44487) until the connection is closed.
-const MAX_PENDING_RESETS: usize = 100;
-
-/// Streams in flight on one connection.
-#[derive(Default)]
-struct Streams {
-    active: Cell<u32>,
-    changed: Notify,
-}
-
-struct StreamGuard(Rc<Streams>);
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-        self.0.changed.notify_one();
-    }
-}
 
 /// Serves a connection until it closes; each stream is a task of its own on this worker.
 pub async fn serve(connection: Rc<Connection>, stream: net::Stream) {
     let config = connection.manager.config.clone();
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(config.http2.max_concurrent_streams)
-        .initial_window_size(config.http2.initial_stream_window_size)
-        .initial_connection_window_size(config.http2.initial_connection_window_size)
-        .max_header_list_size(config.max_request_headers_bytes)
-        .max_send_buffer_size(config.http2.initial_stream_window_size as usize)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(Some(MAX_PENDING_RESETS));
-    if config.http2.allow_connect {
-        builder.enable_connect_protocol();
-    }
-    let Ok(Ok(mut h2)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(stream)).await else { return };
-    let streams = Rc::new(Streams::default());
-    let opened = Instant::now();
-    let mut served: u32 = 0;
-    let mut draining = false;
+    let core = Rc::new(RefCell::new(Core::new(options(&config))));
+    let mut server = Server {
+        driver: Driver::new(stream, core.clone()),
+        core,
+        phase: Phase::Serving,
+        opened: Instant::now(),
+        timer: Timer::default(),
+        config,
+    };
+    let mut drain = pin!(connection.drain.wait());
     loop {
-        let event = next_event(&mut h2, &connection, &streams, draining).await;
-        match event {
-            Event::Stream(stream) => {
-                let (request, respond) = *stream;
-                served += 1;
-                spawn(&connection, &streams, request, respond);
-                let worn = config.max_requests_per_connection.is_some_and(|max| served >= max)
-                    || config.max_connection_duration.is_some_and(|max| opened.elapsed() >= max);
-                if worn && !draining {
-                    draining = true;
-                    h2.graceful_shutdown();
+        match poll_fn(|cx| server.poll(cx, drain.as_mut())).await {
+            Next::Event(Event::Request { stream, head, size }) => {
+                spawn(&connection, &server.core, stream, head, size);
+                let served = server.core.borrow().floods.opened;
+                if server.config.max_requests_per_connection.is_some_and(|max| served >= u64::from(max)) {
+                    server.drain();
                 }
             }
-            Event::Drain => {
-                draining = true;
-                h2.graceful_shutdown();
-            }
-            Event::StreamsChanged => {}
-            Event::Closed => return,
+            Next::Event(Event::Refused { details, is_limit }) => refused(&connection, details, is_limit),
+            Next::Drain => server.drain(),
+            Next::Close => break,
         }
     }
-}
-
-enum Event {
-    Stream(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
-    StreamsChanged,
-    Drain,
-    Closed,
-}
-
-async fn next_event(h2: &mut H2<net::Stream, Bytes>, connection: &Connection, streams: &Streams, draining: bool) -> Event {
-    let config = &connection.manager.config;
-    // Polling for the next stream also drives the ones in flight.
-    let idle = async {
-        match config.idle_timeout {
-            Some(limit) if streams.active.get() == 0 => tokio::time::sleep(limit).await,
-            _ => std::future::pending().await,
-        }
+    let ours = {
+        let core = server.core.borrow();
+        core.broken.is_some() || core.last_accepted.is_some()
     };
-    tokio::select! {
-        biased;
-        accepted = h2.accept() => match accepted {
-            Some(Ok(stream)) => Event::Stream(Box::new(stream)),
-            Some(Err(error)) => {
-                tracing::debug!(%error, "downstream HTTP/2 connection failed");
-                Event::Closed
-            }
-            None => Event::Closed,
-        },
-        () = connection.drain.wait(), if !draining => Event::Drain,
-        () = streams.changed.notified() => Event::StreamsChanged,
-        () = idle, if !draining => Event::Drain,
+    if ours {
+        server.driver.linger(server.config.delayed_close_timeout).await;
     }
 }
 
-fn spawn(connection: &Rc<Connection>, streams: &Rc<Streams>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    streams.active.set(streams.active.get() + 1);
-    let guard = StreamGuard(streams.clone());
+fn options(config: &HttpConnectionManager) -> Options {
+    Options {
+        role: Role::Server,
+        stream_window: config.http2.initial_stream_window_size,
+        connection_window: config.http2.initial_connection_window_size,
+        max_streams: config.http2.max_concurrent_streams,
+        limits: Limits {
+            bytes: config.max_request_headers_bytes as usize,
+            fields: config.max_headers_count as usize,
+            connect_protocol: config.http2.allow_connect,
+            underscores: config.headers_with_underscores,
+        },
+        lenient: config.http2.override_stream_error_on_invalid_http_message,
+    }
+}
+
+enum Next {
+    Event(Event),
+    Drain,
+    Close,
+}
+
+/// How far the connection is on its way to its end.
+#[derive(Clone, Copy)]
+enum Phase {
+    Serving,
+    /// The caller knows, and may have sent requests before it did.
+    Announced(Instant),
+    /// Only what has come is served.
+    Ending,
+}
+
+struct Server {
+    driver: Driver,
+    core: Shared,
+    phase: Phase,
+    opened: Instant,
+    timer: Timer,
+    config: std::sync::Arc<HttpConnectionManager>,
+}
+
+impl Server {
+    fn poll(&mut self, cx: &mut Context<'_>, drain: Pin<&mut impl Future<Output = ()>>) -> Poll<Next> {
+        if let Poll::Ready(event) = self.driver.poll(cx) {
+            return Poll::Ready(event.map_or(Next::Close, Next::Event));
+        }
+        if matches!(self.phase, Phase::Serving) && drain.poll(cx).is_ready() {
+            return Poll::Ready(Next::Drain);
+        }
+        if matches!(self.phase, Phase::Announced(_)) && self.core.borrow().drain_answered {
+            return Poll::Ready(Next::Drain);
+        }
+        let settled = self.core.borrow().settled;
+        ready!(self.timer.poll(cx, self.deadline()));
+        Poll::Ready(if settled { Next::Drain } else { Next::Close })
+    }
+
+    /// When the connection takes its next step to its end.
+    fn deadline(&self) -> Option<Instant> {
+        let core = self.core.borrow();
+        if !core.settled {
+            return Some(self.opened + HANDSHAKE_TIMEOUT);
+        }
+        match self.phase {
+            Phase::Serving => {
+                let idle = self.config.idle_timeout.filter(|limit| core.active == 0 && !limit.is_zero());
+                let idle = idle.map(|limit| core.idle_since + limit);
+                let worn = self.config.max_connection_duration.map(|limit| self.opened + limit);
+                [idle, worn].into_iter().flatten().min()
+            }
+            Phase::Announced(at) => Some(at + self.config.drain_timeout),
+            Phase::Ending => None,
+        }
+    }
+
+    /// The next step: an announcement first, so that no request is lost that is on its way, then the end.
+    fn drain(&mut self) {
+        let mut core = self.core.borrow_mut();
+        match self.phase {
+            Phase::Serving => {
+                core.notify_shutdown();
+                self.phase = Phase::Announced(Instant::now());
+            }
+            Phase::Announced(_) => {
+                core.shut_down();
+                self.phase = Phase::Ending;
+            }
+            Phase::Ending => {}
+        }
+    }
+}
+
+/// One timer for all deadlines of a connection: it is armed again only when it fires, or when one comes sooner.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
+        let Some(deadline) = deadline else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+fn spawn(connection: &Rc<Connection>, core: &Shared, id: u32, head: RequestHead, size: BodySize) {
+    let stream = Rc::new(Handle { core: core.clone(), id });
+    let response = core.borrow_mut().take_heads().1;
     let connection = connection.clone();
     tokio::task::spawn_local(async move {
-        let _guard = guard;
-        let (parts, body) = request.into_parts();
-        let mut head = RequestHead::new();
-        let config = &connection.manager.config;
-        if read_request(&parts, config.max_headers_count, &mut head).is_err()
-            || !underscores::apply(config.headers_with_underscores, &mut head.headers)
-        {
-            respond.send_reset(Reason::PROTOCOL_ERROR);
-            return;
-        }
-        let (source, size) = if body.is_end_stream() {
-            (Source::Empty, BodySize::Empty)
-        } else {
-            let size = content_length(&parts).map_or(BodySize::Unknown, BodySize::Known);
-            (Source::H2(Incoming::new(body), true), size)
+        let source = match size {
+            BodySize::Empty => Source::Empty,
+            _ => Source::H2(Incoming::new(stream.clone()), true),
         };
-        let mut out = Responder::Http2(respond);
-        let mut exchange = Exchange::new(connection, head, ResponseHead::default());
+        let mut out = Responder::Http2(Respond::new(stream));
+        let mut exchange = Exchange::new(connection, head, response);
         let _ = handle(&mut exchange, RequestBody::new(source, size), &mut out).await;
-        exchange.finish();
+        let heads = exchange.finish();
+        if let Responder::Http2(respond) = out {
+            respond.recycle(heads);
+        }
     });
 }
 
-fn content_length(parts: &http::request::Parts) -> Option<u64> {
-    parts.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// The log line of a request that was refused by its header block. Like Envoy, it tells nothing of the request.
+fn refused(connection: &Rc<Connection>, details: &'static str, is_limit: bool) {
+    let mut exchange = Exchange::new(connection.clone(), RequestHead::new(), ResponseHead::default());
+    exchange.malformed = true;
+    exchange.info.protocol = Some(Version::Http2);
+    exchange.info.details = details.into();
+    exchange.info.flags |=
+        if is_limit { ResponseFlags::DOWNSTREAM_REMOTE_RESET } else { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR };
+    exchange.finish();
 }

@@ -1,56 +1,85 @@
-//! The two halves of an HTTP/2 stream as a bounded source and sink.
+//! The two halves of a stream as a bounded source and sink.
 
-use std::task::{Context, Poll, ready};
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
 
-use super::super::body::Frame;
-use super::super::head::Headers;
-use super::{read_trailers, write_trailers};
+use super::core::{Failure, Shared};
+use super::frame::Reason;
+use crate::http::body::Frame;
+use crate::http::head::{Headers, RequestHead, ResponseHead};
+
+/// A stream. When the last handle goes, a stream that is not over is reset.
+pub(super) struct Handle {
+    pub(super) core: Shared,
+    pub(super) id: u32,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.borrow_mut().release(self.id);
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stream({})", self.id)
+    }
+}
+
+impl Handle {
+    /// Why the stream ended early, if it did.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.core.borrow().streams.get(&self.id).map_or(Some(Failure::Closed), |stream| stream.failure)
+    }
+
+    /// Resolves when the stream has ended early.
+    pub(super) fn poll_failure(&self, cx: &mut Context<'_>) -> Poll<Failure> {
+        let mut core = self.core.borrow_mut();
+        let Some(stream) = core.streams.get_mut(&self.id) else { return Poll::Ready(Failure::Closed) };
+        match stream.failure {
+            Some(failure) => Poll::Ready(failure),
+            None => {
+                stream.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
 
 /// Bytes that come in. Flow-control credit goes back only when the next frame is asked for, so a slow reader slows the sender.
 #[derive(Debug)]
 pub struct Incoming {
-    stream: RecvStream,
-    unreleased: usize,
-    data_done: bool,
+    stream: Rc<Handle>,
 }
 
 impl Incoming {
-    /// Takes over the receiving half.
-    pub fn new(stream: RecvStream) -> Self {
-        Self { stream, unreleased: 0, data_done: false }
+    pub(super) fn new(stream: Rc<Handle>) -> Self {
+        Self { stream }
     }
 
-    /// Whether the last frame has been seen.
+    /// Whether the last frame has been taken.
     pub fn is_end(&self) -> bool {
-        self.stream.is_end_stream()
+        let core = self.stream.core.borrow();
+        core.streams.get(&self.stream.id).is_none_or(|stream| stream.remote_end && stream.frames.is_empty())
     }
 
     /// The next frame; `None` at the end of the message.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, h2::Error>>> {
-        if self.unreleased > 0 {
-            // Fails only when the stream is gone, which the next poll reports.
-            let _ = self.stream.flow_control().release_capacity(std::mem::take(&mut self.unreleased));
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Failure>>> {
+        let mut core = self.stream.core.borrow_mut();
+        if let Some(frame) = core.take_frame(self.stream.id) {
+            return Poll::Ready(Some(Ok(frame)));
         }
-        while !self.data_done {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    self.unreleased = data.len();
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                // RFC 9113 §8.1: NO_ERROR after a complete response only says that the rest of the request is not wanted.
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => self.data_done = true,
-            }
+        let Some(stream) = core.streams.get_mut(&self.stream.id) else { return Poll::Ready(Some(Err(Failure::Closed))) };
+        if stream.remote_end {
+            return Poll::Ready(None);
         }
-        match ready!(self.stream.poll_trailers(cx)) {
-            Ok(Some(map)) => Poll::Ready(Some(Ok(Frame::Trailers(Box::new(read_trailers(&map)))))),
-            Ok(None) => Poll::Ready(None),
-            Err(error) => Poll::Ready(Some(Err(error))),
+        if let Some(failure) = stream.failure {
+            return Poll::Ready(Some(Err(failure)));
         }
+        stream.reader = Some(cx.waker().clone());
+        Poll::Pending
     }
 }
 
@@ -65,21 +94,20 @@ enum End {
 /// Bytes that go out. At most one frame waits here for flow-control credit.
 #[derive(Debug)]
 pub struct Outgoing {
-    stream: SendStream<Bytes>,
+    stream: Rc<Handle>,
     pending: Bytes,
     end: End,
 }
 
 impl Outgoing {
-    /// Takes over the sending half; `ended` when the head was the whole message.
-    pub fn new(stream: SendStream<Bytes>, ended: bool) -> Self {
+    /// The sending half; `ended` when the head was the whole message.
+    pub(super) fn new(stream: Rc<Handle>, ended: bool) -> Self {
         Self { stream, pending: Bytes::new(), end: if ended { End::Sent } else { End::Open } }
     }
 
     /// Queues one frame. Call only after [`Self::poll_ready`].
     pub fn write_data(&mut self, data: Bytes) {
         debug_assert!(self.pending.is_empty(), "poll_ready comes before every frame");
-        self.stream.reserve_capacity(data.len());
         self.pending = data;
     }
 
@@ -95,43 +123,82 @@ impl Outgoing {
         }
     }
 
-    /// Resets the stream.
-    pub fn reset(&mut self, reason: Reason) {
-        self.stream.send_reset(reason);
-    }
-
     /// Ready once everything queued has been handed to the connection.
-    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let id = self.stream.id;
+        let mut core = self.stream.core.borrow_mut();
+        let Some(stream) = core.streams.get_mut(&id) else { return Poll::Ready(Err(Failure::Closed)) };
+        match stream.failure {
+            // The peer has had enough of the message, which was all said.
+            Some(_) if self.pending.is_empty() && matches!(self.end, End::Sent) => return Poll::Ready(Ok(())),
+            Some(failure) => return Poll::Ready(Err(failure)),
+            // A reset must be noticed even when there is nothing to send.
+            None => stream.writer = Some(cx.waker().clone()),
+        }
         while !self.pending.is_empty() {
-            if self.stream.capacity() == 0 {
-                match ready!(self.stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => continue,
-                    Some(Err(error)) => return Poll::Ready(Err(error)),
-                    None => return Poll::Ready(Err(Reason::CANCEL.into())),
-                }
+            let room = core.room(id, cx.waker());
+            if room == 0 {
+                return Poll::Pending;
             }
-            let chunk = self.pending.split_to(self.stream.capacity().min(self.pending.len()));
+            let piece = self.pending.split_to(room.min(self.pending.len()));
             let last = self.pending.is_empty() && matches!(self.end, End::Finish);
-            self.stream.send_data(chunk, last)?;
+            core.write_data(id, piece, last);
             if last {
                 self.end = End::Sent;
             }
         }
         match std::mem::replace(&mut self.end, End::Sent) {
             End::Open => self.end = End::Open,
-            End::Finish => self.stream.send_data(Bytes::new(), true)?,
-            End::Trailers(trailers) => self.stream.send_trailers(write_trailers(&trailers))?,
+            End::Finish => core.write_data(id, Bytes::new(), true),
+            End::Trailers(trailers) => core.write_trailers(id, &trailers),
             End::Sent => {}
         }
-        // A reset must be noticed even when there is nothing to send.
-        match self.stream.poll_reset(cx) {
-            Poll::Ready(Ok(reason)) if reason != Reason::NO_ERROR => Poll::Ready(Err(reason.into())),
-            _ => Poll::Ready(Ok(())),
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The way back to a caller.
+#[derive(Debug)]
+pub struct Respond {
+    stream: Rc<Handle>,
+}
+
+impl Respond {
+    pub(super) fn new(stream: Rc<Handle>) -> Self {
+        Self { stream }
+    }
+
+    /// Sends an informational head.
+    pub fn informational(&mut self, head: &ResponseHead) {
+        if self.stream.failure().is_none() {
+            self.stream.core.borrow_mut().write_response(self.stream.id, head, false);
         }
     }
 
-    /// Resolves when the peer has reset the stream or the connection is gone.
-    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_reset(cx).map(|_| ())
+    /// Sends the final head; `end` when it is the whole response.
+    ///
+    /// # Errors
+    /// When the stream is gone.
+    pub fn head(&mut self, head: &ResponseHead, end: bool) -> Result<Outgoing, Failure> {
+        if let Some(failure) = self.stream.failure() {
+            return Err(failure);
+        }
+        self.stream.core.borrow_mut().write_response(self.stream.id, head, end);
+        Ok(Outgoing::new(self.stream.clone(), end))
+    }
+
+    /// Resolves when the caller is gone.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        self.stream.poll_failure(cx)
+    }
+
+    /// Resets the stream.
+    pub fn reset(&mut self, reason: Reason) {
+        self.stream.core.borrow_mut().reset(self.stream.id, reason);
+    }
+
+    /// Memory that the next streams may use.
+    pub fn recycle(&self, heads: (RequestHead, ResponseHead)) {
+        self.stream.core.borrow_mut().keep_heads(heads);
     }
 }
