@@ -60,6 +60,19 @@ impl Metrics {
         self.recorder.register_counter(&Key::from_static_name(name), &METADATA)
     }
 
+    /// One counter of a family that a label tells apart.
+    pub fn labelled_counter(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        label: &'static str,
+        value: &'static str,
+    ) -> Counter {
+        self.recorder.describe_counter(KeyName::from_const_str(name), None, description.into());
+        let key = Key::from_parts(name, vec![Label::from_static_parts(label, value)]);
+        self.recorder.register_counter(&key, &METADATA)
+    }
+
     /// A gauge of the agent, described once.
     pub fn gauge(&self, name: &'static str, description: &'static str) -> Gauge {
         gauge(&self.recorder, name, None, description)

@@ -1,5 +1,6 @@
 //! The command line of `skiff`. Every option is an environment variable as well, because a task definition has no shell.
 
+mod environment;
 mod proxy;
 mod run;
 
@@ -122,7 +123,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Some(Command::Check { what: Some(Subject::Bootstrap { file }), .. }) => check_bootstrap(&file),
         Some(Command::Check { what: None, files }) => {
-            let (config, workload) = run.subject();
+            let (config, workload) = run.subject()?;
             check(if files.is_empty() { vec![config] } else { files }, &workload)
         }
         Some(Command::Quickstart { check }) => {

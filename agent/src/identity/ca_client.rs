@@ -7,13 +7,12 @@ use prost_types::{Struct, Value};
 use skiff_proto::istio::v1::auth::IstioCertificateRequest;
 use skiff_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use tokio::time::timeout;
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
 use super::certificate::{CertificateError, WorkloadCertificate};
 use super::connection::{ConnectError, ControlPlaneConnector};
 use super::key::{KeyError, WorkloadKey};
-use super::token::{Token, TokenSource, TokenSourceError};
+use super::token::{Token, TokenSource, TokenSourceError, authenticated};
 use skiff_proxy::config::SpiffeId;
 
 /// A chain is a few KiB; a trust bundle of a large federation some dozens.
@@ -119,22 +118,12 @@ impl CaClient {
 
     fn request(&self, csr: String, lifetime: Duration, token: Option<&Token>) -> Request<IstioCertificateRequest> {
         let cert_signer = Value { kind: Some(Kind::StringValue(String::new())) };
-        let mut request = Request::new(IstioCertificateRequest {
+        let request = IstioCertificateRequest {
             csr,
             metadata: Some(Struct { fields: [("CertSigner".to_owned(), cert_signer)].into() }),
             validity_duration: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),
-        });
-        let metadata = request.metadata_mut();
-        if let Some(mut bearer) =
-            token.and_then(|token| format!("Bearer {}", token.expose()).parse::<MetadataValue<Ascii>>().ok())
-        {
-            bearer.set_sensitive(true);
-            metadata.insert("authorization", bearer);
-        }
-        if let Ok(cluster_id) = self.cluster_id.parse() {
-            metadata.insert("clusterid", cluster_id);
-        }
-        request
+        };
+        authenticated(request, token, &self.cluster_id)
     }
 }
 

@@ -115,17 +115,24 @@ impl WorkloadCertificate {
         check_identity(&leaf, id)?;
         check_validity(&leaf, now)?;
         check_path(&chain, &roots, now)?;
+        Self::from_parts(chain, key, roots)
+    }
 
+    /// What somebody whom we trust has put together already: nothing but its form is judged here. Roots in the chain are dropped.
+    ///
+    /// # Errors
+    /// When there is no certificate, or one that names no SPIFFE id.
+    pub(super) fn from_parts(
+        mut chain: Vec<CertificateDer<'static>>,
+        key: Arc<PrivateKeyDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, CertificateError> {
+        chain.retain(|certificate| !roots.contains(certificate));
+        let leaf = parse(chain.first().ok_or(CertificateError::Shape("only roots"))?)?;
+        let id = sole_spiffe_id(&leaf).ok_or(CertificateError::Shape("a certificate without SPIFFE id"))?;
         let validity = leaf.validity();
-        Ok(Self {
-            key,
-            id: id.clone(),
-            serial: hex(&leaf.serial.to_bytes_be()),
-            not_before: system_time(validity.not_before),
-            not_after: system_time(validity.not_after),
-            chain,
-            roots,
-        })
+        let (not_before, not_after) = (system_time(validity.not_before), system_time(validity.not_after));
+        Ok(Self { key, id, serial: hex(&leaf.serial.to_bytes_be()), not_before, not_after, chain, roots })
     }
 
     /// Whether its validity covers `now`.

@@ -1,6 +1,7 @@
 //! Keeps the workload in possession of a valid certificate.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
@@ -15,6 +16,7 @@ use super::backoff::Backoff;
 use super::ca_client::CaClient;
 use super::certificate::WorkloadCertificate;
 use super::clock::Clock;
+use super::files::write_certificates;
 
 /// Istio's name for the workload certificate.
 pub const WORKLOAD_SECRET: &str = "default";
@@ -43,6 +45,8 @@ pub struct IdentityConfig {
     pub first_retry: Duration,
     /// Bound of any wait after a failure.
     pub retry_cap: Duration,
+    /// Folder that every certificate is written to (`OUTPUT_CERTS`).
+    pub output: Option<PathBuf>,
 }
 
 impl IdentityConfig {
@@ -55,6 +59,7 @@ impl IdentityConfig {
             rotation_jitter: 0.01,
             first_retry: Duration::from_millis(100),
             retry_cap: Duration::from_secs(30),
+            output: None,
         }
     }
 }
@@ -112,6 +117,11 @@ impl IdentityManager {
         Self { config, ca, status: watch::Sender::new(status), certificate: watch::Sender::new(None) }
     }
 
+    /// Shows `certificate` to the authority until the first one has been issued (`PROV_CERT`).
+    pub fn begin_with(&mut self, certificate: WorkloadCertificate) {
+        self.certificate.send_replace(Some(Arc::new(certificate)));
+    }
+
     /// How it is doing.
     pub fn status(&self) -> watch::Receiver<IdentityStatus> {
         self.status.subscribe()
@@ -148,11 +158,17 @@ impl IdentityManager {
         let request = self.ca.request_certificate(&self.config.id, self.config.lifetime, current.as_deref());
         let next = request.await.map_err(|error| error.to_string())?;
 
-        if current.is_none_or(|current| current.roots != next.roots) {
+        // What was provisioned only shows who we are; nothing of it is in force.
+        if self.status.borrow().issued == 0 || current.is_none_or(|current| current.roots != next.roots) {
             publish(ROOT_SECRET, Secret::Trust { roots: next.roots.clone() })?;
         }
         publish(WORKLOAD_SECRET, Secret::Certificate { chain: next.chain.clone(), key: next.key.clone() })?;
 
+        if let Some(folder) = &self.config.output
+            && let Err(error) = write_certificates(folder, &next)
+        {
+            tracing::warn!(%error, folder = %folder.display(), "certificate not written (OUTPUT_CERTS)");
+        }
         let rotates_at = self.rotation_time(&next);
         tracing::info!(id = %next.id, serial = next.serial, not_after = %utc(next.not_after), rotates_at = %utc(rotates_at), "workload certificate in force");
         self.status.send_modify(|status| {

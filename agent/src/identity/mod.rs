@@ -10,6 +10,7 @@ mod ca_client;
 mod certificate;
 mod clock;
 mod connection;
+mod files;
 mod key;
 mod manager;
 mod token;
@@ -19,12 +20,14 @@ pub use ca_client::{CaClient, CaError};
 pub use certificate::{CertificateError, WorkloadCertificate, sole_spiffe_id};
 pub use clock::Clock;
 pub use connection::{ConnectError, ControlPlaneConnector, RootSource, Security};
+pub use files::{read_certificates, write_certificates};
 pub use key::{KeyError, WorkloadKey};
 pub use manager::{IdentityConfig, IdentityManager, IdentityStatus, ROOT_SECRET, WORKLOAD_SECRET};
 pub use token::{Token, TokenSource, TokenSourceError};
 
 pub(crate) use certificate::hex;
 pub(crate) use connection::crypto_provider;
+pub(crate) use token::authenticated;
 
 #[cfg(test)]
 mod tests;

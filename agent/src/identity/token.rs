@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
 
 /// Longest token we read or accept, in bytes. Kubernetes' are about 1 KiB.
 pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
@@ -86,6 +88,20 @@ async fn read_bounded(path: &PathBuf) -> io::Result<Token> {
 
 fn is_usable(token: &Token) -> bool {
     (1..=MAX_TOKEN_BYTES).contains(&token.0.len()) && token.0.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A call to the control plane with what says who we are.
+pub(crate) fn authenticated<T>(message: T, token: Option<&Token>, cluster_id: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    if let Some(mut bearer) = token.and_then(|token| format!("Bearer {}", token.expose()).parse::<MetadataValue<Ascii>>().ok()) {
+        bearer.set_sensitive(true);
+        metadata.insert("authorization", bearer);
+    }
+    if let Ok(cluster_id) = cluster_id.parse() {
+        metadata.insert("clusterid", cluster_id);
+    }
+    request
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::logging::LogControl;
 use crate::metrics::Buckets;
 use crate::plane::{Plane, PlaneConfig};
 use crate::shutdown::Shutdown;
-use crate::sidecar::{Sidecar, SidecarConfig, Sources};
+use crate::sidecar::{ConfigurationSource, Sidecar, SidecarConfig, Sources};
 use crate::stand_in::StandIn;
 use check::Outcome;
 use folder::Folder;
@@ -92,9 +92,9 @@ impl Mesh {
             if options.check {
                 translate = access_logs::redirected(translate, mesh.folder.access_log(member));
             }
-            let sources = Sources { translate, identity };
+            let configuration = ConfigurationSource::Documents { path: mesh.folder.configuration(), translate };
+            let sources = Sources { configuration, identity };
             let config = SidecarConfig {
-                path: mesh.folder.configuration(),
                 node,
                 admin_address: member.admin,
                 drain_deadline: DRAIN_DEADLINE,

@@ -86,7 +86,7 @@ impl Configuration {
         let mut checks = tokio::time::interval(LISTENER_CHECK);
         checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let all_bound = self.check_listeners();
+            let all_bound = note_listeners(&self.proxy, &self.readiness);
             tokio::select! {
                 () = self.watcher.changed() => {
                     if let Err(reasons) = self.reload().await {
@@ -117,26 +117,25 @@ impl Configuration {
         self.numbers.rejected.set(rejected as f64);
         self.numbers.last_success_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         self.readiness.met(Condition::Configuration);
-        self.check_listeners();
+        note_listeners(&self.proxy, &self.readiness);
         Ok(())
     }
+}
 
-    /// Whether every listener is bound; the readiness page names the ones that are not.
-    fn check_listeners(&self) -> bool {
-        let failed: Vec<_> = self
-            .proxy
-            .listeners()
-            .into_iter()
-            .filter_map(|listener| match listener.state {
-                ListenerState::Failed(reason) => Some(format!("{} on {}: {reason}", listener.name, listener.address)),
-                ListenerState::Active | ListenerState::Draining => None,
-            })
-            .collect();
-        if failed.is_empty() {
-            self.readiness.met(Condition::Listeners);
-        } else {
-            self.readiness.waiting(Condition::Listeners, failed.join("; "));
-        }
-        failed.is_empty()
+/// Whether every listener is bound; the readiness page names the ones that are not.
+pub(crate) fn note_listeners(proxy: &Proxy, readiness: &Readiness) -> bool {
+    let failed: Vec<_> = proxy
+        .listeners()
+        .into_iter()
+        .filter_map(|listener| match listener.state {
+            ListenerState::Failed(reason) => Some(format!("{} on {}: {reason}", listener.name, listener.address)),
+            ListenerState::Active | ListenerState::Draining => None,
+        })
+        .collect();
+    if failed.is_empty() {
+        readiness.met(Condition::Listeners);
+    } else {
+        readiness.waiting(Condition::Listeners, failed.join("; "));
     }
+    failed.is_empty()
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! documents (folder, watched) ─► Translate ─► Proxy::apply ─┐
+//! istiod ───────────────────────► Xds ───────► Proxy::apply ─┤
 //! certificates ─────────────────► Identity ─► set_secret ───┼─► Readiness ─► admin page
 //! SIGTERM, /quitquitquit ───────► Shutdown ─► Proxy::drain ─┘
 //! ```
@@ -23,6 +24,7 @@ use skiff_proxy::Proxy;
 use skiff_proxy::config::{Secret, Snapshot};
 use skiff_proxy::tls::TlsError;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin, Condition, Node, Readiness};
@@ -30,7 +32,9 @@ use crate::exit::Failure;
 use crate::logging::LogControl;
 use crate::metrics::{self, Buckets, Metrics};
 use crate::shutdown::Shutdown;
+use crate::xds::{Connection, HealthReport, Probe, Xds};
 use configuration::Configuration;
+pub(crate) use configuration::note_listeners;
 pub use documents::{Document, read as read_documents};
 
 /// How long draining may take unless `SKIFF_DRAIN_DEADLINE` says otherwise: ECS kills 30 s after SIGTERM.
@@ -39,8 +43,6 @@ pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// Settings of one sidecar.
 #[derive(Clone, Debug)]
 pub struct SidecarConfig {
-    /// A folder of Istio YAML, or a single file (`SKIFF_CONFIG`).
-    pub path: PathBuf,
     /// Who it is in the mesh.
     pub node: Node,
     /// Where the admin page listens (`SKIFF_ADMIN_ADDRESS`).
@@ -68,10 +70,28 @@ pub type Translate = Box<dyn Fn(&[Document]) -> Result<Translation, Vec<String>>
 /// Fetches certificates and publishes them for as long as it is polled.
 pub type Identity = Box<dyn FnOnce(SecretPublisher) -> BoxFuture<'static, Infallible> + Send>;
 
+/// Where a sidecar's configuration comes from.
+pub enum ConfigurationSource {
+    /// Istio YAML.
+    Documents {
+        /// A folder, or a single file (`SKIFF_CONFIG`).
+        path: PathBuf,
+        /// Documents to configuration.
+        translate: Translate,
+    },
+    /// A mesh's istiod.
+    Mesh {
+        /// How it is reached.
+        connection: Box<Connection>,
+        /// Of the application, whose health is reported to it.
+        probe: Option<Probe>,
+    },
+}
+
 /// Where a sidecar gets its configuration and its certificates from.
 pub struct Sources {
-    /// Documents to configuration.
-    pub translate: Translate,
+    /// Of the configuration.
+    pub configuration: ConfigurationSource,
     /// `None` when no certificate is needed: the sidecar is ready without one then.
     pub identity: Option<Identity>,
 }
@@ -103,6 +123,12 @@ impl SecretPublisher {
     }
 }
 
+/// What keeps the data plane at its configuration.
+enum Following {
+    Documents(Configuration),
+    Mesh(Box<Xds>, Option<(Probe, watch::Sender<HealthReport>)>),
+}
+
 /// A sidecar that has been started: its listeners are bound, or being retried.
 pub struct Sidecar {
     config: SidecarConfig,
@@ -111,7 +137,7 @@ pub struct Sidecar {
     readiness: Readiness,
     shutdown: Shutdown,
     logging: LogControl,
-    configuration: Configuration,
+    configuration: Following,
     identity: Option<Identity>,
     admin: TcpListener,
 }
@@ -134,9 +160,20 @@ impl Sidecar {
         if sources.identity.is_none() {
             readiness.met(Condition::Certificate);
         }
-        let mut configuration =
-            Configuration::new(config.path.clone(), sources.translate, proxy.clone(), readiness.clone(), &metrics)?;
-        configuration.reload().await.map_err(|reasons| Failure::Configuration(reasons.join("; ")))?;
+        let configuration = match sources.configuration {
+            ConfigurationSource::Documents { path, translate } => {
+                let mut documents = Configuration::new(path, translate, proxy.clone(), readiness.clone(), &metrics)?;
+                documents.reload().await.map_err(|reasons| Failure::Configuration(reasons.join("; ")))?;
+                Following::Documents(documents)
+            }
+            ConfigurationSource::Mesh { connection, probe } => {
+                let (reports, health) = watch::channel(None);
+                let health = probe.is_some().then_some(health);
+                let xds = Xds::new(*connection, health, proxy.clone(), readiness.clone(), &metrics);
+                let xds = xds.map_err(|error| Failure::Internal(error.to_string()))?;
+                Following::Mesh(Box::new(xds), probe.map(|probe| (probe, reports)))
+            }
+        };
         let identity = sources.identity;
         Ok(Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, admin })
     }
@@ -151,7 +188,7 @@ impl Sidecar {
     /// # Errors
     /// When a part of it ends that must not.
     pub async fn run(self) -> Result<(), Failure> {
-        let Self { config, proxy, metrics, readiness, shutdown, logging, mut configuration, identity, admin } = self;
+        let Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, admin } = self;
         let page = Admin {
             proxy: proxy.clone(),
             metrics: metrics.clone(),
@@ -163,7 +200,15 @@ impl Sidecar {
         };
         let mut parts = JoinSet::new();
         parts.spawn(page.serve(admin));
-        parts.spawn(async move { configuration.follow().await });
+        match configuration {
+            Following::Documents(mut documents) => _ = parts.spawn(async move { documents.follow().await }),
+            Following::Mesh(xds, probe) => {
+                parts.spawn(async move { match xds.run().await {} });
+                if let Some((probe, reports)) = probe {
+                    parts.spawn(probe.run(reports));
+                }
+            }
+        }
         parts.spawn(upkeep(metrics, proxy.clone()));
         if let Some(identity) = identity {
             let publisher = SecretPublisher { proxy: proxy.clone(), readiness: readiness.clone() };

@@ -28,9 +28,13 @@ fn translate(applied: Arc<Notify>) -> Translate {
     })
 }
 
-fn config(path: &Path) -> SidecarConfig {
+fn sources(path: &Path, applied: Arc<Notify>, identity: Option<Identity>) -> Sources {
+    let configuration = ConfigurationSource::Documents { path: path.to_owned(), translate: translate(applied) };
+    Sources { configuration, identity }
+}
+
+fn config() -> SidecarConfig {
     SidecarConfig {
-        path: path.to_owned(),
         node: Node::default(),
         admin_address: "127.0.0.1:0".parse().unwrap(),
         drain_deadline: SOON,
@@ -54,8 +58,8 @@ async fn follows_its_documents_and_keeps_the_last_good_ones() {
     let applied = Arc::new(Notify::new());
     let (_log, control) = logging::detached();
     let shutdown = Shutdown::default();
-    let sources = Sources { translate: translate(Arc::clone(&applied)), identity: None };
-    let sidecar = Sidecar::start(config(folder.path()), sources, control, shutdown.clone()).await.unwrap();
+    let sources = sources(folder.path(), Arc::clone(&applied), None);
+    let sidecar = Sidecar::start(config(), sources, control, shutdown.clone()).await.unwrap();
     let (address, readiness) = (sidecar.admin.local_addr().unwrap(), sidecar.readiness());
     applied.notified().await;
     let running = tokio::spawn(sidecar.run());
@@ -83,8 +87,8 @@ async fn does_not_start_from_documents_that_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.yaml"), "bad").unwrap();
     let (_log, control) = logging::detached();
-    let sources = Sources { translate: translate(Arc::default()), identity: None };
-    let failure = Sidecar::start(config(folder.path()), sources, control, Shutdown::default()).await.err().unwrap();
+    let sources = sources(folder.path(), Arc::default(), None);
+    let failure = Sidecar::start(config(), sources, control, Shutdown::default()).await.err().unwrap();
     assert_eq!(failure.code(), 78);
     assert!(failure.to_string().ends_with("a.yaml:1: kind: unknown kind bad"), "{failure}");
 }
@@ -98,9 +102,9 @@ async fn is_not_ready_before_its_certificate() {
         publisher.waiting("no token");
         Box::pin(std::future::pending())
     });
-    let sources = Sources { translate: translate(Arc::default()), identity: Some(identity) };
+    let sources = sources(folder.path(), Arc::default(), Some(identity));
     let shutdown = Shutdown::default();
-    let sidecar = Sidecar::start(config(folder.path()), sources, control, shutdown.clone()).await.unwrap();
+    let sidecar = Sidecar::start(config(), sources, control, shutdown.clone()).await.unwrap();
     let (address, proxy, readiness) = (sidecar.admin.local_addr().unwrap(), sidecar.proxy.clone(), sidecar.readiness());
     let running = tokio::spawn(sidecar.run());
     assert!(admin::probe(address).await.unwrap_err().starts_with("503: waiting for certificate"));

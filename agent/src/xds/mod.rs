@@ -1,0 +1,25 @@
+//! The client of istiod's aggregated discovery service: what it sends becomes the data plane's configuration.
+//!
+//! | File | What |
+//! |---|---|
+//! | `session` | the protocol of one stream, without I/O |
+//! | `resources` | what was accepted, and which part of it is warm |
+//! | `client` | connections, tokens, backoff; applies and acknowledges |
+//! | `node` | who we say we are |
+//! | `health` | probes of the application and their reports |
+//!
+//! Losing the control plane changes nothing that serves; a bad resource is answered with a NACK and its last good version stays.
+
+mod client;
+mod health;
+mod node;
+mod resources;
+mod session;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Connection, Xds};
+pub use health::{HealthReport, Probe, ProbeAction};
+pub use node::NodeConfig;
+pub use resources::{Kind, Resources};
+pub use session::{Handled, Protocol, Request, Response, Session};
