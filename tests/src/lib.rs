@@ -2,6 +2,7 @@
 //!
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
+//! - [`istiod`]: a control plane that says what a test makes it say.
 //! - [`apps`]: the applications behind them; [`http`], [`http2`] and [`tls`]: clients that can misbehave.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
@@ -10,6 +11,7 @@ pub mod access_log;
 pub mod apps;
 pub mod http;
 pub mod http2;
+pub mod istiod;
 pub mod mesh;
 pub mod metrics;
 pub mod network;

@@ -65,7 +65,12 @@ pub struct Running {
 impl Mesh {
     /// Documents in a folder and a running plane, no sidecar yet.
     pub async fn prepare() -> Self {
-        let (network, folder) = (Network::claim(), tempfile::tempdir().unwrap());
+        Self::prepare_on(Network::claim()).await
+    }
+
+    /// The same on this network.
+    pub async fn prepare_on(network: Network) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let mut config = PlaneConfig::new(network.at(15, 15012), folder.path().join("plane"), "cluster.local".parse().unwrap());
         config.server_names = vec![network.ip(15).to_string()];
         let plane = Plane::start(config).await.unwrap();
@@ -112,13 +117,19 @@ impl Mesh {
         self.folder.path().join("config").join(name)
     }
 
-    /// Starts the sidecar of a member, with further variables.
+    /// Starts the sidecar of a member from the documents, with further variables.
     pub fn spawn(&self, member: Member, variables: &[(&str, &str)]) -> Skiff {
+        let documents = self.folder.path().join("config");
+        let documents = ("SKIFF_CONFIG", documents.to_str().unwrap());
+        self.spawn_without_documents(member, &[&[documents], variables].concat())
+    }
+
+    /// Starts the sidecar of a member; the variables have to say where its configuration comes from.
+    pub fn spawn_without_documents(&self, member: Member, variables: &[(&str, &str)]) -> Skiff {
         let admin = self.network.at(member.own, 15000);
         let path = |name: &str| self.folder.path().join(name);
         let mut command = command(&[]);
         command
-            .env("SKIFF_CONFIG", path("config"))
             .env("SKIFF_ADMIN_ADDRESS", admin.to_string())
             .env("SKIFF_WORKERS", "1")
             .env("POD_NAMESPACE", "bookinfo")

@@ -35,6 +35,20 @@ impl Network {
         panic!("no free loopback network");
     }
 
+    /// Takes a free one whose prefix is as long as `127.0.0.`: binary data with addresses in it can be moved there.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn claim_short() -> Self {
+        let one_digit = || 1..=9_u8;
+        let prefixes = one_digit().flat_map(|x| one_digit().map(move |y| [127, x, y]));
+        let mut free = prefixes.filter_map(|[a, x, y]| {
+            let claim = TcpListener::bind((Ipv4Addr::new(a, x, y, CLAIM.0), CLAIM.1)).ok()?;
+            Some(Self { prefix: [a, x, y], _claim: claim })
+        });
+        free.next().unwrap_or_else(|| panic!("no free loopback network with a short prefix"))
+    }
+
     /// The address with this last byte.
     pub fn ip(&self, last: u8) -> Ipv4Addr {
         let [a, b, c] = self.prefix;
@@ -50,5 +64,20 @@ impl Network {
     pub fn localise(&self, text: &str) -> String {
         let [a, b, c] = self.prefix;
         text.replace("127.0.0.", &format!("{a}.{b}.{c}."))
+    }
+
+    /// The same for binary data; only for a network of [`Network::claim_short`].
+    pub fn localise_bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        const PREFIX: &[u8] = b"127.0.0.";
+        let [a, b, c] = self.prefix;
+        let ours = format!("{a}.{b}.{c}.");
+        assert_eq!(ours.len(), PREFIX.len(), "the network was not claimed short");
+        let mut moved = bytes.to_vec();
+        for start in 0..moved.len().saturating_sub(PREFIX.len()) {
+            if moved[start..].starts_with(PREFIX) {
+                moved[start..start + PREFIX.len()].copy_from_slice(ours.as_bytes());
+            }
+        }
+        moved
     }
 }

@@ -58,9 +58,18 @@ impl Authority {
 
     /// A certificate for this URI.
     pub fn issue(&self, uri: &str, validity: Validity) -> Identity {
+        self.sign(SanType::URI(uri.try_into().unwrap()), validity)
+    }
+
+    /// A server's certificate for this DNS name.
+    pub fn issue_for_name(&self, name: &str) -> Identity {
+        self.sign(SanType::DnsName(name.try_into().unwrap()), Validity::Always)
+    }
+
+    fn sign(&self, name: SanType, validity: Validity) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.subject_alt_names = vec![name];
         if validity == Validity::Expired {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 1, 1);
@@ -68,6 +77,14 @@ impl Authority {
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         Identity { chain: vec![leaf.der().clone()], key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
     }
+}
+
+/// A server's side of TLS that asks for no certificate.
+pub fn acceptor(identity: Identity, alpn: &[&str]) -> Arc<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_no_client_auth().with_single_cert(identity.chain, identity.key).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
 }
 
 /// Connects with TLS, showing this certificate and offering this ALPN; whoever answers is taken.

@@ -23,6 +23,7 @@ use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
 use crate::translate::istio::{Documents, Workload, translate};
+use crate::xds;
 use proxy::ProxyArgs;
 use run::RunArgs;
 pub(crate) use run::node;
@@ -77,6 +78,12 @@ enum Subject {
         /// YAML or JSON.
         file: PathBuf,
     },
+    /// Read what a control plane sent and say which resources skiff would refuse, and why.
+    Xds {
+        /// Responses as they were on the wire, or config dumps in JSON.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +129,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             runtime.block_on(until_signals(async |shutdown| proxy::run(args, logging, shutdown).await))
         }
         Some(Command::Check { what: Some(Subject::Bootstrap { file }), .. }) => check_bootstrap(&file),
+        Some(Command::Check { what: Some(Subject::Xds { files }), .. }) => check_xds(&files),
         Some(Command::Check { what: None, files }) => {
             let (config, workload) = run.subject()?;
             check(if files.is_empty() { vec![config] } else { files }, &workload)
@@ -187,6 +195,16 @@ fn check_bootstrap(file: &Path) -> Result<(), Failure> {
     }
     let faults = report.rejected.len() + report.missing.len();
     Err(Failure::Configuration(format!("{}: {faults} faults", file.display())))
+}
+
+fn check_xds(files: &[PathBuf]) -> Result<(), Failure> {
+    let mut rejected = 0;
+    for file in files {
+        let report = xds::check(file).map_err(Failure::Configuration)?;
+        print(&format!("{}:\n{report}\n", file.display()))?;
+        rejected += report.rejected.len();
+    }
+    if rejected == 0 { Ok(()) } else { Err(Failure::Configuration(format!("{rejected} faults"))) }
 }
 
 fn print(text: &str) -> Result<(), Failure> {

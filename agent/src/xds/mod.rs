@@ -6,10 +6,12 @@
 //! | `resources` | what was accepted, and which part of it is warm |
 //! | `client` | connections, tokens, backoff; applies and acknowledges |
 //! | `node` | who we say we are |
+//! | `check` | the same for files: `skiff check xds` |
 //! | `health` | probes of the application and their reports |
 //!
 //! Losing the control plane changes nothing that serves; a bad resource is answered with a NACK and its last good version stays.
 
+mod check;
 mod client;
 mod health;
 mod node;
@@ -18,6 +20,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use check::check;
 pub use client::{Connection, Xds};
 pub use health::{HealthReport, Probe, ProbeAction};
 pub use node::NodeConfig;
