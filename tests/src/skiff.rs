@@ -71,8 +71,14 @@ impl Skiff {
     }
 
     /// Waits until its admin page says that it is ready.
+    ///
+    /// # Panics
+    /// With its own log, when it is not in time.
     pub async fn ready(&self) {
-        eventually("the sidecar is ready", async || self.is_ready().await.then_some(())).await;
+        let ready = eventually("the sidecar is ready", async || self.is_ready().await.then_some(()));
+        if tokio::time::timeout(DEADLINE * 9 / 10, ready).await.is_err() {
+            panic!("the sidecar at {} is not ready; its log:\n{}", self.admin, self.stderr.all().join("\n"));
+        }
     }
 
     /// Whether its admin page says that it is ready.
