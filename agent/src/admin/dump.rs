@@ -40,6 +40,15 @@ pub(super) fn config(
     Ok(Value::Object(dump))
 }
 
+/// Leaves only the resources with these names.
+pub(super) fn retain(dump: &mut Value, wanted: impl Fn(&str) -> bool) {
+    for name in RESOURCES {
+        if let Some(Value::Object(resources)) = dump.get_mut(name) {
+            resources.retain(|name, _| wanted(name));
+        }
+    }
+}
+
 /// Envoy's `cluster::address::key::value` lines.
 pub(super) fn clusters_text(clusters: &[ClusterStatus]) -> String {
     let mut text = String::new();
@@ -130,6 +139,14 @@ pub(super) fn stats_text(prometheus: &str, wanted: impl Fn(&str) -> bool) -> Str
         }
     }
     text
+}
+
+/// Envoy's JSON form of the same lines.
+pub(super) fn stats_json(text: &str) -> Value {
+    let number =
+        |value: &str| value.parse::<u64>().map_or_else(|_| value.parse::<f64>().map_or(Value::Null, Value::from), Value::from);
+    let stats = text.lines().filter_map(|line| line.rsplit_once(": "));
+    json!({"stats": stats.map(|(name, value)| json!({"name": name, "value": number(value)})).collect::<Vec<_>>()})
 }
 
 /// Istio's names for trust bundles.

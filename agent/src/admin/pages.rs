@@ -34,11 +34,16 @@ enum Allowed {
 const PAGES: &[Page] = &[
     Page { path: "/", method: Allowed::Read, help: "this list", answer: help },
     Page { path: "/certs", method: Allowed::Read, help: "certificates and trust bundles, without keys", answer: certs },
-    Page { path: "/clusters", method: Allowed::Read, help: "clusters and their endpoints (format=json)", answer: clusters },
+    Page {
+        path: "/clusters",
+        method: Allowed::Read,
+        help: "clusters and their endpoints (format=json, filter=<regex>)",
+        answer: clusters,
+    },
     Page {
         path: "/config_dump",
         method: Allowed::Read,
-        help: "the configuration in force (resource=listeners|routes|clusters|endpoints|secrets)",
+        help: "the configuration in force (resource=listeners|routes|clusters|endpoints|secrets, name_regex=<regex>)",
         answer: config_dump,
     },
     Page { path: "/drain", method: Allowed::Change, help: "drain all listeners", answer: drain },
@@ -48,8 +53,16 @@ const PAGES: &[Page] = &[
         help: "drain all listeners, or inbound ones only (inboundonly)",
         answer: drain,
     },
+    Page {
+        path: "/healthcheck/fail",
+        method: Allowed::Change,
+        help: "be not ready until /healthcheck/ok, while requests are served on",
+        answer: fail_health_checks,
+    },
+    Page { path: "/healthcheck/ok", method: Allowed::Change, help: "end /healthcheck/fail", answer: pass_health_checks },
     Page { path: "/healthz/ready", method: Allowed::Read, help: "200 when ready, 503 with the reason when not", answer: ready },
     Page { path: "/help", method: Allowed::Read, help: "this list", answer: help },
+    Page { path: "/hot_restart_version", method: Allowed::Read, help: "disabled: there is none", answer: hot_restart_version },
     Page { path: "/listeners", method: Allowed::Read, help: "listeners and their addresses (format=json)", answer: listeners },
     Page {
         path: "/logging",
@@ -57,17 +70,24 @@ const PAGES: &[Page] = &[
         help: "show log levels; POST changes them (level=<level> or paths=<module>:<level>,…)",
         answer: logging,
     },
+    Page { path: "/memory", method: Allowed::Read, help: "memory of the process", answer: memory },
     Page { path: "/metrics", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
     Page { path: "/quitquitquit", method: Allowed::Change, help: "drain and exit", answer: quit },
-    Page { path: "/ready", method: Allowed::Read, help: "200 when ready, 503 with the reason when not", answer: ready },
+    Page { path: "/ready", method: Allowed::Read, help: "200 and LIVE when ready, 503 when not", answer: live },
     Page {
         path: "/reopen_logs",
         method: Allowed::Change,
         help: "open the access log files again, after a rotation",
         answer: reopen,
     },
+    Page { path: "/runtime", method: Allowed::Read, help: "runtime values: there are none", answer: runtime },
     Page { path: "/server_info", method: Allowed::Read, help: "version, state, uptime, node", answer: server_info },
-    Page { path: "/stats", method: Allowed::Read, help: "metrics as lines (filter=<regex>, format=prometheus)", answer: stats },
+    Page {
+        path: "/stats",
+        method: Allowed::Read,
+        help: "metrics as lines (filter=<regex>, format=prometheus|json, usedonly)",
+        answer: stats,
+    },
     Page { path: "/stats/prometheus", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
 ];
 
@@ -127,19 +147,77 @@ fn ready(admin: &Admin, _: &Query) -> Answer {
     }
 }
 
+/// As [`ready`], with Envoy's word for a server that is about to end.
+fn live(admin: &Admin, query: &Query) -> Answer {
+    match State::of(admin) {
+        State::Draining => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", State::Draining.name())),
+        State::Live | State::Initializing => ready(admin, query),
+    }
+}
+
+fn fail_health_checks(admin: &Admin, _: &Query) -> Answer {
+    admin.readiness.fail_health_checks(true);
+    ok("OK\n")
+}
+
+fn pass_health_checks(admin: &Admin, _: &Query) -> Answer {
+    admin.readiness.fail_health_checks(false);
+    ok("OK\n")
+}
+
+fn hot_restart_version(_: &Admin, _: &Query) -> Answer {
+    ok("disabled\n")
+}
+
+fn runtime(_: &Admin, _: &Query) -> Answer {
+    json_answer(&json!({"layers": [], "entries": {}}))
+}
+
+/// Envoy's `admin.v3.Memory`; what our allocator has no number for is zero.
+fn memory(_: &Admin, _: &Query) -> Answer {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bytes = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        (kibibytes.unwrap_or(0) * 1024).to_string()
+    };
+    json_answer(&json!({
+        "allocated": bytes("RssAnon"),
+        "heap_size": bytes("VmData"),
+        "pageheap_unmapped": "0",
+        "pageheap_free": "0",
+        "total_thread_cache": "0",
+        "total_physical_bytes": bytes("VmRSS"),
+    }))
+}
+
 fn config_dump(admin: &Admin, query: &Query) -> Answer {
+    let wanted = match query.regex("name_regex") {
+        Ok(wanted) => wanted,
+        Err(answer) => return answer,
+    };
     let resource = query.get("resource");
     if let Some(unknown) = resource.filter(|name| !dump::RESOURCES.contains(name)) {
         return text(StatusCode::BAD_REQUEST, format!("unknown resource {unknown}: expected {}\n", dump::RESOURCES.join(", ")));
     }
     match dump::config(&admin.proxy.snapshot(), &admin.proxy.certificates(), resource) {
-        Ok(dump) => json_answer(&dump),
+        Ok(mut dump) => {
+            if let Some(wanted) = wanted {
+                dump::retain(&mut dump, |name| wanted.is_match(name));
+            }
+            json_answer(&dump)
+        }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
 fn clusters(admin: &Admin, query: &Query) -> Answer {
-    let clusters = admin.proxy.clusters();
+    let mut clusters = admin.proxy.clusters();
+    match query.regex("filter") {
+        Ok(Some(wanted)) => clusters.retain(|cluster| wanted.is_match(&cluster.name)),
+        Ok(None) => {}
+        Err(answer) => return answer,
+    }
     if query.wants_json() { json_answer(&dump::clusters_json(&clusters)) } else { ok(dump::clusters_text(&clusters)) }
 }
 
@@ -160,19 +238,23 @@ fn stats(admin: &Admin, query: &Query) -> Answer {
     if query.get("format") == Some("prometheus") {
         return prometheus(admin, query);
     }
-    let filter = match query.get("filter").map(|filter| regex::RegexBuilder::new(filter).size_limit(MAX_FILTER).build()) {
-        None => None,
-        Some(Ok(filter)) => Some(filter),
-        Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "invalid or too large filter expression\n"),
+    let filter = match query.regex("filter") {
+        Ok(filter) => filter,
+        Err(answer) => return answer,
     };
     let wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter.is_match(name));
-    // The two that health checks written for Envoy look at.
-    let server = [("server.state", u64::from(State::of(admin).number())), ("server.uptime", admin.started.elapsed().as_secs())];
+    // Those that health checks written for Envoy look at. Every other value here is in use: metrics begin to exist with it.
+    let server = [
+        ("listener_manager.workers_started", 1),
+        ("server.live", u64::from(matches!(State::of(admin), State::Live))),
+        ("server.state", u64::from(State::of(admin).number())),
+        ("server.uptime", admin.started.elapsed().as_secs()),
+    ];
     let mut body = dump::stats_text(&admin.metrics.render(), wanted);
     for (name, value) in server.into_iter().filter(|(name, _)| wanted(name)) {
         let _ = writeln!(body, "{name}: {value}");
     }
-    ok(body)
+    if query.wants_json() { json_answer(&dump::stats_json(&body)) } else { ok(body) }
 }
 
 fn server_info(admin: &Admin, _: &Query) -> Answer {
@@ -180,6 +262,7 @@ fn server_info(admin: &Admin, _: &Query) -> Answer {
     json_answer(&json!({
         "version": concat!("skiff/", env!("CARGO_PKG_VERSION")),
         "state": State::of(admin).name(),
+        "hot_restart_version": "disabled",
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
         "node": {"id": admin.node.id, "cluster": admin.node.cluster, "user_agent_name": "skiff"},
@@ -262,6 +345,12 @@ impl Query {
 
     fn get(&self, name: &str) -> Option<&str> {
         self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The expression of this name; the error is an answer.
+    fn regex(&self, name: &str) -> Result<Option<regex::Regex>, Answer> {
+        let compiled = self.get(name).map(|source| regex::RegexBuilder::new(source).size_limit(MAX_FILTER).build());
+        compiled.transpose().map_err(|_| text(StatusCode::BAD_REQUEST, format!("invalid or too large {name} expression\n")))
     }
 
     fn wants_json(&self) -> bool {

@@ -41,6 +41,8 @@ struct State {
     /// By the order of [`Condition::ALL`].
     conditions: [Progress; 3],
     draining: bool,
+    /// An operator has said so, and may take it back.
+    failed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,9 +91,15 @@ impl Readiness {
         self.0.send_if_modified(|state| !std::mem::replace(&mut state.draining, true));
     }
 
-    /// Whether [`Self::draining`] was said.
+    /// It is not ready as long as its health checks are to fail.
+    pub fn fail_health_checks(&self, failed: bool) {
+        self.0.send_if_modified(|state| std::mem::replace(&mut state.failed, failed) != failed);
+    }
+
+    /// Whether [`Self::draining`] was said, or health checks are to fail.
     pub fn is_draining(&self) -> bool {
-        self.0.borrow().draining
+        let state = self.0.borrow();
+        state.draining || state.failed
     }
 
     /// Why it is not ready; `None` when it is.
@@ -111,6 +119,9 @@ impl State {
     fn reason(&self) -> Option<String> {
         if self.draining {
             return Some("draining".to_owned());
+        }
+        if self.failed {
+            return Some("health checks are to fail (/healthcheck/ok ends it)".to_owned());
         }
         Condition::ALL.into_iter().zip(&self.conditions).find_map(|(condition, progress)| match progress {
             Progress::Met => None,

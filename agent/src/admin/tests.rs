@@ -108,7 +108,8 @@ async fn changes_are_post_and_never_from_a_web_page() {
 
     served.become_ready();
     assert_eq!(served.post("/drain_listeners?inboundonly").await, (200, "OK\n".to_owned()));
-    assert_eq!(served.get("/ready").await, (503, "draining\n".to_owned()));
+    assert_eq!(served.get("/ready").await, (503, "DRAINING\n".to_owned()));
+    assert_eq!(served.get("/healthz/ready").await, (503, "draining\n".to_owned()));
     assert_eq!(served.post("/quitquitquit").await.0, 200);
     tokio::time::timeout(SOON, served.admin.shutdown.requested()).await.unwrap();
 }
@@ -140,6 +141,48 @@ async fn metrics_stats_and_server_info() {
     let info: Value = serde_json::from_str(&served.get("/server_info").await.1).unwrap();
     assert_eq!(info["state"], "LIVE");
     assert_eq!(info["node"]["id"], "sidecar~127.0.0.21~ratings.bookinfo~bookinfo.svc.cluster.local");
+}
+
+#[tokio::test]
+async fn health_checks_fail_until_they_are_to_pass_again() {
+    let served = serve().await;
+    served.become_ready();
+    for path in ["/healthcheck/fail", "/healthcheck/ok"] {
+        assert_eq!(served.get(path).await.0, 405, "{path}");
+    }
+    assert_eq!(served.post("/healthcheck/fail").await, (200, "OK\n".to_owned()));
+    assert_eq!(served.get("/ready").await, (503, "DRAINING\n".to_owned()));
+    assert!(served.get("/healthz/ready").await.1.contains("/healthcheck/ok"));
+    assert_eq!(served.get("/stats?filter=^server.state$").await.1, "server.state: 1\n");
+    assert_eq!(served.post("/healthcheck/ok").await, (200, "OK\n".to_owned()));
+    assert_eq!(served.get("/ready").await, (200, "LIVE\n".to_owned()));
+}
+
+#[tokio::test]
+async fn what_istios_agent_asks_is_answered() {
+    let served = serve().await;
+    served.become_ready();
+    // Golden: admin_endpoints.json.
+    let path = "/stats?usedonly&filter=^(server%5C.state|listener_manager%5C.workers_started)";
+    assert_eq!(served.get(path).await.1, "listener_manager.workers_started: 1\nserver.state: 0\n");
+    let json = |body: &str| serde_json::from_str::<Value>(body).unwrap();
+    let stats = json(&served.get("/stats?format=json&filter=^server.state$").await.1);
+    assert_eq!(stats, json!({"stats": [{"name": "server.state", "value": 0}]}));
+    assert_eq!(json(&served.get("/runtime").await.1), json!({"layers": [], "entries": {}}));
+    assert_eq!(served.get("/hot_restart_version").await.1, "disabled\n");
+    let memory = json(&served.get("/memory").await.1);
+    assert!(memory["total_physical_bytes"].as_str().unwrap().parse::<u64>().unwrap() > 1_000_000, "{memory}");
+    for path in ["/clusters?filter=(", "/config_dump?name_regex=(", "/stats?filter=("] {
+        assert_eq!(served.get(path).await.0, 400, "{path}");
+    }
+    assert_eq!(served.get("/clusters?filter=none").await, (200, String::new()));
+}
+
+#[test]
+fn a_dump_holds_the_names_that_are_asked_for() {
+    let mut dump = json!({"version": "1", "clusters": {"outbound|9080||a": {}, "inbound|9080||": {}}, "secrets": {}});
+    dump::retain(&mut dump, |name| name.starts_with("outbound"));
+    assert_eq!(dump, json!({"version": "1", "clusters": {"outbound|9080||a": {}}, "secrets": {}}));
 }
 
 #[tokio::test]

@@ -272,6 +272,19 @@ impl Pool {
         f(host)
     }
 
+    /// A place for one more connection of the cluster. As in Envoy, a worker that has none at all may make one above the limit:
+    /// otherwise it could never serve.
+    fn place(&self, key: Key, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Result<Permit, ErrorKind> {
+        let connections = &cluster.breakers().connections;
+        connections.acquire().or_else(|kind| {
+            if self.with_host(key, cluster, endpoint, |host| host.open == 0 && host.http2.is_empty()) {
+                return Ok(connections.acquire_over_limit());
+            }
+            cluster.metrics(&self.metrics).connection_overflow.increment(1);
+            Err(kind)
+        })
+    }
+
     async fn connect_http1(
         self: &Rc<Self>,
         cluster: &Arc<Cluster>,
@@ -281,14 +294,9 @@ impl Pool {
     ) -> Result<Lease, Error> {
         let _pending = self.pending(cluster)?;
         let permit = loop {
-            match cluster.breakers().connections.acquire() {
+            match self.place(key, cluster, endpoint) {
                 Ok(permit) => break permit,
-                // As in Envoy, a worker that has no connection at all may make one: otherwise it could never serve.
-                Err(_) if self.with_host(key, cluster, endpoint, |host| host.open == 0) => {
-                    break cluster.breakers().connections.acquire_over_limit();
-                }
                 Err(_) => {
-                    cluster.metrics(&self.metrics).connection_overflow.increment(1);
                     let released = cluster.connection_released().notified();
                     if let Some(inner) = self.take_idle(key) {
                         return Ok(self.lease(key, inner, true));
@@ -347,16 +355,7 @@ impl Pool {
             let Some(other) = other else { break };
             other.notified().await;
         }
-        let permit = match cluster.breakers().connections.acquire() {
-            Ok(permit) => permit,
-            Err(_) if self.with_host(key, cluster, endpoint, |host| host.http2.is_empty()) => {
-                cluster.breakers().connections.acquire_over_limit()
-            }
-            Err(kind) => {
-                cluster.metrics(&self.metrics).connection_overflow.increment(1);
-                return Err(Error::new(kind));
-            }
-        };
+        let permit = self.place(key, cluster, endpoint).map_err(Error::new)?;
         let connecting = Connecting::new(self, key, cluster, endpoint);
         let generation = endpoint.generation();
         let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;

@@ -1,5 +1,6 @@
 //! Field by field, error by error, and everything that istiod sent in its captured scenarios.
 
+mod connections;
 mod conversions;
 mod errors;
 mod istiod;

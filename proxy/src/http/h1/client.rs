@@ -234,11 +234,6 @@ impl ClientConnection {
         self.inner.borrow_mut().poll_frame(cx)
     }
 
-    /// As [`poll_frame`](Self::poll_frame).
-    pub async fn next_frame(&self) -> Option<Result<Frame, ClientError>> {
-        poll_fn(|cx| self.poll_frame(cx)).await
-    }
-
     /// Whether the response has been read to its end.
     pub fn response_complete(&self) -> bool {
         let inner = self.inner.borrow();

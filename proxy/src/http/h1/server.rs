@@ -197,11 +197,6 @@ impl ServerConnection {
         self.inner.borrow_mut().poll_frame(cx)
     }
 
-    /// As [`poll_frame`](Self::poll_frame).
-    pub async fn next_frame(&self) -> Option<Result<Frame, BodyError>> {
-        poll_fn(|cx| self.poll_frame(cx)).await
-    }
-
     /// Whether the request has been received to its end.
     pub fn request_complete(&self) -> bool {
         self.inner.borrow().decoder.is_done()
@@ -231,11 +226,6 @@ impl ServerConnection {
         inner.encoder = Encoder::new(framing);
         inner.answering = true;
         inner.close = write.close || framing == super::body::Framing::UntilClose;
-    }
-
-    /// Writes a piece of the response's body, copying it.
-    pub fn write_data(&self, data: &[u8]) {
-        self.write_bytes(Bytes::copy_from_slice(data));
     }
 
     /// Writes a piece of the response's body; large ones are not copied. More than the head announced is dropped, and the
@@ -299,11 +289,6 @@ impl ServerConnection {
     /// [`Probe`]. At most 64 KiB are read ahead.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.inner.borrow_mut().poll_closed(cx)
-    }
-
-    /// As [`poll_closed`](Self::poll_closed).
-    pub async fn closed(&self) {
-        poll_fn(|cx| self.poll_closed(cx)).await;
     }
 
     /// Whether another request may follow: both messages are complete and nobody asked to close.

@@ -31,7 +31,7 @@ async fn available(upstream: &mut DuplexStream) -> String {
 
 async fn body(client: &ClientConnection) -> Result<String, ClientError> {
     let mut text = String::new();
-    while let Some(frame) = client.next_frame().await {
+    while let Some(frame) = poll_fn(|cx| client.poll_frame(cx)).await {
         if let Frame::Data(data) = frame? {
             text.push_str(&String::from_utf8_lossy(&data));
         }
@@ -155,7 +155,7 @@ async fn head_answers_have_no_body() {
     upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await.expect("write");
     let mut head = ResponseHead::default();
     assert_eq!(client.read_head(&mut head).await.expect("head").body, BodySize::Empty);
-    assert!(client.next_frame().await.is_none() && client.is_reusable());
+    assert!(poll_fn(|cx| client.poll_frame(cx)).await.is_none() && client.is_reusable());
 }
 
 #[tokio::test]

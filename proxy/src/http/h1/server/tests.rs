@@ -34,7 +34,7 @@ async fn path(server: &ServerConnection) -> Option<String> {
 
 async fn body(server: &ServerConnection) -> Result<String, BodyError> {
     let mut text = String::new();
-    while let Some(frame) = server.next_frame().await {
+    while let Some(frame) = poll_fn(|cx| server.poll_frame(cx)).await {
         match frame? {
             Frame::Data(data) => text.push_str(&String::from_utf8_lossy(&data)),
             Frame::Trailers(trailers) => text.push_str(&format!("{trailers:?}")),
@@ -46,7 +46,7 @@ async fn body(server: &ServerConnection) -> Result<String, BodyError> {
 fn answer(server: &ServerConnection, text: &'static str) {
     let size = BodySize::Known(text.len() as u64);
     server.write_head(&ResponseHead::new(StatusCode::OK), size, WriteHead::default());
-    server.write_data(text.as_bytes());
+    server.write_bytes(Bytes::copy_from_slice(text.as_bytes()));
     server.finish();
 }
 
@@ -160,7 +160,7 @@ async fn a_half_close_after_the_request_is_no_abort() {
     client.write_all(GET).await.expect("write");
     client.shutdown().await.expect("half close");
     assert_eq!(path(&server).await.as_deref(), Some("/1"));
-    assert!(is_pending(server.closed()));
+    assert!(is_pending(poll_fn(|cx| server.poll_closed(cx))));
     assert!(server.half_closed());
     answer(&server, "ok");
     server.flush().await.expect("flush");
@@ -175,7 +175,7 @@ async fn what_is_read_ahead_while_waiting_is_bounded_and_kept() {
     assert_eq!(path(&server).await.as_deref(), Some("/1"));
     let ahead = GET.repeat(20_000);
     client.write_all(&ahead).await.expect("write");
-    assert!(is_pending(server.closed()));
+    assert!(is_pending(poll_fn(|cx| server.poll_closed(cx))));
     assert!(server.inner.borrow().io.input.len() <= 2 * MAX_AHEAD);
     for _ in 0..20_000 {
         answer(&server, "");
@@ -192,7 +192,7 @@ async fn a_failed_write_shows_that_the_caller_is_gone() {
     drop(client);
     answer(&server, "ok");
     assert!(server.flush().await.is_err());
-    server.closed().await;
+    poll_fn(|cx| server.poll_closed(cx)).await;
     assert!(!server.can_reuse());
 }
 
@@ -228,7 +228,7 @@ async fn one_task_reads_the_body_and_writes_the_response_side_by_side() {
     let echo = async {
         assert_eq!(path(&server).await.as_deref(), Some("/echo"));
         writer.write_head(&ResponseHead::new(StatusCode::OK), BodySize::Known(100_000), WriteHead::default());
-        while let Some(frame) = server.next_frame().await {
+        while let Some(frame) = poll_fn(|cx| server.poll_frame(cx)).await {
             if let Frame::Data(data) = frame.expect("frame") {
                 writer.write_bytes(data);
                 writer.ready().await.expect("ready");
@@ -306,7 +306,7 @@ async fn a_response_cut_short_or_overlong_closes() {
         client.write_all(GET).await.expect("write");
         path(&server).await;
         server.write_head(&ResponseHead::new(StatusCode::OK), BodySize::Known(3), WriteHead::default());
-        server.write_data(text.as_bytes());
+        server.write_bytes(Bytes::copy_from_slice(text.as_bytes()));
         server.finish();
         assert!(!server.can_reuse());
         server.flush().await.expect("flush");
