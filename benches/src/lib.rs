@@ -107,7 +107,7 @@ impl Lab {
 pub fn endpoints(service: usize, count: usize) -> ClusterLoadAssignment {
     let address = |index: usize| SocketAddr::from(([10, (service / 250) as u8, (service % 250) as u8, index as u8], 9080));
     let endpoints = (0..count).map(|index| Endpoint::new(EndpointAddress::Socket(address(index)))).collect();
-    ClusterLoadAssignment { localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }] }
+    ClusterLoadAssignment::of(vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }])
 }
 
 fn cluster(name: &str, (address, tls, protocol): (SocketAddr, Option<Arc<UpstreamTls>>, UpstreamProtocol)) -> Cluster {

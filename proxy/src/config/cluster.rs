@@ -1,15 +1,14 @@
-//! Clusters and endpoints (Envoy `config.cluster.v3`, `config.endpoint.v3`).
+//! Clusters (Envoy `config.cluster.v3`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Fraction, UpstreamTls};
+use super::{ClusterLoadAssignment, Fraction, HealthCheck, LbSubsetConfig, OutlierDetection, UpstreamTls};
 
 /// A group of endpoints and how to talk to them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,10 +25,23 @@ pub struct Cluster {
     pub circuit_breakers: CircuitBreakers,
     /// Passive health.
     pub outlier_detection: Option<OutlierDetection>,
+    /// Active health: an endpoint is healthy when the check says so. Envoy allows one per cluster.
+    pub health_check: Option<Arc<HealthCheck>>,
+    /// A healthy endpoint leaves as soon as it leaves the assignment; otherwise, with [`Self::health_check`], not before it
+    /// fails a check.
+    pub ignore_health_on_host_removal: bool,
+    /// New endpoints do not count towards panic before their first check (Envoy `ignore_new_hosts_until_first_hc`).
+    pub ignore_new_hosts_until_first_hc: bool,
     /// Below this share of healthy endpoints all are used (panic). Istio sets it to none.
     pub panic_threshold: Fraction,
+    /// In panic every request fails instead of going to any endpoint (Envoy `zone_aware_lb_config.fail_traffic_on_panic`).
+    pub fail_traffic_on_panic: bool,
     /// A locality is chosen by its weight before an endpoint is (Envoy `locality_weighted_lb_config`).
     pub locality_weighted: bool,
+    /// Ring hash and Maglev know endpoints by their host names, not their addresses (Envoy `use_hostname_for_hashing`).
+    pub use_hostname_for_hashing: bool,
+    /// Endpoints by label: without it `metadata_match` of routes has no effect.
+    pub lb_subset: Option<Arc<LbSubsetConfig>>,
     /// The first whose labels the endpoint has (Envoy `transport_socket_matches`); istiod keys them by `tlsMode`.
     pub transport_socket_matches: Vec<TransportSocketMatch>,
     /// For endpoints that no match selects.
@@ -40,8 +52,8 @@ pub struct Cluster {
     pub http: UpstreamHttpOptions,
     /// TCP keepalive of its connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Share of requests dropped on purpose (`drop_overloads`).
-    pub drop_overload: Fraction,
+    /// Connections come from the first address of the endpoint's family (Envoy `upstream_bind_config`).
+    pub source_addresses: Vec<SocketAddr>,
     /// Destination service for Istio's metrics: host, name and namespace.
     pub service: Option<Arc<Service>>,
 }
@@ -67,14 +79,20 @@ impl Cluster {
             lb_policy: LbPolicy::RoundRobin(None),
             circuit_breakers: CircuitBreakers::default(),
             outlier_detection: None,
+            health_check: None,
+            ignore_health_on_host_removal: false,
+            ignore_new_hosts_until_first_hc: false,
             panic_threshold: Fraction::from_millionths(500_000),
+            fail_traffic_on_panic: false,
             locality_weighted: false,
+            use_hostname_for_hashing: false,
+            lb_subset: None,
             transport_socket_matches: Vec::new(),
             transport_socket: TransportSocket::RawBuffer,
             protocol: UpstreamProtocol::Http1,
             http: UpstreamHttpOptions::default(),
             tcp_keepalive: None,
-            drop_overload: Fraction::NONE,
+            source_addresses: Vec::new(),
             service: None,
         }
     }
@@ -102,6 +120,33 @@ pub struct DnsCluster {
     pub endpoints: Arc<ClusterLoadAssignment>,
     /// How often they are resolved (Envoy: 5 s).
     pub refresh: Duration,
+    /// A name that was not resolved is asked for again after this long at first, and this long at most.
+    pub failure_refresh: Option<(Duration, Duration)>,
+    /// Added to a pause, up to this much.
+    pub jitter: Duration,
+    /// Which addresses are used.
+    pub family: DnsFamily,
+}
+
+impl DnsCluster {
+    /// Resolved every `refresh`, with the defaults for everything else.
+    pub fn new(endpoints: Arc<ClusterLoadAssignment>, refresh: Duration) -> Self {
+        Self { endpoints, refresh, failure_refresh: None, jitter: Duration::ZERO, family: DnsFamily::default() }
+    }
+}
+
+/// Which addresses of a name are used (Envoy `DnsLookupFamily`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum DnsFamily {
+    /// IPv4 where there are any, else IPv6. Also what Envoy's `AUTO` is taken for: most tasks have no route for IPv6.
+    #[default]
+    V4Preferred,
+    /// IPv4 only.
+    V4Only,
+    /// IPv6 only.
+    V6Only,
+    /// Both.
+    All,
 }
 
 /// How an endpoint is chosen.
@@ -157,41 +202,36 @@ pub struct CircuitBreakers {
     pub max_pending_requests: u32,
     /// Requests in flight.
     pub max_requests: u32,
-    /// Retries in flight.
+    /// Retries in flight; without effect beside [`Self::retry_budget`].
     pub max_retries: u32,
+    /// Retries in flight, as a share of the requests.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// How many retries may be in flight for the requests in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RetryBudget {
+    /// Share of the requests in flight or waiting (Envoy: 20 %).
+    pub budget: Fraction,
+    /// Always allowed (Envoy: 3).
+    pub min_retry_concurrency: u32,
 }
 
 impl Default for CircuitBreakers {
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3, retry_budget: None }
     }
 }
 
 impl CircuitBreakers {
     /// What istiod sets where no DestinationRule says otherwise.
-    pub const UNLIMITED: Self =
-        Self { max_connections: u32::MAX, max_pending_requests: u32::MAX, max_requests: u32::MAX, max_retries: u32::MAX };
-}
-
-/// Passive health checking (Envoy `OutlierDetection`); `None` of a count is off.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct OutlierDetection {
-    /// 5xx in a row.
-    pub consecutive_5xx: Option<u32>,
-    /// 502, 503, 504 in a row.
-    pub consecutive_gateway_failure: Option<u32>,
-    /// Connect failures, resets and time-outs in a row, when they are counted apart.
-    pub consecutive_local_origin_failure: Option<u32>,
-    /// Failures of our own making are counted apart.
-    pub split_external_local_origin_errors: bool,
-    /// How often ejections are reviewed.
-    pub interval: Duration,
-    /// First ejection; multiplied by how often it happened.
-    pub base_ejection_time: Duration,
-    /// Longest ejection.
-    pub max_ejection_time: Duration,
-    /// Share of endpoints that may be ejected; at least one may.
-    pub max_ejection_percent: u32,
+    pub const UNLIMITED: Self = Self {
+        max_connections: u32::MAX,
+        max_pending_requests: u32::MAX,
+        max_requests: u32::MAX,
+        max_retries: u32::MAX,
+        retry_budget: None,
+    };
 }
 
 /// A transport socket for endpoints with these labels.
@@ -267,114 +307,4 @@ pub struct TcpKeepalive {
     pub interval: Option<Duration>,
     /// Probes before giving up.
     pub probes: Option<u32>,
-}
-
-/// The endpoints of a cluster (EDS).
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct ClusterLoadAssignment {
-    /// By locality.
-    pub localities: Vec<LocalityEndpoints>,
-}
-
-impl ClusterLoadAssignment {
-    /// One endpoint, without locality.
-    pub fn single(address: EndpointAddress) -> Self {
-        Self { localities: vec![LocalityEndpoints { endpoints: vec![Endpoint::new(address)], ..LocalityEndpoints::default() }] }
-    }
-}
-
-/// Region, zone, sub-zone.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Locality {
-    /// `us-east-1`.
-    pub region: String,
-    /// `us-east-1a`.
-    pub zone: String,
-    /// Finer.
-    pub sub_zone: String,
-}
-
-/// Endpoints of one locality.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct LocalityEndpoints {
-    /// Where they are.
-    pub locality: Locality,
-    /// 0 is used first.
-    pub priority: u32,
-    /// Weight of the locality; only used with [`Cluster::locality_weighted`].
-    pub weight: Option<NonZeroU32>,
-    /// The endpoints.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// Where an endpoint is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub enum EndpointAddress {
-    /// Address and port.
-    Socket(SocketAddr),
-    /// Unix domain socket.
-    Pipe(PathBuf),
-    /// A name to resolve, only in DNS clusters.
-    Name(String, u16),
-}
-
-/// Health as the control plane sees it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum HealthStatus {
-    /// Usable.
-    #[default]
-    Healthy,
-    /// Not usable.
-    Unhealthy,
-    /// Keeps its connections, gets no new requests.
-    Draining,
-}
-
-/// One address of a service.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Endpoint {
-    /// Where.
-    pub address: EndpointAddress,
-    /// For `host_rewrite: auto`; empty is none.
-    pub hostname: String,
-    /// Relative weight.
-    pub weight: NonZeroU32,
-    /// Health.
-    pub health: HealthStatus,
-    /// `envoy.transport_socket_match` metadata; istiod sets `tlsMode: istio`.
-    pub transport_match: BTreeMap<String, String>,
-    /// `envoy.lb` metadata for subsets.
-    pub lb_metadata: BTreeMap<String, String>,
-    /// `istio.workload` metadata, for the labels of metrics.
-    pub workload: Option<Arc<Workload>>,
-}
-
-impl Endpoint {
-    /// A healthy, plaintext endpoint of weight 1.
-    pub fn new(address: EndpointAddress) -> Self {
-        Self {
-            address,
-            hostname: String::new(),
-            weight: NonZeroU32::MIN,
-            health: HealthStatus::Healthy,
-            transport_match: BTreeMap::new(),
-            lb_metadata: BTreeMap::new(),
-            workload: None,
-        }
-    }
-}
-
-/// Who runs at an endpoint (istiod's `istio.workload` metadata: `name;namespace;canonical;revision;cluster`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-pub struct Workload {
-    /// Workload name.
-    pub name: String,
-    /// Namespace.
-    pub namespace: String,
-    /// Canonical service.
-    pub canonical_service: String,
-    /// Canonical revision.
-    pub canonical_revision: String,
-    /// Cluster id.
-    pub cluster: String,
 }

@@ -9,6 +9,8 @@
 
 mod access_log;
 mod cluster;
+mod endpoint;
+mod health;
 mod http;
 mod jwt;
 mod listener;
@@ -16,13 +18,21 @@ mod matcher;
 mod overrides;
 mod rbac;
 mod route;
+mod subset;
 mod tls;
 
 pub use access_log::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat};
 pub use cluster::{
-    CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, DnsCluster, Endpoint, EndpointAddress, HashConfig,
-    HealthStatus, LbPolicy, LeastRequest, Locality, LocalityEndpoints, OutlierDetection, Service, SlowStart, TcpKeepalive,
-    TransportSocket, TransportSocketMatch, UpstreamHttpOptions, UpstreamProtocol, Workload,
+    CircuitBreakers, Cluster, ClusterDiscovery, DnsCluster, DnsFamily, HashConfig, LbPolicy, LeastRequest, RetryBudget, Service,
+    SlowStart, TcpKeepalive, TransportSocket, TransportSocketMatch, UpstreamHttpOptions, UpstreamProtocol,
+};
+pub use endpoint::{
+    AssignmentPolicy, ClusterLoadAssignment, Endpoint, EndpointAddress, EndpointHealthCheck, HealthStatus, LbValue, Locality,
+    LocalityEndpoints, Workload,
+};
+pub use health::{
+    ConsecutiveFailures, FailurePercentage, GrpcHealthCheck, HealthCheck, HealthCheckIntervals, HealthChecker, HttpHealthCheck,
+    OutlierDetection, SuccessRate, TcpHealthCheck,
 };
 pub use http::{
     AlpnOverride, Codec, EscapedSlashesAction, ForwardClientCert, HeadersWithUnderscores, Http1Options, Http2Options,
@@ -44,6 +54,7 @@ pub use route::{
     HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, Redirect, RedirectPath, RetryOn, RetryPolicy, Route,
     RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
 };
+pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
 pub use tls::{
     CertificatePin, CertificateSource, DownstreamTls, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion, TrustDomain,
     UpstreamTls,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
 use crate::upstream::pool::{Lease, Protocol};
 use crate::upstream::{Cluster, Endpoint, Outcome as Health, Permit, PickContext};
+
+/// An endpoint that says so of itself is not used until an active check passes again.
+static IMMEDIATE_FAIL: LazyLock<HeaderName> = LazyLock::new(|| HeaderName::new("x-envoy-immediate-health-check-fail"));
 
 /// Forwards a request to the route's cluster and streams the response back.
 pub(super) async fn run(
@@ -202,12 +205,14 @@ impl Attempts<'_> {
     /// Takes one retry, if the cluster's limit of retries in flight allows. It counts until the request is done.
     fn may_retry(&mut self, retries: &mut Retries<'_>) -> bool {
         if self.retry_permit.is_none() {
-            self.retry_permit = self.cluster.breakers().retries.acquire().ok();
+            self.retry_permit = self.cluster.breakers().acquire_retry().ok();
         }
+        let metrics = self.cluster.metrics(self.exchange.connection.worker.metrics());
         if self.retry_permit.is_none() || !retries.take() {
+            metrics.retry_overflow.increment(1);
             return false;
         }
-        self.cluster.metrics(self.exchange.connection.worker.metrics()).retries.increment(1);
+        metrics.retries.increment(1);
         true
     }
 
@@ -288,8 +293,12 @@ impl Attempts<'_> {
             exclude: &self.tried,
             exclude_attempts,
         };
-        let endpoint =
-            self.cluster.pick(&context).map_err(|kind| Failed::Upstream { error: Error::new(kind), head_sent: false })?;
+        let endpoint = self.cluster.pick(&context).map_err(|kind| {
+            if matches!(kind, ErrorKind::DropOverload { .. }) {
+                self.cluster.metrics(self.exchange.connection.worker.metrics()).drop_overload.increment(1);
+            }
+            Failed::Upstream { error: Error::new(kind), head_sent: false }
+        })?;
         self.exchange.info.upstream_host = Some(endpoint.host().clone());
         self.exchange.info.upstream = None;
         self.exchange.endpoint = Some(endpoint.clone());
@@ -349,6 +358,9 @@ impl Attempts<'_> {
         }
         self.exchange.info.response_start = Some(Instant::now());
         self.cluster.report(endpoint, Health::Response(health_status(&self.exchange.response)));
+        if endpoint.is_actively_checked() && self.exchange.response.headers.find(&IMMEDIATE_FAIL).is_some() {
+            self.cluster.fail_immediately(endpoint);
+        }
         if !self.informed && retries.covers_response(&self.exchange.response) {
             if retries.exhausted() {
                 self.exchange.info.flags |= ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;

@@ -156,7 +156,7 @@ async fn ask(
 
 /// One request and its whole response on a connection: sends `head` and the frames of `next`, fills `response` with the final
 /// head and gives every frame of the body to `take`.
-pub(super) async fn converse(
+pub(crate) async fn converse(
     lease: &mut Lease,
     head: &RequestHead,
     size: BodySize,

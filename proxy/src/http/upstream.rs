@@ -34,6 +34,10 @@ impl Upstream {
                 connection.write_head(head, size);
                 (Sink::H1Client(connection.clone()), Response::Http1 { connection, reused: lease.reused() })
             }
+            Lease::Own(connection, _) => {
+                connection.write_head(head, size);
+                (Sink::H1Client(connection.clone()), Response::Http1 { connection: connection.clone(), reused: false })
+            }
             Lease::Http2(connection, _) => {
                 connection.ready().await?;
                 let (out, response) = connection.send(head, size.is_empty());

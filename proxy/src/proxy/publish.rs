@@ -100,6 +100,9 @@ impl Published {
             if let Err(error) = published {
                 report.rejected.push(Rejected { kind: "cluster", name: name.clone(), reason: error.to_string() });
             }
+            if let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.wants_health_checker()) {
+                inner.shared.workers[0].send(Command::CheckHealth(cluster.clone()));
+            }
             if let (ClusterDiscovery::Eds(service), Some(cluster)) = (&config.discovery, self.clusters.get(name)) {
                 match snapshot.endpoints.get(service) {
                     Some(endpoints) => cluster.set_endpoints(endpoints),

@@ -16,7 +16,7 @@ use crate::jwt::RemoteKeys;
 use crate::listener::{self, Acceptor};
 use crate::telemetry::metrics::{ListenerMetrics, ProxyMetrics};
 use crate::upstream::pool::Pool;
-use crate::upstream::{Cluster, dns};
+use crate::upstream::{Cluster, dns, health};
 
 /// How often pools and ejections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,6 +33,8 @@ pub(super) enum Command {
     Resolve(Arc<Cluster>),
     /// Keep keys of tokens fetched.
     FetchKeys(Weak<RemoteKeys>),
+    /// Keep the health of a cluster's endpoints known.
+    CheckHealth(Arc<Cluster>),
     /// End, and close every connection.
     Stop,
 }
@@ -186,6 +188,9 @@ impl Worker {
             Command::Listen(acceptor, socket) => drop(tokio::task::spawn_local(acceptor.run(socket, self.clone()))),
             Command::FetchKeys(keys) => drop(tokio::task::spawn_local(RemoteKeys::run(keys, self.pool.clone()))),
             Command::Stop => {}
+            Command::CheckHealth(cluster) => {
+                drop(tokio::task::spawn_local(health::run(cluster, self.shared.metrics.clone())));
+            }
             Command::Resolve(cluster) => drop(tokio::task::spawn_local(async move {
                 tokio::select! {
                     () = cluster.retired() => {}

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::config::CircuitBreakers;
+use crate::config::{CircuitBreakers, RetryBudget};
 use crate::error::ErrorKind;
 
 /// The four breakers of a cluster.
@@ -18,9 +18,13 @@ pub struct Breakers {
     pub pending_requests: Arc<Breaker>,
     /// Requests in flight.
     pub requests: Arc<Breaker>,
-    /// Retries in flight.
-    pub retries: Arc<Breaker>,
+    /// Retries in flight; taken with [`Self::acquire_retry`].
+    retries: Arc<Breaker>,
+    /// Millionths of the requests above the retries that are always allowed; [`NO_BUDGET`] is none.
+    retry_budget: AtomicU64,
 }
+
+const NO_BUDGET: u64 = u64::MAX;
 
 impl Breakers {
     /// With these limits.
@@ -30,6 +34,7 @@ impl Breakers {
             pending_requests: Arc::new(Breaker::new(limits.max_pending_requests)),
             requests: Arc::new(Breaker::new(limits.max_requests)),
             retries: Arc::new(Breaker::new(limits.max_retries)),
+            retry_budget: AtomicU64::new(budget(limits)),
         }
     }
 
@@ -39,7 +44,28 @@ impl Breakers {
         self.pending_requests.limit.store(limits.max_pending_requests, Relaxed);
         self.requests.limit.store(limits.max_requests, Relaxed);
         self.retries.limit.store(limits.max_retries, Relaxed);
+        self.retry_budget.store(budget(limits), Relaxed);
     }
+
+    /// Takes one retry, as the limit or the budget of the moment allows.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overflow`] when all are taken.
+    pub fn acquire_retry(&self) -> Result<Permit, ErrorKind> {
+        let budget = self.retry_budget.load(Relaxed);
+        if budget == NO_BUDGET {
+            return self.retries.acquire();
+        }
+        let requests = u64::from(self.requests.active()) + u64::from(self.pending_requests.active());
+        let share = requests.saturating_mul(budget >> 32) / 1_000_000;
+        let limit = share.max(budget & u64::from(u32::MAX));
+        self.retries.acquire_within(u32::try_from(limit).unwrap_or(u32::MAX))
+    }
+}
+
+fn budget(limits: &CircuitBreakers) -> u64 {
+    let packed = |budget: RetryBudget| u64::from(budget.budget.millionths()) << 32 | u64::from(budget.min_retry_concurrency);
+    limits.retry_budget.map_or(NO_BUDGET, packed)
 }
 
 /// A counter with a limit.
@@ -61,7 +87,10 @@ impl Breaker {
     /// # Errors
     /// [`ErrorKind::Overflow`] when all are taken.
     pub fn acquire(self: &Arc<Self>) -> Result<Permit, ErrorKind> {
-        let limit = self.limit.load(Relaxed);
+        self.acquire_within(self.limit.load(Relaxed))
+    }
+
+    fn acquire_within(self: &Arc<Self>, limit: u32) -> Result<Permit, ErrorKind> {
         if limit == u32::MAX {
             return Ok(self.acquire_over_limit());
         }
@@ -147,6 +176,22 @@ mod tests {
         let none = Arc::new(Breaker::new(0));
         assert_eq!(none.acquire().unwrap_err(), ErrorKind::Overflow);
         assert_eq!(none.overflows(), 1);
+    }
+
+    #[test]
+    fn a_retry_budget_follows_the_requests_in_flight() {
+        let budget = RetryBudget { budget: crate::config::Fraction::from_millionths(200_000), min_retry_concurrency: 1 };
+        let breakers =
+            Breakers::new(&CircuitBreakers { retry_budget: Some(budget), max_retries: 0, ..CircuitBreakers::default() });
+        let _always = breakers.acquire_retry().unwrap();
+        assert_eq!(breakers.acquire_retry().unwrap_err(), ErrorKind::Overflow);
+        let _requests: Vec<_> = (0..9).map(|_| breakers.requests.acquire().unwrap()).collect();
+        assert!(breakers.acquire_retry().is_err());
+        let _pending = breakers.pending_requests.acquire().unwrap();
+        let _second = breakers.acquire_retry().unwrap();
+        assert!(breakers.acquire_retry().is_err());
+        breakers.set_limits(&CircuitBreakers { max_retries: 3, ..CircuitBreakers::default() });
+        let _third = breakers.acquire_retry().unwrap();
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Making a connection to an endpoint: socket options, TLS, one deadline for all of it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::{Cluster, Endpoint};
 use crate::config;
-use crate::config::EndpointAddress;
+use crate::config::{EndpointAddress, TransportSocket};
 use crate::error::{Error, ErrorKind, Retry};
 use crate::net;
 use crate::stream_info::UpstreamConnectionInfo;
@@ -29,10 +30,20 @@ pub struct Connected {
 /// # Errors
 /// [`ErrorKind::ConnectFailure`], [`ErrorKind::ConnectTimeout`] or [`ErrorKind::TlsFailure`], all of which may be repeated: nothing was sent.
 pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
+    connect_to(cluster, endpoint.address(), endpoint.transport(), alpn).await
+}
+
+/// As [`connect`], to any address and over one of the cluster's transport sockets.
+pub(super) async fn connect_to(
+    cluster: &Cluster,
+    address: &EndpointAddress,
+    transport: &TransportSocket,
+    alpn: Option<&[String]>,
+) -> Result<Connected, Error> {
     let config = cluster.config();
     let attempt = async {
-        let context = cluster.tls_context(endpoint).map_err(|error| tls_failure(&io::Error::other(error)))?;
-        let transport = dial(endpoint, &config).await?;
+        let context = cluster.tls_context(transport).map_err(|error| tls_failure(&io::Error::other(error)))?;
+        let transport = dial(address, &config).await?;
         secure(transport, context, alpn).await
     };
     match tokio::time::timeout(config.connect_timeout, attempt).await {
@@ -41,10 +52,15 @@ pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[Stri
     }
 }
 
-async fn dial(endpoint: &Endpoint, cluster: &config::Cluster) -> Result<net::Transport, Error> {
-    match endpoint.address() {
+async fn dial(address: &EndpointAddress, cluster: &config::Cluster) -> Result<net::Transport, Error> {
+    match address {
         EndpointAddress::Socket(address) => {
-            let stream = TcpStream::connect(address).await.map_err(|error| connect_failure(&error))?;
+            let source = cluster.source_addresses.iter().find(|source| source.is_ipv4() == address.is_ipv4());
+            let stream = match source {
+                None => TcpStream::connect(address).await,
+                Some(source) => connect_from(*source, *address).await,
+            };
+            let stream = stream.map_err(|error| connect_failure(&error))?;
             // Small writes are coalesced here already; Nagle would only add a delay.
             let _ = stream.set_nodelay(true);
             if let Some(keepalive) = cluster.tcp_keepalive {
@@ -59,6 +75,12 @@ async fn dial(endpoint: &Endpoint, cluster: &config::Cluster) -> Result<net::Tra
             Err(connect_failure(&io::Error::new(io::ErrorKind::NotFound, format!("{name} has not been resolved"))))
         }
     }
+}
+
+async fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind(source)?;
+    socket.connect(address).await
 }
 
 /// `delayed connect error: Connection refused`: Envoy's words, which people search for.

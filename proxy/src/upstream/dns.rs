@@ -13,7 +13,9 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 
 use super::Cluster;
-use crate::config::{ClusterDiscovery, ClusterLoadAssignment, DnsCluster, Endpoint, EndpointAddress, LocalityEndpoints};
+use crate::config::{
+    ClusterDiscovery, ClusterLoadAssignment, DnsCluster, DnsFamily, Endpoint, EndpointAddress, LocalityEndpoints,
+};
 
 /// Longer than a resolver with one dead server takes, so that lookups do not pile up behind it.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,6 +38,7 @@ const MAX_ADDRESSES: usize = 256;
 /// May be dropped at any time; what was published stays.
 pub async fn run(cluster: Arc<Cluster>) {
     let mut answers = Answers::default();
+    let mut failures = 0;
     loop {
         let config = cluster.config();
         let (dns, logical) = match &config.discovery {
@@ -43,12 +46,13 @@ pub async fn run(cluster: Arc<Cluster>) {
             ClusterDiscovery::LogicalDns(dns) => (dns, true),
             ClusterDiscovery::Static(_) | ClusterDiscovery::Eds(_) | ClusterDiscovery::OriginalDst => return,
         };
-        let complete = answers.refresh(dns, lookup).await;
+        let complete = answers.refresh(dns, async |name| lookup(name, dns.family).await).await;
+        failures = if complete { 0 } else { failures + 1 };
         cluster.set_endpoints(&Arc::new(answers.assignment(&dns.endpoints, logical)));
         if answers.by_name.is_empty() {
             return;
         }
-        tokio::time::sleep(pause(dns.refresh, complete)).await;
+        tokio::time::sleep(pause(dns, failures)).await;
     }
 }
 
@@ -90,7 +94,7 @@ impl Answers {
             endpoints: locality.endpoints.iter().flat_map(|endpoint| self.resolved(endpoint, limit)).collect(),
             ..locality.clone()
         });
-        ClusterLoadAssignment { localities: localities.collect() }
+        ClusterLoadAssignment { localities: localities.collect(), policy: endpoints.policy.clone() }
     }
 
     fn resolved(&self, endpoint: &Endpoint, limit: usize) -> Vec<Endpoint> {
@@ -117,8 +121,8 @@ fn merge(addresses: &mut Vec<IpAddr>, mut answer: Vec<IpAddr>) {
     addresses.append(&mut answer);
 }
 
-/// The addresses of a name: IPv4 where there are any (Envoy `V4_PREFERRED`), as most tasks have no route for the others.
-async fn lookup(name: &str) -> io::Result<Vec<IpAddr>> {
+/// The addresses of a name.
+async fn lookup(name: &str, family: DnsFamily) -> io::Result<Vec<IpAddr>> {
     let answer = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name, 0))).await??;
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in answer.map(|address| address.ip()) {
@@ -126,15 +130,25 @@ async fn lookup(name: &str) -> io::Result<Vec<IpAddr>> {
             addresses.push(address);
         }
     }
-    if addresses.iter().any(IpAddr::is_ipv4) {
-        addresses.retain(IpAddr::is_ipv4);
+    match family {
+        DnsFamily::V4Preferred if addresses.iter().any(IpAddr::is_ipv4) => addresses.retain(IpAddr::is_ipv4),
+        DnsFamily::V4Only => addresses.retain(IpAddr::is_ipv4),
+        DnsFamily::V6Only => addresses.retain(IpAddr::is_ipv6),
+        DnsFamily::V4Preferred | DnsFamily::All => {}
     }
     Ok(addresses)
 }
 
-/// Time to the next refresh, up to a tenth longer so that tasks started together do not ask together.
-fn pause(refresh: Duration, complete: bool) -> Duration {
-    let refresh = if complete { refresh } else { refresh.min(FAILURE_REFRESH) };
+/// Time to the next refresh, after so many that failed; up to a tenth longer so that tasks started together do not ask together.
+fn pause(dns: &DnsCluster, failures: u32) -> Duration {
+    let refresh = match (failures, dns.failure_refresh) {
+        (0, _) => dns.refresh + dns.jitter.mul_f64(fastrand::f64()),
+        (_, None) => dns.refresh.min(FAILURE_REFRESH),
+        // Envoy's jittered exponential back-off.
+        (failures, Some((base, max))) => {
+            base.saturating_mul(1 << failures.min(16)).saturating_sub(base).min(max).mul_f64(fastrand::f64())
+        }
+    };
     refresh.max(MIN_REFRESH).mul_f64(1.0 + 0.1 * fastrand::f64())
 }
 
@@ -146,8 +160,7 @@ mod tests {
     fn dns(names: &[&str]) -> DnsCluster {
         let endpoints = names.iter().map(|name| Endpoint::new(EndpointAddress::Name((*name).to_owned(), 80))).collect();
         let locality = LocalityEndpoints { endpoints, ..LocalityEndpoints::default() };
-        let endpoints = Arc::new(ClusterLoadAssignment { localities: vec![locality] });
-        DnsCluster { endpoints, refresh: Duration::from_secs(60) }
+        DnsCluster::new(Arc::new(ClusterLoadAssignment::of(vec![locality])), Duration::from_secs(60))
     }
 
     fn published(answers: &Answers, dns: &DnsCluster, logical: bool) -> Vec<String> {
@@ -204,16 +217,23 @@ mod tests {
 
     #[tokio::test]
     async fn the_system_resolves_localhost() {
-        assert!(lookup("localhost").await.unwrap().iter().all(IpAddr::is_loopback));
+        assert!(lookup("localhost", DnsFamily::All).await.unwrap().iter().all(IpAddr::is_loopback));
+        assert!(lookup("localhost", DnsFamily::V4Only).await.unwrap().iter().all(IpAddr::is_ipv4));
     }
 
     #[test]
     fn refreshes_are_spread_and_failures_are_retried_soon() {
+        let every = |refresh| DnsCluster::new(Arc::default(), refresh);
+        let mut dns = every(Duration::from_secs(60));
         for _ in 0..100 {
-            let pause = pause(Duration::from_secs(60), true);
+            let pause = pause(&dns, 0);
             assert!(pause >= Duration::from_secs(60) && pause <= Duration::from_secs(66));
         }
-        assert!(pause(Duration::from_secs(60), false) <= FAILURE_REFRESH.mul_f64(1.1));
-        assert!(pause(Duration::ZERO, true) >= MIN_REFRESH);
+        assert!(pause(&dns, 1) <= FAILURE_REFRESH.mul_f64(1.1));
+        assert!(pause(&every(Duration::ZERO), 0) >= MIN_REFRESH);
+        dns.failure_refresh = Some((Duration::from_secs(1), Duration::from_secs(4)));
+        let longest = |failures| (0..200).map(|_| pause(&dns, failures)).max().unwrap();
+        assert!(longest(1) <= Duration::from_millis(1_100));
+        assert!(longest(9) > Duration::from_secs(2) && longest(9) <= Duration::from_millis(4_400));
     }
 }

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::health::ActiveHealth;
 use super::outlier::Monitor;
-use crate::config::{self, EndpointAddress, HealthStatus, Locality, TransportSocket, Workload};
+use crate::config::{self, EndpointAddress, EndpointHealthCheck, HealthStatus, LbValue, Locality, TransportSocket, Workload};
 
 /// An endpoint of a live cluster.
 pub struct Endpoint {
@@ -20,7 +21,8 @@ pub struct Endpoint {
     hostname: Arc<str>,
     weight: u32,
     health: HealthStatus,
-    lb_metadata: BTreeMap<String, String>,
+    health_check: Option<Arc<EndpointHealthCheck>>,
+    lb_metadata: BTreeMap<String, LbValue>,
     workload: Option<Arc<Workload>>,
     group: Arc<LocalityGroup>,
     transport: TransportSocket,
@@ -44,8 +46,21 @@ struct Live {
     removed: AtomicBool,
     /// How often it was found unhealthy: connections made before are not used again.
     failures: AtomicU32,
-    added: Instant,
+    /// When it joined, or passed its checks again: slow start begins then.
+    fresh_since: Mutex<Instant>,
     monitor: Monitor,
+    active: ActiveHealth,
+}
+
+/// How far an endpoint can be relied on, all that is known of it taken together (Envoy `Host::Health`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Used.
+    Healthy,
+    /// Used where there are not enough healthy ones.
+    Degraded,
+    /// Not used, except in panic.
+    Unhealthy,
 }
 
 /// A host of a cluster, whatever version of its endpoint. Distinct from every other one as long as an [`Endpoint`] of it is
@@ -70,6 +85,7 @@ impl Endpoint {
             hostname: endpoint.hostname.as_str().into(),
             weight: endpoint.weight.get(),
             health: endpoint.health,
+            health_check: endpoint.health_check.clone(),
             lb_metadata: endpoint.lb_metadata.clone(),
             workload: endpoint.workload.clone(),
             group: Arc::clone(group),
@@ -129,9 +145,50 @@ impl Endpoint {
         HostId(Arc::as_ptr(&self.live).addr())
     }
 
-    /// May get new requests.
-    pub fn is_usable(&self) -> bool {
-        self.health == HealthStatus::Healthy && !self.is_ejected() && !self.is_removed()
+    /// Whether it may get new requests.
+    pub fn health(&self) -> Health {
+        let assigned = match self.health {
+            HealthStatus::Healthy => Health::Healthy,
+            HealthStatus::Degraded => Health::Degraded,
+            HealthStatus::Unhealthy | HealthStatus::Timeout | HealthStatus::Draining => return Health::Unhealthy,
+        };
+        if self.is_ejected() || self.is_removed() || self.live.active.is_failed() {
+            Health::Unhealthy
+        } else if self.live.active.is_degraded() {
+            Health::Degraded
+        } else {
+            assigned
+        }
+    }
+
+    /// It counts neither as healthy nor as unhealthy where shares are worked out.
+    pub(super) fn is_excluded(&self) -> bool {
+        self.health == HealthStatus::Draining || self.live.active.is_excluded()
+    }
+
+    /// How it differs from the others where it is checked.
+    pub(super) fn health_check(&self) -> Option<&EndpointHealthCheck> {
+        self.health_check.as_deref()
+    }
+
+    /// It is not asked for its health whatever the cluster says.
+    pub(super) fn refuses_checks(&self) -> bool {
+        self.health_check.as_ref().is_some_and(|check| check.disable_active_health_check)
+    }
+
+    /// It is asked for its health.
+    pub fn is_actively_checked(&self) -> bool {
+        self.live.active.is_checked()
+    }
+
+    pub(super) fn active(&self) -> &ActiveHealth {
+        &self.live.active
+    }
+
+    /// It may stay after it has left the assignment, as long as it passes its checks.
+    pub(super) fn may_stay(&self) -> bool {
+        let active = &self.live.active;
+        active.is_checked() && !active.is_failed() && matches!(self.health, HealthStatus::Healthy | HealthStatus::Degraded)
     }
 
     /// Outlier detection took it out.
@@ -177,28 +234,47 @@ impl Endpoint {
     }
 
     /// Envoy's words on the admin page.
-    pub(super) fn health_words(&self) -> &'static str {
-        match (self.is_ejected(), self.health) {
-            (false, HealthStatus::Healthy) => "healthy",
-            (false, HealthStatus::Unhealthy) => "/failed_eds_health",
-            (false, HealthStatus::Draining) => "/eds_status_draining",
-            (true, HealthStatus::Healthy) => "/failed_outlier_check",
-            (true, HealthStatus::Unhealthy) => "/failed_outlier_check/failed_eds_health",
-            (true, HealthStatus::Draining) => "/failed_outlier_check/eds_status_draining",
-        }
+    pub(super) fn health_words(&self) -> String {
+        let assigned = match self.health {
+            HealthStatus::Healthy => None,
+            HealthStatus::Degraded => Some("/degraded_eds_health"),
+            HealthStatus::Unhealthy | HealthStatus::Timeout => Some("/failed_eds_health"),
+            HealthStatus::Draining => Some("/eds_status_draining"),
+        };
+        let outlier = self.is_ejected().then_some("/failed_outlier_check");
+        let words: String = self.live.active.words().chain(outlier).chain(assigned).collect();
+        if words.is_empty() { "healthy".to_owned() } else { words }
     }
 
-    /// Has all of these labels.
-    pub(super) fn has_labels(&self, labels: &BTreeMap<String, String>) -> bool {
-        is_subset(labels, &self.lb_metadata)
+    /// Has all of these labels. `list_as_any`: a list has any of its values.
+    pub(super) fn has_labels(&self, labels: &BTreeMap<String, String>, list_as_any: bool) -> bool {
+        labels.iter().all(|(key, wanted)| match self.lb_metadata.get(key) {
+            Some(LbValue::One(value)) => value == wanted,
+            Some(LbValue::List(values)) => list_as_any && values.contains(wanted),
+            None => false,
+        })
+    }
+
+    /// What it is called where it is hashed: `hash_key` of its `envoy.lb` metadata, else its host name or address.
+    pub(super) fn hash_key(&self, by_hostname: bool) -> &str {
+        match self.lb_metadata.get("hash_key") {
+            Some(LbValue::One(key)) => key,
+            _ if by_hostname && !self.hostname.is_empty() => &self.hostname,
+            _ => &self.host,
+        }
     }
 
     pub(super) fn group(&self) -> &Arc<LocalityGroup> {
         &self.group
     }
 
-    pub(super) fn added(&self) -> Instant {
-        self.live.added
+    /// When it joined, or was found healthy again.
+    pub(super) fn fresh_since(&self) -> Instant {
+        *self.live.fresh_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refresh(&self, now: Instant) {
+        *self.live.fresh_since.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     pub(super) fn monitor(&self) -> &Monitor {
@@ -224,8 +300,9 @@ impl Live {
             active_connections: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
-            added: now,
+            fresh_since: Mutex::new(now),
             monitor: Monitor::default(),
+            active: ActiveHealth::default(),
         }
     }
 }

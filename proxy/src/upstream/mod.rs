@@ -13,11 +13,15 @@ pub mod breaker;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
+pub mod health;
 mod outlier;
 pub mod pool;
+mod set;
+mod subset;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -26,20 +30,17 @@ use tokio::sync::Notify;
 
 pub use balance::PickContext;
 pub use breaker::{Breaker, Breakers, Permit};
-pub use endpoint::{ActiveConnection, ActiveRequest, Endpoint, HostId};
+pub use endpoint::{ActiveConnection, ActiveRequest, Endpoint, Health, HostId};
 pub use outlier::Outcome;
+pub use set::EndpointSet;
 
-use self::balance::Balancer;
-use self::endpoint::{LocalityGroup, is_subset};
-use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, OutlierDetection, TransportSocket};
+use self::health::{CheckFailure, Transition};
+use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, OutlierDetection, TransportSocket};
 use crate::drain::Drain;
 use crate::error::ErrorKind;
-use crate::telemetry::metrics::{ClusterMetrics, ProxyMetrics};
+use crate::telemetry::metrics::{ClusterMetrics, HealthCheckMetrics, ProxyMetrics};
 use crate::tls::{ClientContext, Secrets, TlsError};
 use crate::{ClusterStatus, EndpointStatus};
-
-/// Subsets of one publication that are remembered; their number is bounded by the routes, this bounds a mistake.
-const MAX_SUBSETS: usize = 64;
 
 /// A live cluster: what [`crate::config::Cluster`] is compiled into. Shared by all workers.
 pub struct Cluster {
@@ -48,7 +49,12 @@ pub struct Cluster {
     endpoints: ArcSwap<EndpointSet>,
     contexts: ArcSwap<TlsContexts>,
     connection_released: Notify,
+    /// Told at every publication, for the health checker.
+    published: Notify,
+    health_checker_started: AtomicBool,
+    had_traffic: AtomicBool,
     metrics: OnceLock<ClusterMetrics>,
+    check_metrics: OnceLock<HealthCheckMetrics>,
     retired: Drain,
     writer: Mutex<Writer>,
 }
@@ -77,22 +83,6 @@ impl Drop for OpenConnection {
     }
 }
 
-/// One publication: a configuration and the endpoints it applies to.
-#[derive(Debug)]
-pub struct EndpointSet {
-    config: Arc<config::Cluster>,
-    assignment: Arc<ClusterLoadAssignment>,
-    endpoints: Box<[Arc<Endpoint>]>,
-    balancer: Balancer,
-    /// Some weights change with time.
-    warming: bool,
-    /// Balancers of the subsets that were asked for.
-    subsets: ArcSwap<Vec<Subset>>,
-}
-
-/// Labels, and who balances the endpoints that have them.
-type Subset = (BTreeMap<String, String>, Arc<Balancer>);
-
 /// The right to publish.
 #[derive(Debug, Default)]
 struct Writer {
@@ -113,7 +103,11 @@ impl Cluster {
             contexts: ArcSwap::from_pointee(tls_contexts(&config, secrets)?),
             endpoints: ArcSwap::from_pointee(EndpointSet::new(config, assignment, &[], now)),
             connection_released: Notify::new(),
+            published: Notify::new(),
+            health_checker_started: AtomicBool::new(false),
+            had_traffic: AtomicBool::new(false),
             metrics: OnceLock::new(),
+            check_metrics: OnceLock::new(),
             retired: Drain::default(),
             writer: Mutex::default(),
         })
@@ -131,15 +125,15 @@ impl Cluster {
 
     /// Its configuration as it is now.
     pub fn config(&self) -> Arc<config::Cluster> {
-        Arc::clone(&self.endpoints.load().config)
+        Arc::clone(self.endpoints.load().config())
     }
 
-    /// The TLS context for connections to `endpoint`; `None` for plaintext.
+    /// The TLS context for connections over `transport`, an endpoint's for instance; `None` for plaintext.
     ///
     /// # Errors
     /// When the endpoint belongs to a configuration whose context could not be made: never fall back to plaintext.
-    pub fn tls_context(&self, endpoint: &Endpoint) -> Result<Option<ClientContext>, TlsError> {
-        match endpoint.transport() {
+    pub fn tls_context(&self, transport: &TransportSocket) -> Result<Option<ClientContext>, TlsError> {
+        match transport {
             TransportSocket::RawBuffer => Ok(None),
             TransportSocket::Tls(tls) => {
                 let contexts = self.contexts.load();
@@ -172,18 +166,18 @@ impl Cluster {
     pub fn update_config(&self, config: &Arc<config::Cluster>, secrets: &Arc<Secrets>) -> Result<(), TlsError> {
         let _turn = self.writer();
         let old = self.endpoints.load_full();
-        if old.config == *config {
+        if old.config() == config {
             return Ok(());
         }
         self.contexts.store(Arc::new(tls_contexts(config, secrets)?));
         self.breakers.set_limits(&config.circuit_breakers);
         if config.outlier_detection.is_none() {
-            for endpoint in &old.endpoints {
+            for endpoint in old.iter() {
                 endpoint.monitor().forget();
             }
         }
-        let assignment = written_endpoints(config).unwrap_or(&old.assignment);
-        self.publish(&old, Arc::clone(config), Arc::clone(assignment), Instant::now());
+        let assignment = written_endpoints(config).unwrap_or(old.assignment());
+        self.publish(&old, EndpointSet::new(Arc::clone(config), Arc::clone(assignment), old.hosts(), Instant::now()));
         Ok(())
     }
 
@@ -195,8 +189,9 @@ impl Cluster {
     fn set_endpoints_at(&self, assignment: &Arc<ClusterLoadAssignment>, now: Instant) {
         let _turn = self.writer();
         let old = self.endpoints.load_full();
-        if old.assignment != *assignment {
-            self.publish(&old, Arc::clone(&old.config), Arc::clone(assignment), now);
+        if old.assignment() != assignment {
+            let set = EndpointSet::new(Arc::clone(old.config()), Arc::clone(assignment), old.hosts(), now);
+            self.publish(&old, set.keeping(&old, now));
         }
     }
 
@@ -205,12 +200,21 @@ impl Cluster {
         self.retired.begin();
         let _turn = self.writer();
         let old = self.endpoints.load_full();
-        self.publish(&old, Arc::clone(&old.config), Arc::default(), Instant::now());
+        self.publish(&old, EndpointSet::new(Arc::clone(old.config()), Arc::default(), &[], Instant::now()));
     }
 
     /// Handles of its metrics, made when it is used for the first time: a mesh has more clusters than a sidecar uses.
     pub fn metrics(&self, metrics: &ProxyMetrics) -> &ClusterMetrics {
-        self.metrics.get_or_init(|| metrics.cluster(&self.name))
+        self.metrics.get_or_init(|| {
+            let metrics = metrics.cluster(&self.name);
+            self.endpoints.load().measure(&metrics);
+            metrics
+        })
+    }
+
+    /// Handles of the metrics of its active health checks, for who makes these.
+    pub(crate) fn check_metrics(&self, metrics: &ProxyMetrics) -> &HealthCheckMetrics {
+        self.check_metrics.get_or_init(|| metrics.health_checks(&self.name))
     }
 
     /// Waits until the cluster has left the configuration.
@@ -225,40 +229,115 @@ impl Cluster {
     /// endpoint is usable.
     pub fn pick(&self, context: &PickContext<'_>) -> Result<Arc<Endpoint>, ErrorKind> {
         let set = self.endpoints.load();
-        if context.attempt == 0 && set.config.drop_overload.draw() {
-            return Err(ErrorKind::DropOverload { unconditional: set.config.drop_overload == config::Fraction::ALL });
+        let drop_overload = set.assignment().policy.drop_overload;
+        if context.attempt == 0 && drop_overload.draw() {
+            return Err(ErrorKind::DropOverload { unconditional: drop_overload == config::Fraction::ALL });
         }
-        let endpoint = match context.subset {
-            Some(labels) if !labels.is_empty() => set.subset(labels).pick(context),
-            _ => set.balancer.pick(context),
-        };
-        endpoint.ok_or(ErrorKind::NoHealthyUpstream)
+        set.pick(context).ok_or(ErrorKind::NoHealthyUpstream)
     }
 
     /// Tells outlier detection what came of an attempt on one of this cluster's endpoints.
     pub fn report(&self, endpoint: &Endpoint, outcome: Outcome) {
+        if matches!(outcome, Outcome::Connected | Outcome::TcpConnected) {
+            self.had_traffic.store(true, Relaxed);
+        }
         // The common case, before the configuration is looked at.
         if endpoint.monitor().record_success(outcome) {
             return;
         }
         let set = self.endpoints.load();
-        if let Some(detection) = &set.config.outlier_detection
-            && endpoint.monitor().record_failure(outcome, detection)
+        if let Some(detection) = &set.config().outlier_detection
+            && let Some(row) = endpoint.monitor().record_failure(outcome, detection)
         {
-            self.eject(endpoint, Instant::now());
+            self.eject(endpoint, row.enforcing, Instant::now());
         }
     }
 
-    fn eject(&self, endpoint: &Endpoint, now: Instant) {
+    fn eject(&self, endpoint: &Endpoint, enforcing: u32, now: Instant) {
         let _turn = self.writer();
         let set = self.endpoints.load_full();
-        let Some(detection) = &set.config.outlier_detection else { return };
-        if endpoint.is_removed() || endpoint.is_ejected() || !may_eject(&set.endpoints, detection) {
+        let Some(detection) = &set.config().outlier_detection else { return };
+        if endpoint.is_removed() || endpoint.is_ejected() {
             return;
         }
-        endpoint.monitor().eject(now);
-        endpoint.mark_failed();
-        self.republish(&set, now);
+        if !may_eject(set.hosts(), detection) {
+            self.count(|metrics| metrics.ejections_overflow.increment(1));
+        } else if fastrand::u32(..100) < enforcing {
+            endpoint.monitor().eject(detection, now);
+            endpoint.mark_failed();
+            self.count(|metrics| metrics.ejections_enforced.increment(1));
+            self.republish(&set, now);
+        }
+    }
+
+    /// An active check of `endpoint` succeeded.
+    pub(crate) fn check_succeeded(&self, endpoint: &Endpoint, degraded: bool, check: &config::HealthCheck) -> Transition {
+        let was_failed = endpoint.active().is_failed();
+        let transition = endpoint.active().succeed(degraded, check.healthy_threshold);
+        let now = Instant::now();
+        if was_failed && !endpoint.active().is_failed() {
+            endpoint.refresh(now);
+        }
+        let _turn = self.writer();
+        let set = self.endpoints.load_full();
+        let detection = set.config().outlier_detection.as_ref();
+        let returns = endpoint.is_ejected()
+            && !endpoint.active().is_failed()
+            && detection.is_some_and(|detection| detection.successful_active_health_check_uneject_host)
+            && endpoint.monitor().end_ejection();
+        if returns || transition == Transition::Changed {
+            self.republish(&set, now);
+        }
+        transition
+    }
+
+    /// An active check of `endpoint` failed, or an ordinary response said that it would.
+    pub(crate) fn check_failed(&self, endpoint: &Endpoint, failure: CheckFailure, check: &config::HealthCheck) -> Transition {
+        let transition = endpoint.active().fail(failure, check.unhealthy_threshold);
+        if transition == Transition::Changed {
+            if endpoint.active().is_failed() {
+                endpoint.mark_failed();
+            }
+            let _turn = self.writer();
+            self.republish(&self.endpoints.load_full(), Instant::now());
+        }
+        transition
+    }
+
+    /// A response of `endpoint` asked to be spared at once (`x-envoy-immediate-health-check-fail`). Without an active health
+    /// check, which alone could end that, nothing happens.
+    pub fn fail_immediately(&self, endpoint: &Endpoint) {
+        let Some(check) = self.config().health_check.clone() else { return };
+        if endpoint.active().is_checked() {
+            endpoint.active().exclude();
+            if let Some(metrics) = self.check_metrics.get() {
+                metrics.passive_failures.increment(1);
+                metrics.failures.increment(1);
+            }
+            self.check_failed(endpoint, CheckFailure::Passive, &check);
+        }
+    }
+
+    /// Whether its endpoints are to be checked and nobody does yet: who is told so calls [`health::run`].
+    pub(crate) fn wants_health_checker(&self) -> bool {
+        self.config().health_check.is_some() && !self.health_checker_started.swap(true, Relaxed)
+    }
+
+    /// Whether a request or a TCP connection ever had a connection of this cluster.
+    pub(crate) fn has_had_traffic(&self) -> bool {
+        self.had_traffic.load(Relaxed)
+    }
+
+    /// Waits for the next publication. Enable it before the state is looked at.
+    pub(crate) fn published(&self) -> tokio::sync::futures::Notified<'_> {
+        self.published.notified()
+    }
+
+    /// Counts where the cluster's metrics exist: a mesh has more clusters than a sidecar uses.
+    fn count(&self, count: impl FnOnce(&ClusterMetrics)) {
+        if let Some(metrics) = self.metrics.get() {
+            count(metrics);
+        }
     }
 
     /// Housekeeping: ends ejections at the end of an outlier detection interval and lets new endpoints warm up. To be called
@@ -267,39 +346,51 @@ impl Cluster {
         let mut writer = self.writer();
         let set = self.endpoints.load_full();
         let mut changed = false;
-        if let Some(detection) = &set.config.outlier_detection {
+        let mut outliers = Vec::new();
+        if let Some(detection) = &set.config().outlier_detection {
             let due = *writer.next_review.get_or_insert(now + detection.interval);
             if now >= due {
                 writer.next_review = Some(now + detection.interval);
-                for endpoint in &set.endpoints {
+                for endpoint in set.iter() {
                     changed |= endpoint.monitor().review(detection, now);
                 }
+                outliers = outlier::review_rates(set.hosts(), detection);
             }
         }
-        if changed || set.warming {
+        if changed || set.is_warming() {
             self.republish(&set, now);
+        }
+        drop(writer);
+        for (endpoint, enforcing) in outliers {
+            self.eject(&endpoint, enforcing, now);
         }
     }
 
     /// For the admin page.
     pub fn status(&self) -> ClusterStatus {
         let set = self.endpoints.load();
-        ClusterStatus { name: self.name.to_string(), endpoints: set.endpoints.iter().map(|e| endpoint_status(e)).collect() }
+        ClusterStatus { name: self.name.to_string(), endpoints: set.iter().map(|e| endpoint_status(e)).collect() }
     }
 
-    /// The same endpoints, balanced anew.
+    /// The same endpoints, balanced anew; those that only stayed because they were healthy go when they no longer are.
     fn republish(&self, set: &EndpointSet, now: Instant) {
-        let config = Arc::clone(&set.config);
-        self.endpoints.store(Arc::new(EndpointSet::of(config, Arc::clone(&set.assignment), set.endpoints.clone(), now)));
+        let stays = |endpoint: &&Arc<Endpoint>| !endpoint.active().is_leaving() || endpoint.may_stay();
+        let hosts: Box<[_]> = set.iter().filter(stays).cloned().collect();
+        self.publish(set, EndpointSet::of(Arc::clone(set.config()), Arc::clone(set.assignment()), hosts, now));
     }
 
-    fn publish(&self, old: &EndpointSet, config: Arc<config::Cluster>, assignment: Arc<ClusterLoadAssignment>, now: Instant) {
-        let new = Arc::new(EndpointSet::new(config, assignment, &old.endpoints, now));
-        let hosts: HashSet<HostId> = new.endpoints.iter().map(|endpoint| endpoint.id()).collect();
-        self.endpoints.store(new);
-        for endpoint in old.endpoints.iter().filter(|endpoint| !hosts.contains(&endpoint.id())) {
+    fn publish(&self, old: &EndpointSet, new: EndpointSet) {
+        let new = Arc::new(new);
+        let hosts: HashSet<HostId> = new.iter().map(|endpoint| endpoint.id()).collect();
+        self.endpoints.store(Arc::clone(&new));
+        for endpoint in old.iter().filter(|endpoint| !hosts.contains(&endpoint.id())) {
             endpoint.mark_removed();
         }
+        self.count(|metrics| new.measure(metrics));
+        if let Some(metrics) = self.check_metrics.get() {
+            new.measure_checks(metrics);
+        }
+        self.published.notify_waiters();
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -320,89 +411,7 @@ fn tls_contexts(config: &config::Cluster, secrets: &Arc<Secrets>) -> Result<TlsC
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let set = self.endpoints.load();
-        f.debug_struct("Cluster").field("name", &self.name).field("endpoints", &set.endpoints).finish_non_exhaustive()
-    }
-}
-
-impl EndpointSet {
-    /// Compiles an assignment; hosts that are among `known` keep their live state.
-    fn new(config: Arc<config::Cluster>, assignment: Arc<ClusterLoadAssignment>, known: &[Arc<Endpoint>], now: Instant) -> Self {
-        let mut by_address = HashMap::<&EndpointAddress, Vec<&Endpoint>>::new();
-        for endpoint in known {
-            by_address.entry(endpoint.address()).or_default().push(endpoint);
-        }
-        let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
-        let mut taken = HashMap::<&EndpointAddress, Vec<usize>>::new();
-        for locality in &assignment.localities {
-            let group = Arc::new(LocalityGroup {
-                locality: locality.locality.clone(),
-                priority: locality.priority,
-                weight: locality.weight.map_or(0, std::num::NonZeroU32::get),
-            });
-            for endpoint in &locality.endpoints {
-                let (transport, index) = effective_transport(&config, endpoint);
-                let same = taken.entry(&endpoint.address).or_default();
-                // Listed twice, the first counts, as in Envoy.
-                if matches!(endpoint.address, EndpointAddress::Name(..))
-                    || same.iter().any(|at| endpoints[*at].transport() == transport)
-                {
-                    continue;
-                }
-                same.push(endpoints.len());
-                let known = by_address.get(&endpoint.address).into_iter().flatten().find(|e| e.transport() == transport).copied();
-                let transport = (transport.clone(), index);
-                endpoints.push(Arc::new(Endpoint::new(endpoint, &group, transport, known, now)));
-            }
-        }
-        drop(taken);
-        Self::of(config, assignment, endpoints.into(), now)
-    }
-
-    fn of(
-        config: Arc<config::Cluster>,
-        assignment: Arc<ClusterLoadAssignment>,
-        endpoints: Box<[Arc<Endpoint>]>,
-        now: Instant,
-    ) -> Self {
-        let balancer = Balancer::new(&config, &endpoints, now);
-        let warming = endpoints.iter().any(|endpoint| balance::is_in_slow_start(&config.lb_policy, endpoint, now));
-        Self { config, assignment, endpoints, balancer, warming, subsets: ArcSwap::default() }
-    }
-
-    /// The configuration that this was compiled from.
-    pub fn config(&self) -> &Arc<config::Cluster> {
-        &self.config
-    }
-
-    /// All endpoints, usable or not.
-    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Endpoint>> {
-        self.endpoints.iter()
-    }
-
-    /// The balancer of the endpoints that have these labels.
-    fn subset(&self, labels: &BTreeMap<String, String>) -> Arc<Balancer> {
-        if let Some((_, balancer)) = self.subsets.load().iter().find(|(known, _)| known == labels) {
-            return Arc::clone(balancer);
-        }
-        let members = self.endpoints.iter().filter(|endpoint| endpoint.has_labels(labels));
-        let balancer = Arc::new(Balancer::new(&self.config, members, Instant::now()));
-        self.subsets.rcu(|subsets| {
-            let mut subsets = Vec::clone(subsets);
-            if subsets.len() < MAX_SUBSETS {
-                subsets.push((labels.clone(), Arc::clone(&balancer)));
-            }
-            subsets
-        });
-        balancer
-    }
-}
-
-impl<'a> IntoIterator for &'a EndpointSet {
-    type Item = &'a Arc<Endpoint>;
-    type IntoIter = std::slice::Iter<'a, Arc<Endpoint>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
+        f.debug_struct("Cluster").field("name", &self.name).field("endpoints", &set.hosts()).finish_non_exhaustive()
     }
 }
 
@@ -417,28 +426,19 @@ fn written_endpoints(config: &config::Cluster) -> Option<&Arc<ClusterLoadAssignm
     }
 }
 
-/// The first match whose labels the endpoint has, and its position; else the cluster's own, after the last one.
-fn effective_transport<'c>(config: &'c config::Cluster, endpoint: &config::Endpoint) -> (&'c TransportSocket, usize) {
-    let matches = &config.transport_socket_matches;
-    let index = matches.iter().position(|candidate| is_subset(&candidate.matches, &endpoint.transport_match));
-    match index {
-        Some(index) => (&matches[index].socket, index),
-        None => (&config.transport_socket, matches.len()),
-    }
-}
-
-/// One more ejection keeps within the cluster's share; the first always may, or small clusters could never eject.
+/// One more ejection keeps within the cluster's share. Small clusters never eject unless the share is large enough for one
+/// host, or one may always go.
 fn may_eject(endpoints: &[Arc<Endpoint>], detection: &OutlierDetection) -> bool {
     let ejected = endpoints.iter().filter(|endpoint| endpoint.is_ejected()).count();
-    let percent = u32::try_from(100 * (ejected + 1) / endpoints.len().max(1)).unwrap_or(u32::MAX);
-    detection.max_ejection_percent > 0 && (ejected == 0 || percent <= detection.max_ejection_percent)
+    let fits = 100 * (ejected + 1) <= detection.max_ejection_percent as usize * endpoints.len();
+    fits || (detection.always_eject_one_host && ejected == 0)
 }
 
 fn endpoint_status(endpoint: &Endpoint) -> EndpointStatus {
     let config::Locality { region, zone, sub_zone } = endpoint.locality();
     EndpointStatus {
         address: endpoint.host().to_string(),
-        health: endpoint.health_words().to_owned(),
+        health: endpoint.health_words(),
         active: endpoint.active_requests().into(),
         weight: endpoint.weight(),
         locality: format!("{region}/{zone}/{sub_zone}"),

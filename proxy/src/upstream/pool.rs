@@ -98,6 +98,8 @@ pub enum Lease {
     Http1(Http1Lease),
     /// Shared with other streams.
     Http2(H2Connection, Rc<UpstreamConnectionInfo>),
+    /// HTTP/1 on a connection that no pool knows.
+    Own(ClientConnection, Rc<UpstreamConnectionInfo>),
 }
 
 impl Lease {
@@ -105,7 +107,7 @@ impl Lease {
     pub fn info(&self) -> Rc<UpstreamConnectionInfo> {
         match self {
             Self::Http1(lease) => lease.http1().info.clone(),
-            Self::Http2(_, info) => info.clone(),
+            Self::Http2(_, info) | Self::Own(_, info) => info.clone(),
         }
     }
 }

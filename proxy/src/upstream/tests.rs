@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    CircuitBreakers, Fraction, HashConfig, HealthStatus, LbPolicy, LeastRequest, LocalityEndpoints, SlowStart,
+    AssignmentPolicy, CircuitBreakers, ConsecutiveFailures, EndpointAddress, FailurePercentage, Fraction, HashConfig,
+    HealthCheck, HealthCheckIntervals, HealthChecker, HealthStatus, LbPolicy, LbSubsetConfig, LbValue, LeastRequest,
+    LocalityEndpoints, SelectorFallback, SlowStart, SubsetFallback, SubsetSelector, SuccessRate, TcpHealthCheck,
     TransportSocketMatch, UpstreamTls,
 };
 
@@ -21,7 +24,7 @@ fn locality(priority: u32, endpoints: Vec<config::Endpoint>) -> LocalityEndpoint
 }
 
 fn assignment(endpoints: Vec<config::Endpoint>) -> Arc<ClusterLoadAssignment> {
-    Arc::new(ClusterLoadAssignment { localities: vec![locality(0, endpoints)] })
+    Arc::new(ClusterLoadAssignment::of(vec![locality(0, endpoints)]))
 }
 
 /// Endpoints at ports 1 to `count`.
@@ -76,3 +79,4 @@ mod health;
 mod outliers;
 mod policies;
 mod publication;
+mod subsets;

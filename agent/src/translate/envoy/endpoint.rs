@@ -10,11 +10,12 @@ use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::envoy::config::endpoint::v3 as pb;
 use skiff_proto::google::protobuf::{Struct, value::Kind};
 use skiff_proxy::config::{
-    ClusterLoadAssignment, Endpoint, EndpointAddress, Fraction, HealthStatus, Locality, LocalityEndpoints, Workload,
+    AssignmentPolicy, ClusterLoadAssignment, Endpoint, EndpointAddress, EndpointHealthCheck, Fraction, HealthStatus, LbValue,
+    Locality, LocalityEndpoints, Workload,
 };
 
 use super::basic;
-use super::outcome::{At, Outcome, each, invalid, required};
+use super::outcome::{At, Outcome, each, invalid, maybe, required};
 
 /// Whether endpoints may be named instead of addressed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,19 +26,32 @@ pub(super) enum Names {
 
 pub(super) fn load_assignment(message: &pb::ClusterLoadAssignment, names: Names) -> Outcome<ClusterLoadAssignment> {
     let localities = each(&message.endpoints, "endpoints", |locality| locality_endpoints(locality, names))?;
-    Ok(ClusterLoadAssignment { localities })
+    let policy = maybe(message.policy.as_ref(), "policy", assignment_policy)?.unwrap_or_default();
+    Ok(ClusterLoadAssignment { localities, policy })
 }
 
-/// The share of requests that all `drop_overloads` together drop.
-pub(super) fn drop_overload(message: &pb::ClusterLoadAssignment) -> Outcome<Fraction> {
-    let mut passed = 1.0;
-    for drop in message.policy.iter().flat_map(|policy| &policy.drop_overloads) {
-        if let Some(percent) = &drop.drop_percentage {
-            let dropped = basic::fractional_percent(percent).at("policy.drop_overloads.drop_percentage")?;
-            passed *= 1.0 - f64::from(dropped.millionths()) / 1e6;
-        }
-    }
-    Ok(Fraction::from_percent((1.0 - passed) * 100.0).unwrap_or(Fraction::ALL))
+fn assignment_policy(message: &pb::cluster_load_assignment::Policy) -> Outcome<AssignmentPolicy> {
+    // Envoy, too, takes no more than one category.
+    let drop_overload = match message.drop_overloads.as_slice() {
+        [] => Fraction::NONE,
+        [only] => maybe(only.drop_percentage.as_ref(), "drop_overloads[0].drop_percentage", basic::fractional_percent)?
+            .unwrap_or(Fraction::NONE),
+        _ => return invalid("expected no more than one").at("drop_overloads"),
+    };
+    let overprovisioning_percent = match basic::count(message.overprovisioning_factor.as_ref(), 140) {
+        0 => return invalid("expected more than 0").at("overprovisioning_factor"),
+        percent => percent,
+    };
+    Ok(AssignmentPolicy { drop_overload, overprovisioning_percent, weighted_priority_health: message.weighted_priority_health })
+}
+
+fn health_check(message: &pb::endpoint::HealthCheckConfig) -> Outcome<EndpointHealthCheck> {
+    Ok(EndpointHealthCheck {
+        address: maybe(message.address.as_ref(), "address", |address| self::address(address, Names::Refused))?,
+        port: basic::port(message.port_value).at("port_value")?,
+        hostname: message.hostname.clone(),
+        disable_active_health_check: message.disable_active_health_check,
+    })
 }
 
 fn locality_endpoints(message: &pb::LocalityLbEndpoints, names: Names) -> Outcome<LocalityEndpoints> {
@@ -57,10 +71,12 @@ fn lb_endpoint(message: &pb::LbEndpoint, names: Names) -> Outcome<Endpoint> {
     };
     let address = address(required(endpoint.address.as_ref(), "address").at("endpoint")?, names).at("endpoint.address")?;
     let health = match core::HealthStatus::try_from(message.health_status) {
-        Ok(core::HealthStatus::Unhealthy | core::HealthStatus::Timeout) => HealthStatus::Unhealthy,
+        Ok(core::HealthStatus::Unhealthy) => HealthStatus::Unhealthy,
+        Ok(core::HealthStatus::Timeout) => HealthStatus::Timeout,
         Ok(core::HealthStatus::Draining) => HealthStatus::Draining,
-        // DEGRADED is used after the healthy ones by Envoy; istiod never sends it, and unused would be the greater harm.
-        _ => HealthStatus::Healthy,
+        Ok(core::HealthStatus::Degraded) => HealthStatus::Degraded,
+        Ok(core::HealthStatus::Unknown | core::HealthStatus::Healthy) => HealthStatus::Healthy,
+        Err(_) => return invalid("unknown value").at("health_status"),
     };
     let metadata = |filter: &str| message.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(filter));
     Ok(Endpoint {
@@ -69,8 +85,9 @@ fn lb_endpoint(message: &pb::LbEndpoint, names: Names) -> Outcome<Endpoint> {
         weight: NonZeroU32::new(basic::count(message.load_balancing_weight.as_ref(), 1))
             .map_or_else(|| invalid("expected at least 1").at("load_balancing_weight"), Ok)?,
         health,
+        health_check: maybe(endpoint.health_check_config.as_ref(), "endpoint.health_check_config", health_check)?.map(Arc::new),
         transport_match: metadata("envoy.transport_socket_match").map(strings).transpose().at("metadata")?.unwrap_or_default(),
-        lb_metadata: lb_metadata(message.metadata.as_ref()).at("metadata")?,
+        lb_metadata: metadata("envoy.lb").map(labels).transpose().at("metadata")?.unwrap_or_default(),
         workload: metadata("istio").and_then(workload).map(Arc::new),
     })
 }
@@ -96,17 +113,35 @@ pub(super) fn lb_metadata(message: Option<&core::Metadata>) -> Outcome<BTreeMap<
     Ok(subset.map(strings).transpose().at("filter_metadata[\"envoy.lb\"]")?.unwrap_or_default())
 }
 
+/// The `envoy.lb` metadata of an endpoint, which may have lists too.
+fn labels(message: &Struct) -> Outcome<BTreeMap<String, LbValue>> {
+    let mut all = BTreeMap::new();
+    for (key, value) in &message.fields {
+        let value = match &value.kind {
+            Some(Kind::ListValue(list)) => {
+                LbValue::List(list.values.iter().map(|value| text(value.kind.as_ref())).collect::<Outcome<_>>().at(key)?)
+            }
+            kind => LbValue::One(text(kind.as_ref()).at(key)?),
+        };
+        all.insert(key.clone(), value);
+    }
+    Ok(all)
+}
+
+fn text(value: Option<&Kind>) -> Outcome<String> {
+    match value {
+        Some(Kind::StringValue(text)) => Ok(text.clone()),
+        Some(Kind::BoolValue(value)) => Ok(value.to_string()),
+        Some(Kind::NumberValue(value)) => Ok(value.to_string()),
+        _ => invalid("expected a text, a number or a truth value"),
+    }
+}
+
 /// A flat Struct; only texts, numbers and truth values are compared.
 pub(super) fn strings(message: &Struct) -> Outcome<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for (key, value) in &message.fields {
-        let text = match &value.kind {
-            Some(Kind::StringValue(text)) => text.clone(),
-            Some(Kind::BoolValue(value)) => value.to_string(),
-            Some(Kind::NumberValue(value)) => value.to_string(),
-            _ => return invalid("expected a text, a number or a truth value").at(key),
-        };
-        all.insert(key.clone(), text);
+        all.insert(key.clone(), text(value.kind.as_ref()).at(key)?);
     }
     Ok(all)
 }

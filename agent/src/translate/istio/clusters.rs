@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, DnsCluster, Fraction, HashConfig, HashPolicy, LbPolicy,
-    LeastRequest, OutlierDetection, SanMatcher, SlowStart, StringMatcher, TcpKeepalive, TlsVersion, TransportSocket,
-    TransportSocketMatch, UpstreamProtocol, UpstreamTls,
+    CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, ConsecutiveFailures, DnsCluster, Fraction, HashConfig,
+    HashPolicy, LbPolicy, LeastRequest, OutlierDetection, RetryBudget, SanMatcher, SlowStart, StringMatcher, TcpKeepalive,
+    TlsVersion, TransportSocket, TransportSocketMatch, UpstreamProtocol, UpstreamTls,
 };
 
 use super::documents::Resource;
@@ -99,8 +99,8 @@ fn cluster(
             output.snapshot.endpoints.insert(name.clone(), load);
             ClusterDiscovery::Eds(name.clone())
         }
-        Resolution::Dns => ClusterDiscovery::StrictDns(DnsCluster { endpoints: load, refresh: DNS_REFRESH }),
-        Resolution::DnsRoundRobin => ClusterDiscovery::LogicalDns(DnsCluster { endpoints: load, refresh: DNS_REFRESH }),
+        Resolution::Dns => ClusterDiscovery::StrictDns(DnsCluster::new(load, DNS_REFRESH)),
+        Resolution::DnsRoundRobin => ClusterDiscovery::LogicalDns(DnsCluster::new(load, DNS_REFRESH)),
     };
     let original_dst = discovery == ClusterDiscovery::OriginalDst;
     let mut cluster = Cluster::new(name, discovery);
@@ -115,6 +115,10 @@ fn cluster(
     if let Some(pool) = policy.connection_pool {
         apply_connection_pool(&mut cluster, pool, port.protocol().is_http());
     }
+    cluster.circuit_breakers.retry_budget = policy.retry_budget.map(|budget| RetryBudget {
+        budget: budget.percent.and_then(Fraction::from_percent).unwrap_or(Fraction::from_millionths(200_000)),
+        min_retry_concurrency: budget.min_retry_concurrency.unwrap_or(3),
+    });
     apply_outlier_detection(&mut cluster, &policy);
     let mesh_tls = MeshTls { scope, service, port: number, subset: subset_name };
     match policy.tls {
@@ -219,7 +223,7 @@ fn apply_outlier_detection(cluster: &mut Cluster, policy: &Policy<'_>) {
     let Some(outlier) = policy.outlier_detection else { return };
     let split = outlier.split_external_local_origin_errors;
     let seconds = Duration::from_secs;
-    let positive = |count: u32| Some(count).filter(|count| *count > 0);
+    let positive = |count: u32| (count > 0).then(|| ConsecutiveFailures::always(count));
     let base = outlier.base_ejection_time.map_or(seconds(30), |time| time.0);
     cluster.outlier_detection = Some(OutlierDetection {
         consecutive_5xx: positive(outlier.consecutive_5xx_errors.unwrap_or(5)),
@@ -232,6 +236,7 @@ fn apply_outlier_detection(cluster: &mut Cluster, policy: &Policy<'_>) {
         base_ejection_time: base,
         max_ejection_time: seconds(300).max(base),
         max_ejection_percent: outlier.max_ejection_percent.unwrap_or(10).min(100),
+        ..OutlierDetection::default()
     });
     if let Some(percent) = outlier.min_health_percent {
         cluster.panic_threshold = Fraction::from_millionths(percent.saturating_mul(10_000));

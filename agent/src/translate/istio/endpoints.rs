@@ -45,7 +45,7 @@ pub(super) fn load_assignment(
         })
         .collect();
     apply_failover(scope, policy, &mut localities);
-    ClusterLoadAssignment { localities }
+    ClusterLoadAssignment::of(localities)
 }
 
 fn build(scope: &Scope<'_>, service: &Service<'_>, port: &ServicePort, from: &ServiceEndpoint<'_>, labelled: bool) -> Endpoint {

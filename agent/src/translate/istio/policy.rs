@@ -4,7 +4,7 @@ use super::de::Located;
 use super::documents::Resource;
 use super::registry::Service;
 use super::schema::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, SimpleLb, Subset, TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, SimpleLb, Subset, TrafficPolicy,
 };
 use super::schema::{exported, selects};
 use super::scope::Scope;
@@ -29,6 +29,7 @@ pub(super) struct Policy<'p> {
     pub(super) connection_pool: Option<&'p ConnectionPool>,
     pub(super) outlier_detection: Option<&'p OutlierDetection>,
     pub(super) tls: Option<&'p Located<ClientTls>>,
+    pub(super) retry_budget: Option<&'p RetryBudget>,
 }
 
 impl<'p> Policy<'p> {
@@ -47,12 +48,15 @@ impl<'p> Policy<'p> {
         self.connection_pool = level.connection_pool.as_ref().or(self.connection_pool);
         self.outlier_detection = level.outlier_detection.as_ref().or(self.outlier_detection);
         self.tls = level.tls.as_ref().or(self.tls);
+        self.retry_budget = level.retry_budget.as_ref().or(self.retry_budget);
         if let Some(own) = level.port_level_settings.iter().find(|settings| settings.port.number.get() == port) {
             *self = Self {
                 load_balancer: own.load_balancer.as_ref(),
                 connection_pool: own.connection_pool.as_ref(),
                 outlier_detection: own.outlier_detection.as_ref(),
                 tls: own.tls.as_ref(),
+                // Ports have none of their own.
+                retry_budget: self.retry_budget,
             };
         }
     }

@@ -29,6 +29,21 @@ const JWT_FETCHED: &str = "envoy_http_jwt_authn_jwks_fetch_success";
 const JWT_FETCH_FAILED: &str = "envoy_http_jwt_authn_jwks_fetch_failed";
 const JWT_CACHE_HIT: &str = "envoy_http_jwt_authn_jwt_cache_hit";
 const JWT_CACHE_MISS: &str = "envoy_http_jwt_authn_jwt_cache_miss";
+const CLUSTER_RETRY_OVERFLOW: &str = "envoy_cluster_upstream_rq_retry_overflow";
+const CLUSTER_DROP_OVERLOAD: &str = "envoy_cluster_upstream_rq_drop_overload";
+const CLUSTER_MEMBERS: &str = "envoy_cluster_membership_total";
+const CLUSTER_MEMBERS_HEALTHY: &str = "envoy_cluster_membership_healthy";
+const CLUSTER_MEMBERS_DEGRADED: &str = "envoy_cluster_membership_degraded";
+const CLUSTER_MEMBERS_EXCLUDED: &str = "envoy_cluster_membership_excluded";
+const CLUSTER_EJECTIONS_ACTIVE: &str = "envoy_cluster_outlier_detection_ejections_active";
+const CLUSTER_EJECTIONS_ENFORCED: &str = "envoy_cluster_outlier_detection_ejections_enforced_total";
+const CLUSTER_EJECTIONS_OVERFLOW: &str = "envoy_cluster_outlier_detection_ejections_overflow";
+const CLUSTER_CHECK_ATTEMPTS: &str = "envoy_cluster_health_check_attempt";
+const CLUSTER_CHECK_SUCCESSES: &str = "envoy_cluster_health_check_success";
+const CLUSTER_CHECK_FAILURES: &str = "envoy_cluster_health_check_failure";
+const CLUSTER_CHECK_NETWORK_FAILURES: &str = "envoy_cluster_health_check_network_failure";
+const CLUSTER_CHECK_PASSIVE_FAILURES: &str = "envoy_cluster_health_check_passive_failure";
+const CLUSTER_CHECK_HEALTHY: &str = "envoy_cluster_health_check_healthy";
 const CONFIG_VERSION: &str = "skiff_config_version";
 const CONFIG_UPDATES: &str = "skiff_config_updates_total";
 const CONFIG_REJECTED: &str = "skiff_config_rejected_resources_total";
@@ -55,6 +70,21 @@ pub(super) const DESCRIPTIONS: &[Description] = &[
     (Kind::Counter, JWT_FETCH_FAILED, "Key sets that could not be fetched."),
     (Kind::Counter, JWT_CACHE_HIT, "Tokens that were known to be valid."),
     (Kind::Counter, JWT_CACHE_MISS, "Tokens that had to be verified."),
+    (Kind::Counter, CLUSTER_RETRY_OVERFLOW, "Requests not sent again because the circuit breaker of retries was open."),
+    (Kind::Counter, CLUSTER_DROP_OVERLOAD, "Requests dropped on the cluster's drop_overload."),
+    (Kind::Gauge, CLUSTER_MEMBERS, "Endpoints."),
+    (Kind::Gauge, CLUSTER_MEMBERS_HEALTHY, "Endpoints that may get requests."),
+    (Kind::Gauge, CLUSTER_MEMBERS_DEGRADED, "Endpoints that get requests where there are not enough healthy ones."),
+    (Kind::Gauge, CLUSTER_MEMBERS_EXCLUDED, "Endpoints that count neither as healthy nor as unhealthy."),
+    (Kind::Gauge, CLUSTER_EJECTIONS_ACTIVE, "Endpoints that outlier detection has taken out."),
+    (Kind::Counter, CLUSTER_EJECTIONS_ENFORCED, "Ejections by outlier detection."),
+    (Kind::Counter, CLUSTER_EJECTIONS_OVERFLOW, "Ejections left out because too many endpoints were ejected already."),
+    (Kind::Counter, CLUSTER_CHECK_ATTEMPTS, "Active health checks."),
+    (Kind::Counter, CLUSTER_CHECK_SUCCESSES, "Active health checks that succeeded."),
+    (Kind::Counter, CLUSTER_CHECK_FAILURES, "Active health checks that failed, and responses that asked to be taken for one."),
+    (Kind::Counter, CLUSTER_CHECK_NETWORK_FAILURES, "Active health checks that failed for want of a connection or of time."),
+    (Kind::Counter, CLUSTER_CHECK_PASSIVE_FAILURES, "Responses with x-envoy-immediate-health-check-fail."),
+    (Kind::Gauge, CLUSTER_CHECK_HEALTHY, "Endpoints that pass their active health checks."),
     (Kind::Gauge, CONFIG_VERSION, "Hash of the version of the configuration in force."),
     (Kind::Counter, CONFIG_UPDATES, "Configurations applied."),
     (Kind::Counter, CONFIG_REJECTED, "Resources of configurations that were refused."),
@@ -109,6 +139,41 @@ pub struct ClusterMetrics {
     pub pending_overflow: Counter,
     /// Requests sent again.
     pub retries: Counter,
+    /// Requests not sent again because the breaker `max_retries` was open.
+    pub retry_overflow: Counter,
+    /// Requests dropped on `drop_overload`.
+    pub drop_overload: Counter,
+    /// Endpoints.
+    pub membership_total: Gauge,
+    /// Endpoints that may get requests.
+    pub membership_healthy: Gauge,
+    /// Endpoints that get requests where there are not enough healthy ones.
+    pub membership_degraded: Gauge,
+    /// Endpoints that count neither as healthy nor as unhealthy.
+    pub membership_excluded: Gauge,
+    /// Endpoints that outlier detection has taken out.
+    pub ejections_active: Gauge,
+    /// Ejections.
+    pub ejections_enforced: Counter,
+    /// Ejections left out because too many endpoints were ejected already.
+    pub ejections_overflow: Counter,
+}
+
+/// Handles of one cluster's active health checks; only clusters that have some have these.
+#[derive(Clone, Debug)]
+pub struct HealthCheckMetrics {
+    /// Active health checks.
+    pub attempts: Counter,
+    /// Those that succeeded.
+    pub successes: Counter,
+    /// Those that failed.
+    pub failures: Counter,
+    /// Those that failed for want of a connection or of time.
+    pub network_failures: Counter,
+    /// Responses with `x-envoy-immediate-health-check-fail`.
+    pub passive_failures: Counter,
+    /// Endpoints that pass their checks.
+    pub healthy: Gauge,
 }
 
 impl ProxyMetrics {
@@ -146,13 +211,37 @@ impl ProxyMetrics {
     pub fn cluster(&self, name: &str) -> ClusterMetrics {
         let label = Label::new("cluster_name", name.to_owned());
         let counter = |metric| self.registry.counter(metric, vec![label.clone()]);
+        let gauge = |metric| self.registry.gauge(metric, vec![label.clone()]);
         ClusterMetrics {
-            connections_active: self.registry.gauge(CLUSTER_CONNECTIONS_ACTIVE, vec![label.clone()]),
+            connections_active: gauge(CLUSTER_CONNECTIONS_ACTIVE),
             connections_total: counter(CLUSTER_CONNECTIONS_TOTAL),
             connect_failures: counter(CLUSTER_CONNECT_FAILURES),
             connection_overflow: counter(CLUSTER_CONNECTION_OVERFLOW),
             pending_overflow: counter(CLUSTER_PENDING_OVERFLOW),
             retries: counter(CLUSTER_RETRIES),
+            retry_overflow: counter(CLUSTER_RETRY_OVERFLOW),
+            drop_overload: counter(CLUSTER_DROP_OVERLOAD),
+            membership_total: gauge(CLUSTER_MEMBERS),
+            membership_healthy: gauge(CLUSTER_MEMBERS_HEALTHY),
+            membership_degraded: gauge(CLUSTER_MEMBERS_DEGRADED),
+            membership_excluded: gauge(CLUSTER_MEMBERS_EXCLUDED),
+            ejections_active: gauge(CLUSTER_EJECTIONS_ACTIVE),
+            ejections_enforced: counter(CLUSTER_EJECTIONS_ENFORCED),
+            ejections_overflow: counter(CLUSTER_EJECTIONS_OVERFLOW),
+        }
+    }
+
+    /// The handles of a cluster's active health checks, by its name.
+    pub fn health_checks(&self, name: &str) -> HealthCheckMetrics {
+        let label = Label::new("cluster_name", name.to_owned());
+        let counter = |metric| self.registry.counter(metric, vec![label.clone()]);
+        HealthCheckMetrics {
+            attempts: counter(CLUSTER_CHECK_ATTEMPTS),
+            successes: counter(CLUSTER_CHECK_SUCCESSES),
+            failures: counter(CLUSTER_CHECK_FAILURES),
+            network_failures: counter(CLUSTER_CHECK_NETWORK_FAILURES),
+            passive_failures: counter(CLUSTER_CHECK_PASSIVE_FAILURES),
+            healthy: self.registry.gauge(CLUSTER_CHECK_HEALTHY, vec![label.clone()]),
         }
     }
 

@@ -16,10 +16,10 @@ use std::time::Instant;
 pub use hash::hash;
 
 use self::hash::{Maglev, Ring};
-use self::priority::{Census, OVERPROVISIONING_PERCENT};
+use self::priority::Census;
 use self::schedule::Schedule;
-use super::Endpoint;
-use crate::config::{self, LbPolicy, SlowStart};
+use super::{Endpoint, Health};
+use crate::config::{self, AssignmentPolicy, LbPolicy, SlowStart};
 
 /// What a request wants of its endpoint.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,27 +76,60 @@ enum Policy {
     Maglev(Maglev),
 }
 
+/// What a balancer is laid out by, beside its endpoints.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout<'a> {
+    pub(super) config: &'a config::Cluster,
+    pub(super) policy: &'a AssignmentPolicy,
+    pub(super) now: Instant,
+    /// A locality is chosen before an endpoint is.
+    pub(super) locality_weighted: bool,
+    /// All endpoints of the cluster: a locality counts by the share of its endpoints that is balanced here.
+    pub(super) scale_by: Option<&'a [Arc<Endpoint>]>,
+}
+
+/// Which endpoints of a priority a level is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    All,
+    Of(Health),
+}
+
+impl Part {
+    fn members<'e>(self, endpoints: &[&'e Arc<Endpoint>]) -> impl Iterator<Item = &'e Arc<Endpoint>> {
+        endpoints.iter().copied().filter(move |endpoint| match self {
+            Self::All => true,
+            Self::Of(health) => endpoint.health() == health,
+        })
+    }
+}
+
 impl Balancer {
-    pub(super) fn new<'e>(
-        config: &config::Cluster,
-        endpoints: impl IntoIterator<Item = &'e Arc<Endpoint>>,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new<'e>(layout: &Layout<'_>, endpoints: impl IntoIterator<Item = &'e Arc<Endpoint>>) -> Self {
         let mut by_priority = BTreeMap::<u32, Vec<&Arc<Endpoint>>>::new();
         for endpoint in endpoints {
             by_priority.entry(endpoint.priority()).or_default().push(endpoint);
         }
-        let census: Vec<Census> = by_priority.values().map(|endpoints| census(endpoints)).collect();
-        let loads = priority::loads(&census, config.panic_threshold);
-        let levels = by_priority.values().zip(loads).filter(|(_, load)| load.percent > 0);
-        Self {
-            levels: levels
-                .map(|(endpoints, load)| Level {
-                    percent: load.percent,
-                    localities: Localities::new(config, endpoints, load.panic, now),
-                })
-                .collect(),
-        }
+        let policy = layout.policy;
+        let census: Vec<Census> = by_priority.values().map(|all| census(all, policy.weighted_priority_health)).collect();
+        let loads = priority::loads(&census, policy.overprovisioning_percent.into(), layout.config.panic_threshold);
+        let level = |percent, endpoints: &Vec<&Arc<Endpoint>>, part| {
+            let refused = part == Part::All && layout.config.fail_traffic_on_panic;
+            let endpoints = if refused { &[][..] } else { endpoints };
+            (percent > 0).then(|| Level { percent, localities: Localities::new(layout, endpoints, part) })
+        };
+        let healthy = by_priority.values().zip(&loads).filter_map(|(endpoints, load)| {
+            level(load.healthy, endpoints, if load.panic { Part::All } else { Part::Of(Health::Healthy) })
+        });
+        let degraded = by_priority.values().zip(&loads).filter_map(|(endpoints, load)| {
+            level(load.degraded, endpoints, if load.panic { Part::All } else { Part::Of(Health::Degraded) })
+        });
+        Self { levels: healthy.chain(degraded).collect() }
+    }
+
+    /// One endpoint, whatever its health.
+    pub(super) fn single(layout: &Layout<'_>, endpoint: &Arc<Endpoint>) -> Self {
+        Self { levels: [Level { percent: 100, localities: Localities::new(layout, &[endpoint], Part::All) }].into() }
     }
 
     /// `None` when no endpoint is usable.
@@ -132,38 +165,40 @@ impl Balancer {
 }
 
 impl Localities {
-    fn new(config: &config::Cluster, endpoints: &[&Arc<Endpoint>], panic: bool, now: Instant) -> Self {
+    fn new(layout: &Layout<'_>, endpoints: &[&Arc<Endpoint>], part: Part) -> Self {
+        let flat = || Self::Flat(Hosts::new(layout, part.members(endpoints).map(|endpoint| (endpoint, 1.0)).collect()));
         // In panic nobody knows what a locality can carry, so everyone counts alike.
-        if panic {
-            return Self::Flat(Hosts::new(config, endpoints.iter().map(|endpoint| (*endpoint, 1.0)).collect(), now));
+        if part == Part::All || !layout.locality_weighted {
+            return flat();
         }
         let localities: Vec<(f64, &[&Arc<Endpoint>])> = endpoints
             .chunk_by(|a, b| Arc::ptr_eq(a.group(), b.group()))
-            .map(|endpoints| (locality_weight(endpoints), endpoints))
-            .filter(|(weight, _)| config.locality_weighted && *weight > 0.0)
+            .map(|endpoints| (locality_weight(layout, endpoints, part), endpoints))
+            .filter(|(weight, _)| *weight > 0.0)
             .collect();
         if localities.is_empty() {
-            return Self::Flat(Hosts::new(config, usable(endpoints).map(|endpoint| (endpoint, 1.0)).collect(), now));
+            return flat();
         }
-        if matches!(config.lb_policy, LbPolicy::RingHash(_) | LbPolicy::Maglev(_)) {
+        if matches!(layout.config.lb_policy, LbPolicy::RingHash(_) | LbPolicy::Maglev(_)) {
             // One ring over all, or a hash would not stay with its endpoint: the locality's weight is handed to its endpoints.
             let members = localities.iter().flat_map(|(weight, endpoints)| {
-                let total: f64 = usable(endpoints).map(|endpoint| f64::from(endpoint.weight())).sum();
-                usable(endpoints).map(move |endpoint| (endpoint, weight / total))
+                let total: f64 = part.members(endpoints).map(|endpoint| f64::from(endpoint.weight())).sum();
+                part.members(endpoints).map(move |endpoint| (endpoint, weight / total))
             });
-            return Self::Flat(Hosts::new(config, members.collect(), now));
+            return Self::Flat(Hosts::new(layout, members.collect()));
         }
         let weights: Vec<f64> = localities.iter().map(|(weight, _)| *weight).collect();
         let hosts = localities
             .iter()
-            .map(|(_, endpoints)| Hosts::new(config, usable(endpoints).map(|endpoint| (endpoint, 1.0)).collect(), now));
+            .map(|(_, endpoints)| Hosts::new(layout, part.members(endpoints).map(|endpoint| (endpoint, 1.0)).collect()));
         Self::Weighted(Schedule::new(&weights), hosts.collect())
     }
 }
 
 impl Hosts {
     /// Endpoints, each with a factor for its weight.
-    fn new(config: &config::Cluster, members: Vec<(&Arc<Endpoint>, f64)>, now: Instant) -> Self {
+    fn new(layout: &Layout<'_>, members: Vec<(&Arc<Endpoint>, f64)>) -> Self {
+        let (config, now) = (layout.config, layout.now);
         let weights: Vec<f64> = members
             .iter()
             .map(|(endpoint, factor)| {
@@ -173,7 +208,8 @@ impl Hosts {
         let endpoints: Box<[_]> = members.into_iter().map(|(endpoint, _)| Arc::clone(endpoint)).collect();
         let keys = || {
             let total: f64 = weights.iter().sum();
-            let keys = endpoints.iter().zip(&weights).map(|(endpoint, weight)| (&**endpoint.host(), weight / total));
+            let by_hostname = config.use_hostname_for_hashing;
+            let keys = endpoints.iter().zip(&weights).map(|(endpoint, weight)| (endpoint.hash_key(by_hostname), weight / total));
             keys.collect::<Vec<_>>()
         };
         let policy = match &config.lb_policy {
@@ -230,7 +266,7 @@ impl Hosts {
 
 /// Whether the endpoint is still new, so that its weight changes with time.
 pub(super) fn is_in_slow_start(policy: &LbPolicy, endpoint: &Endpoint, now: Instant) -> bool {
-    slow_start(policy).is_some_and(|slow| now.saturating_duration_since(endpoint.added()) < slow.window)
+    slow_start(policy).is_some_and(|slow| now.saturating_duration_since(endpoint.fresh_since()) < slow.window)
 }
 
 fn slow_start(policy: &LbPolicy) -> Option<&SlowStart> {
@@ -244,7 +280,7 @@ fn slow_start(policy: &LbPolicy) -> Option<&SlowStart> {
 /// Envoy's [formula](https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/slow_start).
 fn slow_start_factor(slow_start: Option<&SlowStart>, endpoint: &Endpoint, now: Instant) -> f64 {
     let Some(slow_start) = slow_start else { return 1.0 };
-    let age = now.saturating_duration_since(endpoint.added());
+    let age = now.saturating_duration_since(endpoint.fresh_since());
     if age >= slow_start.window {
         return 1.0;
     }
@@ -258,16 +294,30 @@ fn slow_start_factor(slow_start: Option<&SlowStart>, endpoint: &Endpoint, now: I
 /// The locality's weight, less when too few of its endpoints are usable. Without a weight it gets nothing as long as another
 /// has one, as in Envoy.
 #[expect(clippy::cast_precision_loss, reason = "numbers of endpoints")]
-fn locality_weight(endpoints: &[&Arc<Endpoint>]) -> f64 {
-    let Census { total, usable } = census(endpoints);
-    let available = (OVERPROVISIONING_PERCENT * usable) as f64 / (100 * total.max(1)) as f64;
-    endpoints.first().map_or(0.0, |first| f64::from(first.group().weight) * available.min(1.0))
+fn locality_weight(layout: &Layout<'_>, endpoints: &[&Arc<Endpoint>], part: Part) -> f64 {
+    let Some(first) = endpoints.first() else { return 0.0 };
+    let total = census(endpoints, false).total;
+    let members = part.members(endpoints).count() as u64;
+    let percent = u64::from(layout.policy.overprovisioning_percent);
+    let available = (percent * members) as f64 / (100 * total.max(1)) as f64;
+    let scale = layout.scale_by.map_or(1.0, |all| {
+        let locality = all.iter().filter(|endpoint| Arc::ptr_eq(endpoint.group(), first.group())).count();
+        endpoints.len() as f64 / locality.max(1) as f64
+    });
+    f64::from(first.group().weight) * scale * available.min(1.0)
 }
 
-fn census(endpoints: &[&Arc<Endpoint>]) -> Census {
-    Census { total: endpoints.len() as u64, usable: usable(endpoints).count() as u64 }
-}
-
-fn usable<'a, 'e>(endpoints: &'a [&'e Arc<Endpoint>]) -> impl Iterator<Item = &'e Arc<Endpoint>> + use<'a, 'e> {
-    endpoints.iter().copied().filter(|endpoint| endpoint.is_usable())
+fn census(endpoints: &[&Arc<Endpoint>], weighted: bool) -> Census {
+    let mut census = Census::default();
+    for endpoint in endpoints {
+        let share = if weighted { endpoint.weight().into() } else { 1 };
+        census.hosts += 1;
+        census.total += if endpoint.is_excluded() { 0 } else { share };
+        match endpoint.health() {
+            Health::Healthy => census.healthy += share,
+            Health::Degraded => census.degraded += share,
+            Health::Unhealthy => {}
+        }
+    }
+    census
 }

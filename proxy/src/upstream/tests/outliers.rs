@@ -2,14 +2,11 @@ use super::*;
 
 fn detection() -> OutlierDetection {
     OutlierDetection {
-        consecutive_5xx: Some(2),
-        consecutive_gateway_failure: None,
+        consecutive_5xx: Some(ConsecutiveFailures::always(2)),
         consecutive_local_origin_failure: None,
-        split_external_local_origin_errors: false,
-        interval: Duration::from_secs(10),
-        base_ejection_time: Duration::from_secs(30),
         max_ejection_time: Duration::from_secs(70),
         max_ejection_percent: 100,
+        ..OutlierDetection::default()
     }
 }
 
@@ -62,7 +59,11 @@ fn the_only_endpoint_may_be_ejected_and_panic_brings_it_back() {
 /// Golden scenario resilience.outlier_gateway.
 #[test]
 fn gateway_failures_have_a_row_of_their_own() {
-    let gateway = OutlierDetection { consecutive_5xx: Some(100), consecutive_gateway_failure: Some(2), ..detection() };
+    let gateway = OutlierDetection {
+        consecutive_5xx: None,
+        consecutive_gateway_failure: Some(ConsecutiveFailures::always(2)),
+        ..detection()
+    };
     let cluster = watched(gateway, 2);
     report(&cluster, 1, &[Outcome::Response(503), Outcome::Response(500), Outcome::Response(504)]);
     assert!(ejected(&cluster).is_empty());
@@ -72,8 +73,8 @@ fn gateway_failures_have_a_row_of_their_own() {
 
 #[test]
 fn failures_of_our_own_making_can_be_counted_apart() {
-    let split =
-        OutlierDetection { split_external_local_origin_errors: true, consecutive_local_origin_failure: Some(2), ..detection() };
+    let consecutive_local_origin_failure = Some(ConsecutiveFailures::always(2));
+    let split = OutlierDetection { split_external_local_origin_errors: true, consecutive_local_origin_failure, ..detection() };
     let cluster = watched(split, 2);
     report(&cluster, 1, &[Outcome::LocalOriginFailure, Outcome::Response(500), Outcome::Connected]);
     report(&cluster, 1, &[Outcome::LocalOriginTimeout, Outcome::Response(200)]);
@@ -83,12 +84,16 @@ fn failures_of_our_own_making_can_be_counted_apart() {
 }
 
 #[test]
-fn no_more_than_the_share_is_ejected_but_one_always_may() {
-    let cluster = watched(OutlierDetection { max_ejection_percent: 10, ..detection() }, 3);
+fn no_more_than_the_share_is_ejected_unless_one_always_may() {
+    let ten = OutlierDetection { max_ejection_percent: 10, ..detection() };
+    let none = watched(ten.clone(), 3);
+    let one = watched(OutlierDetection { always_eject_one_host: true, ..ten }, 3);
     for port in 1..=3 {
-        report(&cluster, port, &[Outcome::Response(500); 2]);
+        report(&none, port, &[Outcome::Response(500); 2]);
+        report(&one, port, &[Outcome::Response(500); 2]);
     }
-    assert_eq!(ejected(&cluster), [1]);
+    assert!(ejected(&none).is_empty());
+    assert_eq!(ejected(&one), [1]);
     let half = watched(OutlierDetection { max_ejection_percent: 50, ..detection() }, 4);
     for port in 1..=4 {
         report(&half, port, &[Outcome::Response(500); 2]);
@@ -103,7 +108,7 @@ fn an_ejection_lasts_longer_each_time_up_to_the_cap() {
     let mut now = Instant::now();
     cluster.sweep(now);
     for seconds in [30, 60, 70, 70] {
-        cluster.eject(&host, now);
+        cluster.eject(&host, 100, now);
         cluster.sweep(now + Duration::from_secs(seconds - 1));
         assert!(host.is_ejected(), "{seconds}");
         now += Duration::from_secs(seconds + 10);
@@ -111,12 +116,12 @@ fn an_ejection_lasts_longer_each_time_up_to_the_cap() {
         assert!(!host.is_ejected(), "{seconds}");
     }
     assert_eq!(picks(&cluster, 4), [(1, 2), (2, 2)].into());
-    // Quiet intervals count down: four ejections, four of them.
+    // Quiet intervals count down, at most as many as the cap has base times.
     for _ in 0..4 {
         now += Duration::from_secs(10);
         cluster.sweep(now);
     }
-    cluster.eject(&host, now);
+    cluster.eject(&host, 100, now);
     cluster.sweep(now + Duration::from_secs(30));
     assert!(!host.is_ejected());
 }
@@ -136,4 +141,61 @@ fn an_ejection_survives_new_endpoints_but_not_the_end_of_outlier_detection() {
     assert!(ejected(&cluster).is_empty());
     report(&cluster, 1, &[Outcome::Response(500); 10]);
     assert_eq!(picks(&cluster, 4).len(), 4);
+}
+
+#[test]
+fn a_detector_that_is_not_enforced_ejects_nobody() {
+    fastrand::seed(3);
+    let never = ConsecutiveFailures { count: 2, enforcing: 0 };
+    let cluster = watched(OutlierDetection { consecutive_5xx: Some(never), ..detection() }, 2);
+    report(&cluster, 1, &[Outcome::Response(500); 20]);
+    assert!(ejected(&cluster).is_empty());
+}
+
+/// Reports so many successes and failures of each port, and lets an interval pass.
+fn interval(cluster: &Cluster, now: &mut Instant, results: &[(u16, usize, usize)]) {
+    cluster.sweep(*now);
+    for (port, successes, failures) in results {
+        report(cluster, *port, &vec![Outcome::Response(200); *successes]);
+        report(cluster, *port, &vec![Outcome::Response(500); *failures]);
+    }
+    *now += Duration::from_secs(10);
+    cluster.sweep(*now);
+}
+
+#[test]
+fn success_rates_are_held_against_the_others() {
+    let rule =
+        SuccessRate { minimum_hosts: 5, request_volume: 10, stdev_factor: 1900, enforcing: 100, enforcing_local_origin: 100 };
+    let detection = OutlierDetection { consecutive_5xx: None, success_rate: Some(rule), ..detection() };
+    let cluster = watched(detection.clone(), 5);
+    let mut now = Instant::now();
+    interval(&cluster, &mut now, &[(1, 5, 5), (2, 10, 0), (3, 10, 0), (4, 10, 0)]);
+    assert!(ejected(&cluster).is_empty(), "four hosts with enough requests are too few");
+    interval(&cluster, &mut now, &[(1, 5, 5), (2, 10, 0), (3, 10, 0), (4, 10, 0), (5, 10, 0)]);
+    assert_eq!(ejected(&cluster), [1]);
+    let even = watched(detection, 5);
+    interval(&even, &mut now, &[(1, 5, 5), (2, 5, 5), (3, 5, 5), (4, 5, 5), (5, 5, 5)]);
+    assert!(ejected(&even).is_empty(), "bad, but no worse than the others");
+}
+
+#[test]
+fn a_share_of_failures_is_held_against_a_threshold() {
+    let rule =
+        FailurePercentage { threshold: 85, minimum_hosts: 2, request_volume: 10, enforcing: 100, enforcing_local_origin: 100 };
+    let detection = OutlierDetection {
+        consecutive_5xx: None,
+        failure_percentage: Some(rule),
+        split_external_local_origin_errors: true,
+        ..detection()
+    };
+    let cluster = watched(detection, 3);
+    let mut now = Instant::now();
+    interval(&cluster, &mut now, &[(1, 2, 8), (2, 1, 9), (3, 0, 5)]);
+    assert_eq!(ejected(&cluster), [2]);
+    report(&cluster, 1, &[Outcome::LocalOriginFailure; 10]);
+    report(&cluster, 3, &[Outcome::Connected; 10]);
+    now += Duration::from_secs(10);
+    cluster.sweep(now);
+    assert_eq!(ejected(&cluster), [1, 2]);
 }

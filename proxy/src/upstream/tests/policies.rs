@@ -81,25 +81,15 @@ fn previous_hosts_are_avoided_as_often_as_asked() {
     assert_eq!(port(&cluster.pick(&context).unwrap()), 1, "a used host is better than none");
 }
 
-#[test]
-fn subsets_only_hold_endpoints_with_all_labels() {
-    let labels = |version: &str| BTreeMap::from([("version".to_owned(), version.to_owned())]);
-    let with = |port, version: &str| config::Endpoint { lb_metadata: labels(version), ..weighted(port, 1) };
-    let cluster = cluster(config(LbPolicy::RoundRobin(None)), &assignment(vec![with(1, "v1"), with(2, "v2"), with(3, "v2")]));
-    let (v2, v3) = (labels("v2"), labels("v3"));
-    let pick = |labels| cluster.pick(&PickContext { subset: Some(labels), ..PickContext::default() });
-    let mut ports: Vec<u16> = (0..2).map(|_| port(&pick(&v2).unwrap())).collect();
-    ports.sort_unstable();
-    assert_eq!(ports, [2, 3]);
-    assert_eq!(pick(&v3).unwrap_err(), ErrorKind::NoHealthyUpstream);
-    assert_eq!(pick(&BTreeMap::new()).map(|_| ()), Ok(()));
+fn dropping(drop_overload: Fraction) -> Arc<ClusterLoadAssignment> {
+    let policy = AssignmentPolicy { drop_overload, ..AssignmentPolicy::default() };
+    Arc::new(ClusterLoadAssignment { policy, ..ClusterLoadAssignment::clone(&hosts(1)) })
 }
 
 #[test]
 fn the_configured_share_is_dropped_on_first_attempts_only() {
     fastrand::seed(4);
-    let drop_overload = Fraction::from_millionths(200_000);
-    let cluster = cluster(config::Cluster { drop_overload, ..config(LbPolicy::Random) }, &hosts(1));
+    let cluster = cluster(config(LbPolicy::Random), &dropping(Fraction::from_millionths(200_000)));
     let dropped = (0..10_000).filter(|_| pick(&cluster) == Err(ErrorKind::DropOverload { unconditional: false })).count();
     assert_near(dropped, 2_000);
     let retry = PickContext { attempt: 1, ..PickContext::default() };
@@ -109,7 +99,7 @@ fn the_configured_share_is_dropped_on_first_attempts_only() {
 /// Golden scenario resilience.drop_overload.
 #[test]
 fn dropping_everything_is_told_apart() {
-    let cluster = cluster(config::Cluster { drop_overload: Fraction::ALL, ..config(LbPolicy::Random) }, &hosts(1));
+    let cluster = cluster(config(LbPolicy::Random), &dropping(Fraction::ALL));
     let kind = pick(&cluster).unwrap_err();
     assert_eq!(kind, ErrorKind::DropOverload { unconditional: true });
     let reply = kind.reply(None, false);

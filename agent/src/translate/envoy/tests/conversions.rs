@@ -179,23 +179,6 @@ load_balancing_policy:
 }
 
 #[test]
-fn an_outlier_count_is_off_where_its_share_is_zero() {
-    let translated =
-        cluster(&message::<Cluster>("{name: c, outlier_detection: {consecutive_5xx: 3, enforcing_consecutive_5xx: 0}}"));
-    let outliers = translated.unwrap().outlier_detection.unwrap();
-    assert_eq!((outliers.consecutive_5xx, outliers.consecutive_gateway_failure), (None, None));
-    assert_eq!(outliers.consecutive_local_origin_failure, Some(5));
-    assert_eq!(outliers.max_ejection_time, Duration::from_secs(300));
-}
-
-#[test]
-fn the_shares_of_drop_overloads_are_combined() {
-    let yaml = "{name: c, load_assignment: {cluster_name: c, policy: {drop_overloads: [
-        {category: a, drop_percentage: {numerator: 50}}, {category: b, drop_percentage: {numerator: 50}}]}}}";
-    assert_eq!(cluster(&message::<Cluster>(yaml)).unwrap().drop_overload, Fraction::from_millionths(750_000));
-}
-
-#[test]
 fn direct_responses_and_redirects_are_spelled_out() {
     let yaml = "
 name: r

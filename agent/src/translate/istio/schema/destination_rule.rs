@@ -42,7 +42,15 @@ pub(in super::super) struct TrafficPolicy {
     pub(in super::super) port_level_settings: Vec<PortPolicy>,
     tunnel: Option<Refused>,
     proxy_protocol: Option<Refused>,
-    retry_budget: Option<Refused>,
+    pub(in super::super) retry_budget: Option<RetryBudget>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct RetryBudget {
+    /// Of 100 requests.
+    pub(in super::super) percent: Option<f64>,
+    pub(in super::super) min_retry_concurrency: Option<u32>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

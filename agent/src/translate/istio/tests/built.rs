@@ -302,8 +302,9 @@ fn cluster(cluster: &Cluster) -> Value {
             .map(|m| json!([m.name, m.matches, socket(&m.socket)])).collect::<Vec<_>>(),
         "socket": socket(&cluster.transport_socket),
         "outlier": cluster.outlier_detection.as_ref().map(|outlier| {
+            let row = |row: Option<ConsecutiveFailures>| row.map(|row| row.count);
             json!([
-                outlier.consecutive_5xx, outlier.consecutive_gateway_failure, outlier.consecutive_local_origin_failure,
+                row(outlier.consecutive_5xx), row(outlier.consecutive_gateway_failure), row(outlier.consecutive_local_origin_failure),
                 seconds(outlier.interval), seconds(outlier.base_ejection_time), outlier.max_ejection_percent,
             ])
         }),
