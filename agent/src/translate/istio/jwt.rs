@@ -150,7 +150,7 @@ fn cluster(scope: &Scope<'_>, uri: &HttpUri, selection: &mut Selection, output: 
         }
         Err(_) => {
             let endpoints = Arc::new(ClusterLoadAssignment::single(EndpointAddress::Name(uri.host.clone(), uri.port)));
-            ClusterDiscovery::StrictDns(DnsCluster { endpoints, refresh: DNS_REFRESH })
+            ClusterDiscovery::StrictDns(DnsCluster::new(endpoints, DNS_REFRESH))
         }
     };
     let mut cluster = Cluster::new(name.clone(), discovery);
