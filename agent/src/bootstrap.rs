@@ -224,7 +224,9 @@ fn named_files(snapshot: &Snapshot) -> impl Iterator<Item = &Path> {
         .flatten()
         .flat_map(|source| match source {
             config::CertificateSource::Files { certificates, key } => [Some(certificates.as_path()), key.as_deref()],
-            config::CertificateSource::Secret(_) | config::CertificateSource::System => [None, None],
+            config::CertificateSource::Secret(_)
+            | config::CertificateSource::Inline { .. }
+            | config::CertificateSource::System => [None, None],
         })
         .flatten()
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::{Fraction, HeaderMatcher};
+
 /// One access logger.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AccessLog {
@@ -71,8 +73,29 @@ pub enum AccessLogFilter {
     StatusEquals(u16),
     /// Status at most this.
     StatusAtMost(u16),
+    /// Any status but this.
+    StatusNot(u16),
     /// Duration at least this, in milliseconds.
     DurationAtLeast(u64),
+    /// Duration exactly this, in milliseconds.
+    DurationEquals(u64),
+    /// Duration at most this, in milliseconds.
+    DurationAtMost(u64),
+    /// Any duration but this, in milliseconds.
+    DurationNot(u64),
+    /// A share of requests, drawn by chance.
+    Share(Fraction),
+    /// Requests with this header; nothing on TCP.
+    Header(HeaderMatcher),
+    /// Requests whose gRPC status is one of these, or none of them. What is not gRPC counts by its HTTP status.
+    GrpcStatus {
+        /// Numbers.
+        statuses: Vec<u32>,
+        /// None of them.
+        exclude: bool,
+    },
+    /// Lines of requests (`true`) or of TCP connections (`false`), for filters on the type of a line.
+    Http(bool),
     /// Not from health checkers.
     NotHealthCheck,
     /// All of them.

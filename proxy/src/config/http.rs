@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{AccessLog, Jwks, JwtAuthn, Rbac, RouteConfiguration, TrafficDirection, UpgradeType};
+use super::{AccessLog, ExtAuthz, Jwks, JwtAuthn, LocalRateLimit, Rbac, RouteConfiguration, TrafficDirection, UpgradeType};
 
 /// Which HTTP version the downstream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -151,6 +151,10 @@ pub struct AlpnOverride {
 pub enum HttpFilter {
     /// `envoy.filters.http.rbac`.
     Rbac(Arc<Rbac>),
+    /// `envoy.filters.http.ext_authz`.
+    ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.local_ratelimit`.
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.jwt_authn`.
     JwtAuthn(Arc<JwtAuthn>),
     /// `envoy.filters.http.fault`: makes the routes' faults effective.
@@ -165,8 +169,9 @@ impl HttpFilter {
     /// Whether it calls a cluster itself.
     pub fn names_cluster(&self) -> bool {
         match self {
+            Self::ExtAuthz(_) => true,
             Self::JwtAuthn(jwt) => jwt.providers.values().any(|provider| matches!(provider.jwks, Jwks::Remote(_))),
-            Self::Rbac(_) | Self::Fault | Self::Cors | Self::Alpn(_) => false,
+            Self::Rbac(_) | Self::LocalRateLimit(_) | Self::Fault | Self::Cors | Self::Alpn(_) => false,
         }
     }
 }

@@ -10,12 +10,14 @@
 mod access_log;
 mod cluster;
 mod endpoint;
+mod ext_authz;
 mod health;
 mod http;
 mod jwt;
 mod listener;
 mod matcher;
 mod overrides;
+mod rate_limit;
 mod rbac;
 mod route;
 mod subset;
@@ -30,6 +32,7 @@ pub use endpoint::{
     AssignmentPolicy, ClusterLoadAssignment, Endpoint, EndpointAddress, EndpointHealthCheck, HealthStatus, LbValue, Locality,
     LocalityEndpoints, Workload,
 };
+pub use ext_authz::{AuthzBody, AuthzService, ExtAuthz, ExtAuthzOverride, GrpcAuthz, HttpAuthz};
 pub use health::{
     ConsecutiveFailures, FailurePercentage, GrpcHealthCheck, HealthCheck, HealthCheckIntervals, HealthChecker, HttpHealthCheck,
     OutlierDetection, SuccessRate, TcpHealthCheck,
@@ -48,6 +51,7 @@ pub use listener::{
 };
 pub use matcher::{Fraction, HeaderMatch, HeaderMatcher, Regex, StringMatch, StringMatcher};
 pub use overrides::{FilterOverride, FilterOverrides};
+pub use rate_limit::{LocalRateLimit, RateLimitAction, RateLimitDescriptor, RateLimitRule, TokenBucket};
 pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use route::{
     AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,
@@ -56,8 +60,8 @@ pub use route::{
 };
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
 pub use tls::{
-    CertificatePin, CertificateSource, DownstreamTls, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion, TrustDomain,
-    UpstreamTls,
+    CertificatePin, CertificateSource, DownstreamTls, InlinePem, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion,
+    TrustDomain, UpstreamTls,
 };
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{JwtPerRoute, Rbac};
+use super::{ExtAuthzOverride, JwtPerRoute, LocalRateLimit, Rbac};
 
 /// By the name that the filter has in its chain; another filter of the same type is not meant.
 pub type FilterOverrides = Vec<(String, FilterOverride)>;
@@ -18,4 +18,8 @@ pub enum FilterOverride {
     Jwt(JwtPerRoute),
     /// Replaces the rules of an RBAC filter (`RBACPerRoute`).
     Rbac(Arc<Rbac>),
+    /// What an external authorisation filter does here.
+    ExtAuthz(Arc<ExtAuthzOverride>),
+    /// Replaces a local rate limit filter, buckets included.
+    LocalRateLimit(Arc<LocalRateLimit>),
 }

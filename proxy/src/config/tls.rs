@@ -22,8 +22,43 @@ pub enum CertificateSource {
         /// Private key; `None` for a trust bundle.
         key: Option<PathBuf>,
     },
+    /// PEM that stands in the configuration itself.
+    Inline {
+        /// Certificate chain, or trust bundle.
+        certificates: InlinePem,
+        /// Private key; `None` for a trust bundle.
+        key: Option<InlinePem>,
+    },
     /// The system's trust store.
     System,
+}
+
+/// PEM that stands in the configuration. It may be a key: neither logs nor the admin page show it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InlinePem(Vec<u8>);
+
+impl InlinePem {
+    /// The bytes as they were written.
+    pub fn new(pem: impl Into<Vec<u8>>) -> Self {
+        Self(pem.into())
+    }
+
+    /// The bytes as they were written.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for InlinePem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{} bytes>", self.0.len())
+    }
+}
+
+impl Serialize for InlinePem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
+    }
 }
 
 /// What an accepted peer certificate must carry.
@@ -228,6 +263,15 @@ mod tests {
         ] {
             assert!(bad.parse::<SpiffeId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_inline_key_shows_neither_in_debug_output_nor_on_the_admin_page() {
+        let pem = || InlinePem::new("secret");
+        let source = CertificateSource::Inline { certificates: pem(), key: Some(pem()) };
+        assert_eq!(format!("{source:?}"), "Inline { certificates: <6 bytes>, key: Some(<6 bytes>) }");
+        let shown = serde_json::to_string(&source).unwrap();
+        assert_eq!(shown, r#"{"Inline":{"certificates":"<6 bytes>","key":"<6 bytes>"}}"#);
     }
 
     #[test]

@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use h2::Reason;
 use http::{Method, StatusCode};
 
 use super::body::BodySize;
+use super::ext_authz::HeaderWrite;
 use super::filter::Verdict;
 use super::forward;
 use super::forwarding::Overrides;
@@ -50,6 +52,8 @@ pub struct Exchange {
     pub close: bool,
     /// The head broke the protocol: like Envoy, the log tells nothing of it.
     pub malformed: bool,
+    /// What filters, by their number in the chain, want of the response.
+    pub(super) pending: Vec<(usize, Vec<HeaderWrite>)>,
     is_grpc: bool,
     recorded: bool,
 }
@@ -80,6 +84,7 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
             Verdict::Continue => break (found, route, chosen),
             Verdict::Reply(reply) => return exchange.reply(&body, out, reply, route).await,
             Verdict::Reroute(next) => from = next,
+            Verdict::Gone(kind) => return exchange.gone(&body, out, kind, route).await,
         }
     };
     let Some(found) = found else {
@@ -121,6 +126,7 @@ impl Exchange {
             wants_upgrade: false,
             close: false,
             malformed: false,
+            pending: Vec::new(),
             is_grpc,
             recorded: false,
         }
@@ -171,6 +177,23 @@ impl Exchange {
         failure.into()
     }
 
+    /// The caller failed before its request went anywhere: a broken body is answered, nobody else waits for an answer.
+    async fn gone(&mut self, body: &RequestBody, out: &mut Responder, kind: ErrorKind, route: Option<&Route>) -> Outcome {
+        self.close = true;
+        let mut reply = kind.reply(None, false);
+        if kind == ErrorKind::DownstreamProtocol {
+            if let Some(source) = body.failure().and_then(|error| error.source.as_ref()) {
+                reply.details = source.to_string().into();
+            }
+            return self.reply(body, out, reply.into(), route).await;
+        }
+        self.info.flags |= reply.flag;
+        self.info.details = reply.details;
+        self.info.bytes_received = body.received();
+        out.abort(Reason::CANCEL);
+        Outcome::Done
+    }
+
     /// Answers here, with the response headers that the route adds.
     pub async fn reply(
         &mut self,
@@ -183,13 +206,16 @@ impl Exchange {
         self.info.details = std::mem::take(&mut reply.details);
         self.info.bytes_received = body.received();
         self.note_request_end(body);
-        reply.write(self.is_grpc, self.request.method == Method::HEAD, &mut self.response);
+        // What could not be parsed was no HEAD request.
+        let is_head = self.request.method == Method::HEAD && !self.malformed;
+        reply.write(self.is_grpc, is_head, &mut self.response);
         if let Some(route) = route {
             route.apply_response(&mut self.response, Some(&self.request), None, &self.info);
         }
         self.connection.clone().manager.finish_response(self, route);
         self.info.response_code = self.response.status.as_u16();
-        let size = if reply.body.is_empty() { reply.size(self.is_http2()) } else { BodySize::Known(reply.body.len() as u64) };
+        let size =
+            if reply.body.is_empty() { reply.size(self.is_http2(), is_head) } else { BodySize::Known(reply.body.len() as u64) };
         let close = self.must_close(body, out);
         // A caller that is gone by now has had its answer decided all the same: that is what is logged.
         if let Ok(mut sink) = out.head(&self.response, size, close) {

@@ -7,11 +7,14 @@ use std::sync::Weak;
 use http::StatusCode;
 
 use super::exchange::Exchange;
+use super::ext_authz::{Decision, ExtAuthz};
+use super::local_rate_limit::LocalRateLimit;
 use super::local_reply::LocalReply;
 use super::request_body::RequestBody;
 use super::route::{Resolve, Route};
-use super::{cors, fault};
-use crate::config::{AlpnOverride, FilterOverride, FilterOverrides, HttpFilter, JwtPerRoute, Rbac};
+use super::{cors, ext_authz, fault};
+use crate::config::{AlpnOverride, ExtAuthzOverride, FilterOverride, FilterOverrides, HttpFilter, JwtPerRoute, Rbac};
+use crate::error::ErrorKind;
 use crate::flags::ResponseFlags;
 use crate::jwt::{self, JwtContext, JwtFilter, RemoteKeySets, RemoteKeys};
 use crate::rbac::{Engine, RbacError, RequestContext};
@@ -25,6 +28,8 @@ pub enum Verdict {
     Reply(LocalReply),
     /// The head was changed so that another route may fit: routes are chosen again, and the chain goes on at this filter.
     Reroute(usize),
+    /// The caller failed while a filter held its request.
+    Gone(ErrorKind),
 }
 
 /// Why a filter, or what a route tells it, is refused.
@@ -82,6 +87,8 @@ struct Link {
 enum Filter {
     Jwt(Box<JwtFilter>),
     Rbac(RbacFilter),
+    ExtAuthz(ExtAuthz),
+    LocalRateLimit(LocalRateLimit),
     Fault,
     Cors,
 }
@@ -123,6 +130,19 @@ enum Override {
     Disabled,
     Jwt(JwtPerRoute),
     Rbac(RbacFilter),
+    ExtAuthz(ExtAuthzOverride),
+    LocalRateLimit(LocalRateLimit),
+}
+
+impl Override {
+    /// Adds what a less specific level says. Only context extensions add up.
+    fn add(&mut self, farther: &FilterOverride) {
+        if let (Self::ExtAuthz(nearer), FilterOverride::ExtAuthz(farther)) = (self, farther) {
+            for (key, value) in &farther.context_extensions {
+                nearer.context_extensions.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+    }
 }
 
 impl RouteFilters {
@@ -133,11 +153,16 @@ impl RouteFilters {
     pub fn compile(levels: [&FilterOverrides; 3]) -> Result<Self, FilterError> {
         let mut all: Vec<(Box<str>, Override)> = Vec::new();
         for (name, told) in levels.into_iter().flatten() {
-            if all.iter().any(|(known, _)| **known == **name) {
+            if let Some((_, nearer)) = all.iter_mut().find(|(known, _)| **known == **name) {
+                nearer.add(told);
                 continue;
             }
             let compiled = match told {
                 FilterOverride::Disabled => Override::Disabled,
+                FilterOverride::ExtAuthz(told) => Override::ExtAuthz((**told).clone()),
+                FilterOverride::LocalRateLimit(limit) => {
+                    Override::LocalRateLimit(LocalRateLimit::compile(limit).map_err(|error| FilterError::new(name, &error))?)
+                }
                 FilterOverride::Jwt(told) => Override::Jwt(told.clone()),
                 FilterOverride::Rbac(rbac) => {
                     Override::Rbac(RbacFilter::compile(rbac).map_err(|error| FilterError::new(name, &error))?)
@@ -172,6 +197,15 @@ impl Filters {
                     let rbac = RbacFilter::compile(config).map_err(|error| FilterError::new(&config.name, &error))?;
                     (config.name.as_str(), Filter::Rbac(rbac))
                 }
+                HttpFilter::ExtAuthz(config) => {
+                    let authz =
+                        ExtAuthz::compile(config, context.resolve).map_err(|error| FilterError::new(&config.name, &error))?;
+                    (config.name.as_str(), Filter::ExtAuthz(authz))
+                }
+                HttpFilter::LocalRateLimit(config) => {
+                    let limit = LocalRateLimit::compile(config).map_err(|error| FilterError::new(&config.name, &error))?;
+                    (config.name.as_str(), Filter::LocalRateLimit(limit))
+                }
                 HttpFilter::Fault => ("envoy.filters.http.fault", Filter::Fault),
                 HttpFilter::Cors => ("envoy.filters.http.cors", Filter::Cors),
                 HttpFilter::Alpn(alpn) => {
@@ -185,7 +219,7 @@ impl Filters {
     }
 
     /// Runs the request through the chain, beginning with the filter numbered `from`.
-    pub async fn request(&self, exchange: &mut Exchange, route: Option<&Route>, _body: &mut RequestBody, from: usize) -> Verdict {
+    pub async fn request(&self, exchange: &mut Exchange, route: Option<&Route>, body: &mut RequestBody, from: usize) -> Verdict {
         for (index, link) in self.chain.iter().enumerate().skip(from) {
             let told = route.and_then(|route| route.filters.of(&link.name));
             if matches!(told, Some(Override::Disabled)) {
@@ -203,6 +237,19 @@ impl Filters {
                 Filter::Rbac(rbac) => {
                     let rbac = if let Some(Override::Rbac(rbac)) = told { rbac } else { rbac };
                     check_rbac(rbac, exchange)
+                }
+                Filter::ExtAuthz(authz) => {
+                    let told = if let Some(Override::ExtAuthz(told)) = told { Some(told) } else { None };
+                    match Box::pin(authz.decide(exchange, body, told, index)).await {
+                        Decision::Pass => None,
+                        Decision::Reroute => return Verdict::Reroute(index + 1),
+                        Decision::Reply(reply) => Some(reply),
+                        Decision::Gone(kind) => return Verdict::Gone(kind),
+                    }
+                }
+                Filter::LocalRateLimit(limit) => {
+                    let limit = if let Some(Override::LocalRateLimit(limit)) = told { limit } else { limit };
+                    limit.count(exchange, index)
                 }
                 Filter::Fault => match route.and_then(|route| route.fault.as_ref()) {
                     Some(config) => fault::inject(config, exchange).await,
@@ -224,9 +271,19 @@ impl Filters {
 
     /// Runs the response back through the chain.
     pub fn response(&self, exchange: &mut Exchange, route: Option<&Route>) {
-        for link in self.chain.iter().rev() {
-            if let (Filter::Cors, Some(policy)) = (&link.filter, route.and_then(|route| route.cors.as_deref())) {
-                cors::actual(policy, &exchange.request, &mut exchange.response);
+        for (index, link) in self.chain.iter().enumerate().rev() {
+            match &link.filter {
+                Filter::Cors => {
+                    if let Some(policy) = route.and_then(|route| route.cors.as_deref()) {
+                        cors::actual(policy, &exchange.request, &mut exchange.response);
+                    }
+                }
+                Filter::ExtAuthz(_) | Filter::LocalRateLimit(_) => {
+                    for (_, writes) in exchange.pending.iter().filter(|(filter, _)| *filter == index) {
+                        ext_authz::write_response(&mut exchange.response.headers, writes);
+                    }
+                }
+                Filter::Jwt(_) | Filter::Rbac(_) | Filter::Fault => {}
             }
         }
     }

@@ -61,17 +61,29 @@ impl LocalReply {
         Self::new(status, config.body.clone(), ResponseFlags::NONE, "direct_response")
     }
 
-    /// Framing of a reply without body: HTTP/1 says so with a length, HTTP/2 and gRPC with the end of the stream.
-    pub fn size(&self, is_http2: bool) -> BodySize {
-        if is_http2 { BodySize::Empty } else { BodySize::Known(0) }
+    /// Framing of a reply without body: HTTP/1 says so with a length, HTTP/2 with the end of the stream. A HEAD request learns
+    /// no length, as from Envoy.
+    pub fn size(&self, is_http2: bool, is_head: bool) -> BodySize {
+        match (is_http2, is_head) {
+            (true, _) => BodySize::Empty,
+            (false, true) => BodySize::Unknown,
+            (false, false) => BodySize::Known(0),
+        }
     }
 
     /// The head as it goes out, before the steps that every response takes. gRPC callers get HTTP 200 with `grpc-status` and
     /// `grpc-message` and no body, as from Envoy.
     pub fn write(&mut self, is_grpc: bool, is_head: bool, head: &mut ResponseHead) {
         head.clear();
+        // A content type says what the body is; there is none without one, and gRPC has its own.
+        let typed = !is_grpc && !self.body.is_empty();
+        let mut own_type = false;
         for (name, value) in self.headers.iter() {
-            head.headers.push(name, value);
+            let is_type = Known::of(name) == Known::ContentType;
+            own_type |= is_type;
+            if typed || !is_type {
+                head.headers.push(name, value);
+            }
         }
         if is_grpc {
             let code = self.grpc_status.unwrap_or_else(|| grpc_status(self.status.as_u16()));
@@ -86,7 +98,9 @@ impl LocalReply {
             head.status = self.status;
             if !self.body.is_empty() {
                 head.headers.push_known(Known::ContentLength, itoa::Buffer::new().format(self.body.len()).as_bytes());
-                head.headers.push_known(Known::ContentType, b"text/plain");
+                if !own_type {
+                    head.headers.push_known(Known::ContentType, b"text/plain");
+                }
             }
         }
         if is_head {

@@ -22,6 +22,7 @@ mod verify;
 
 pub use client::ClientContext;
 pub use failure::failure_reason;
+pub(crate) use peer::encoded_pem;
 pub use peer::{PeerCertificate, forwarded_client_cert, peer_certificate};
 pub use secrets::Secrets;
 pub use server::ServerContext;
@@ -115,6 +116,7 @@ fn source_name(source: &CertificateSource) -> String {
     match source {
         CertificateSource::Secret(name) => name.clone(),
         CertificateSource::Files { certificates, .. } => certificates.display().to_string(),
+        CertificateSource::Inline { .. } => "inline".to_owned(),
         CertificateSource::System => "system".to_owned(),
     }
 }

@@ -133,7 +133,7 @@ fn escape_delimiters(text: &str, out: &mut Vec<u8>) {
 }
 
 /// PEM with the five characters percent-encoded that Envoy encodes.
-fn encoded_pem(chain: &[CertificateDer<'_>], out: &mut Vec<u8>) {
+pub(crate) fn encoded_pem(chain: &[CertificateDer<'_>], out: &mut Vec<u8>) {
     for certificate in chain {
         out.extend_from_slice(b"-----BEGIN%20CERTIFICATE-----%0A");
         for line in BASE64_STANDARD.encode(certificate).as_bytes().chunks(64) {

@@ -14,7 +14,7 @@ use super::provider::Providers;
 use super::verify::Sans;
 use super::{PeerCertificate, TlsError, peer, source_name};
 use crate::CertificateStatus;
-use crate::config::{CertificateSource, Secret};
+use crate::config::{CertificateSource, InlinePem, Secret};
 
 /// Where the usual distributions keep their bundle of public roots.
 const SYSTEM_BUNDLES: [&str; 5] = [
@@ -99,7 +99,9 @@ impl Secrets {
         let sources: Vec<_> = {
             let mut state = self.lock();
             state.forget_unused_files();
-            state.materials.0.keys().filter(|s| !matches!(s, CertificateSource::Secret(_))).cloned().collect()
+            let changes =
+                |source: &&CertificateSource| !matches!(source, CertificateSource::Secret(_) | CertificateSource::Inline { .. });
+            state.materials.0.keys().filter(changes).cloned().collect()
         };
         let reload = |source: CertificateSource| self.load(&source).and_then(|material| self.lock().publish(&source, material));
         sources.into_iter().filter_map(|source| reload(source).err()).collect()
@@ -153,6 +155,14 @@ impl Secrets {
             }
             CertificateSource::Files { certificates, key: None } => {
                 self.validate(&name, Secret::Trust { roots: read_certificates(certificates)? })
+            }
+            CertificateSource::Inline { certificates, key: Some(key) } => {
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(inline_error)?;
+                let chain = inline_certificates(certificates)?;
+                self.validate(&name, Secret::Certificate { chain, key: Arc::new(key) })
+            }
+            CertificateSource::Inline { certificates, key: None } => {
+                self.validate(&name, Secret::Trust { roots: inline_certificates(certificates)? })
             }
             CertificateSource::System => system_trust().map(Material::Trust),
             CertificateSource::Secret(_) => Err(TlsError::NotReady),
@@ -257,6 +267,14 @@ fn system_trust() -> Result<Arc<Trust>, TlsError> {
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     read.map_err(|error| file_error(path, error))
+}
+
+fn inline_certificates(pem: &InlinePem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(inline_error)
+}
+
+fn inline_error(source: pem::Error) -> TlsError {
+    TlsError::File { path: "inline".to_owned(), source }
 }
 
 fn file_error(path: &Path, source: pem::Error) -> TlsError {

@@ -3,13 +3,14 @@
 use skiff_proto::envoy::config::accesslog::v3 as pb;
 use skiff_proto::envoy::config::core::v3::substitution_format_string::Format;
 use skiff_proto::envoy::config::core::v3::{DataSource, RuntimeUInt32, SubstitutionFormatString, data_source::Specifier};
+use skiff_proto::envoy::data::accesslog::v3::AccessLogType;
 use skiff_proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
 use skiff_proto::envoy::extensions::access_loggers::stream::v3 as stream;
 use skiff_proto::google::protobuf::{Any, Struct, value::Kind};
-use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat};
+use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, Fraction, LogFormat};
 
-use super::any;
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
+use super::{any, basic};
 
 pub(super) fn access_log(message: &pb::AccessLog) -> Outcome<AccessLog> {
     let pb::access_log::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
@@ -90,23 +91,49 @@ fn filter(message: &pb::AccessLogFilter) -> Outcome<AccessLogFilter> {
                 Op::Eq => AccessLogFilter::StatusEquals(status),
                 Op::Ge => AccessLogFilter::StatusAtLeast(status),
                 Op::Le => AccessLogFilter::StatusAtMost(status),
-                Op::Ne => return invalid("NE is not supported").at("status_code_filter.comparison.op"),
+                Op::Ne => AccessLogFilter::StatusNot(status),
             }
         }
         FilterSpecifier::DurationFilter(inner) => match comparison(inner.comparison.as_ref()).at("duration_filter")? {
             (Op::Ge, value) => AccessLogFilter::DurationAtLeast(value.into()),
-            _ => return invalid("only GE is supported").at("duration_filter.comparison.op"),
+            (Op::Le, value) => AccessLogFilter::DurationAtMost(value.into()),
+            (Op::Eq, value) => AccessLogFilter::DurationEquals(value.into()),
+            (Op::Ne, value) => AccessLogFilter::DurationNot(value.into()),
         },
         FilterSpecifier::NotHealthCheckFilter(_) => AccessLogFilter::NotHealthCheck,
+        FilterSpecifier::RuntimeFilter(inner) => AccessLogFilter::Share(match &inner.percent_sampled {
+            Some(percent) => basic::fractional_percent(percent).at("runtime_filter.percent_sampled")?,
+            None => Fraction::NONE,
+        }),
+        FilterSpecifier::HeaderFilter(inner) => {
+            let header = required(inner.header.as_ref(), "header_filter.header")?;
+            AccessLogFilter::Header(basic::header_matcher(header).at("header_filter.header")?)
+        }
+        FilterSpecifier::GrpcStatusFilter(inner) => AccessLogFilter::GrpcStatus {
+            statuses: inner.statuses.iter().filter_map(|status| u32::try_from(*status).ok()).collect(),
+            exclude: inner.exclude,
+        },
+        FilterSpecifier::LogTypeFilter(inner) => log_types(inner),
         FilterSpecifier::ResponseFlagFilter(inner) => AccessLogFilter::ResponseFlags(inner.flags.clone()),
         FilterSpecifier::AndFilter(inner) => AccessLogFilter::And(each(&inner.filters, "filters", filter).at("and_filter")?),
         FilterSpecifier::OrFilter(inner) => AccessLogFilter::Or(each(&inner.filters, "filters", filter).at("or_filter")?),
         _ => {
             return invalid(
-                "this filter is not supported: expected status_code_filter, duration_filter, not_health_check_filter, response_flag_filter, and_filter or or_filter",
+                "this filter is not supported: expected status_code_filter, duration_filter, not_health_check_filter, runtime_filter, header_filter, response_flag_filter, grpc_status_filter, log_type_filter, and_filter or or_filter",
             );
         }
     })
+}
+
+/// Lines are written at the end of a request or of a TCP connection, never in between.
+fn log_types(message: &pb::LogTypeFilter) -> AccessLogFilter {
+    let wants = |kind: AccessLogType| message.types.contains(&(kind as i32)) != message.exclude;
+    match (wants(AccessLogType::DownstreamEnd), wants(AccessLogType::TcpConnectionEnd)) {
+        (true, true) => AccessLogFilter::And(Vec::new()),
+        (true, false) => AccessLogFilter::Http(true),
+        (false, true) => AccessLogFilter::Http(false),
+        (false, false) => AccessLogFilter::Or(Vec::new()),
+    }
 }
 
 fn comparison(message: Option<&pb::ComparisonFilter>) -> Outcome<(pb::comparison_filter::Op, u32)> {

@@ -10,8 +10,10 @@ use prost::Message;
 use skiff_proto::envoy::config::route::v3::FilterConfig;
 use skiff_proto::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use skiff_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
+use skiff_proto::envoy::extensions::filters::http::ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute};
 use skiff_proto::envoy::extensions::filters::http::fault::v3 as fault;
 use skiff_proto::envoy::extensions::filters::http::jwt_authn::v3::{JwtAuthentication, PerRouteConfig};
+use skiff_proto::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use skiff_proto::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use skiff_proto::envoy::extensions::filters::http::router::v3::Router;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
@@ -19,7 +21,7 @@ use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config::{self, FilterOverride, Fraction};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{any, basic, jwt, rbac};
+use super::{any, basic, ext_authz, jwt, rate_limit, rbac};
 
 /// The filters before the router, and the router's own settings.
 pub(super) struct Filters {
@@ -65,6 +67,14 @@ fn filter(name: &str, config: &Any) -> Outcome<Filter> {
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             let message: Rbac = any::unpack(config)?;
             Filter::Chained(config::HttpFilter::Rbac(Arc::new(rbac::http_filter(name, &message)?)))
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+            let message: ExtAuthz = any::unpack(config)?;
+            Filter::Chained(config::HttpFilter::ExtAuthz(Arc::new(ext_authz::filter(name, &message)?)))
+        }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let message: LocalRateLimit = any::unpack(config)?;
+            Filter::Chained(config::HttpFilter::LocalRateLimit(Arc::new(rate_limit::filter(name, &message)?)))
         }
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
             let message: fault::HttpFault = any::unpack(config)?;
@@ -133,6 +143,17 @@ pub(super) fn per_route(configs: &HashMap<String, Any>) -> Outcome<PerRoute> {
                 // Without rules the filter is off here.
                 let told = rules.map_or(FilterOverride::Disabled, |rules| FilterOverride::Rbac(Arc::new(rules)));
                 all.filters.push((name.clone(), told));
+            }
+            "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+                let message: ExtAuthzPerRoute = any::unpack(config).at(&at)?;
+                let told = ext_authz::per_route(&message).at(&at)?;
+                let told = told.map_or(FilterOverride::Disabled, |told| FilterOverride::ExtAuthz(Arc::new(told)));
+                all.filters.push((name.clone(), told));
+            }
+            "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+                let message: LocalRateLimit = any::unpack(config).at(&at)?;
+                let limit = Arc::new(rate_limit::filter(name, &message).at(&at)?);
+                all.filters.push((name.clone(), FilterOverride::LocalRateLimit(limit)));
             }
             "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
                 let message: PerRouteConfig = any::unpack(config).at(&at)?;

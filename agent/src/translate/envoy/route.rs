@@ -115,7 +115,7 @@ pub(super) fn route_match(message: &pb::RouteMatch) -> Outcome<config::RouteMatc
     })
 }
 
-fn query_parameter(message: &pb::QueryParameterMatcher) -> Outcome<config::QueryParameterMatcher> {
+pub(super) fn query_parameter(message: &pb::QueryParameterMatcher) -> Outcome<config::QueryParameterMatcher> {
     use pb::query_parameter_matcher::QueryParameterMatchSpecifier as Specifier;
     let value = match &message.query_parameter_match_specifier {
         None | Some(Specifier::PresentMatch(true)) => None,

@@ -8,7 +8,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use skiff_proto::envoy::config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket};
 use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as pb;
-use skiff_proxy::config::{self, CertificatePin, CertificateSource, SanMatcher, TlsVersion};
+use skiff_proxy::config::{self, CertificatePin, CertificateSource, InlinePem, SanMatcher, TlsVersion};
 
 use super::outcome::{At, Outcome, each, invalid, required};
 use super::{any, basic};
@@ -123,12 +123,20 @@ fn certificate(message: &pb::CommonTlsContext) -> Outcome<Option<CertificateSour
         ([], []) => Ok(None),
         ([], [secret]) => Ok(Some(named(secret))),
         ([certificate], []) => {
-            let chain =
-                filename(required(certificate.certificate_chain.as_ref(), "certificate_chain").at("tls_certificates[0]")?);
-            let key = filename(required(certificate.private_key.as_ref(), "private_key").at("tls_certificates[0]")?);
-            let chain = chain.at("certificate_chain").at("tls_certificates[0]")?;
-            let key = key.at("private_key").at("tls_certificates[0]")?;
-            Ok(Some(CertificateSource::Files { certificates: chain.into(), key: Some(key.into()) }))
+            let data = |source: Option<&DataSource>, field: &str| match source {
+                Some(source) => data(source).at(field).at("tls_certificates[0]"),
+                None => invalid("is missing").at(field).at("tls_certificates[0]"),
+            };
+            let chain = data(certificate.certificate_chain.as_ref(), "certificate_chain")?;
+            match (chain, data(certificate.private_key.as_ref(), "private_key")?) {
+                (Data::File(chain), Data::File(key)) => {
+                    Ok(Some(CertificateSource::Files { certificates: chain.into(), key: Some(key.into()) }))
+                }
+                (Data::Inline(certificates), Data::Inline(key)) => {
+                    Ok(Some(CertificateSource::Inline { certificates, key: Some(key) }))
+                }
+                _ => invalid("expected both in files, or neither").at("tls_certificates[0]"),
+            }
         }
         _ => invalid("expected one certificate"),
     }
@@ -141,19 +149,31 @@ fn named(secret: &pb::SdsSecretConfig) -> CertificateSource {
     }
 }
 
-fn filename(source: &DataSource) -> Outcome<&str> {
+enum Data {
+    File(String),
+    Inline(InlinePem),
+}
+
+/// Where PEM is. A file is read when the configuration is applied, and again when it changes; the environment now.
+fn data(source: &DataSource) -> Outcome<Data> {
     match &source.specifier {
-        Some(Specifier::Filename(path)) => Ok(path),
-        _ => invalid("expected filename; put certificates that are written inline into static_resources.secrets"),
+        Some(Specifier::Filename(path)) => Ok(Data::File(path.clone())),
+        Some(Specifier::InlineString(text)) => Ok(Data::Inline(InlinePem::new(text.as_str()))),
+        Some(Specifier::InlineBytes(bytes)) => Ok(Data::Inline(InlinePem::new(bytes.as_slice()))),
+        Some(Specifier::EnvironmentVariable(name)) => match std::env::var(name) {
+            Ok(text) => Ok(Data::Inline(InlinePem::new(text))),
+            Err(_) => invalid(format!("environment variable {name} is not set")).at("environment_variable"),
+        },
+        None => invalid("expected filename, inline_string, inline_bytes or environment_variable"),
     }
 }
 
 fn validation(message: &pb::CertificateValidationContext) -> Outcome<PeerValidation> {
     let trust = match (&message.trusted_ca, &message.system_root_certs) {
-        (Some(source), _) => {
-            let path = filename(source).at("trusted_ca")?;
-            Some(CertificateSource::Files { certificates: path.into(), key: None })
-        }
+        (Some(source), _) => Some(match data(source).at("trusted_ca")? {
+            Data::File(path) => CertificateSource::Files { certificates: path.into(), key: None },
+            Data::Inline(certificates) => CertificateSource::Inline { certificates, key: None },
+        }),
         (None, Some(_)) => Some(CertificateSource::System),
         (None, None) => None,
     };
@@ -220,30 +240,29 @@ pub(super) fn secret(message: &pb::Secret) -> Outcome<config::Secret> {
         pb::secret::Type::TlsCertificate(certificate) => {
             let chain = pem(certificate.certificate_chain.as_ref()).at("tls_certificate.certificate_chain")?;
             let key = pem(certificate.private_key.as_ref()).at("tls_certificate.private_key")?;
-            let Ok(key) = PrivateKeyDer::from_pem_slice(key) else {
+            let Ok(key) = PrivateKeyDer::from_pem_slice(key.as_bytes()) else {
                 return invalid("expected a private key in PEM").at("tls_certificate.private_key");
             };
-            let chain = certificates(chain).at("tls_certificate.certificate_chain")?;
+            let chain = certificates(&chain).at("tls_certificate.certificate_chain")?;
             Ok(config::Secret::Certificate { chain, key: Arc::new(key) })
         }
         pb::secret::Type::ValidationContext(context) => {
-            let roots = certificates(pem(context.trusted_ca.as_ref()).at("validation_context.trusted_ca")?);
+            let roots = certificates(&pem(context.trusted_ca.as_ref()).at("validation_context.trusted_ca")?);
             Ok(config::Secret::Trust { roots: roots.at("validation_context.trusted_ca")? })
         }
         _ => invalid("expected tls_certificate or validation_context"),
     }
 }
 
-fn pem(source: Option<&DataSource>) -> Outcome<&[u8]> {
-    match source.and_then(|source| source.specifier.as_ref()) {
-        Some(Specifier::InlineString(text)) => Ok(text.as_bytes()),
-        Some(Specifier::InlineBytes(bytes)) => Ok(bytes),
-        _ => invalid("expected inline_string or inline_bytes"),
+fn pem(source: Option<&DataSource>) -> Outcome<InlinePem> {
+    match source.map(data).transpose()? {
+        Some(Data::Inline(pem)) => Ok(pem),
+        _ => invalid("expected inline_string, inline_bytes or environment_variable"),
     }
 }
 
-fn certificates(pem: &[u8]) -> Outcome<Vec<CertificateDer<'static>>> {
-    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+fn certificates(pem: &InlinePem) -> Outcome<Vec<CertificateDer<'static>>> {
+    match CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>() {
         Ok(all) if !all.is_empty() => Ok(all),
         _ => invalid("expected certificates in PEM"),
     }

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::mutations::HeaderMutations;
-use super::{MatchedPath, Resolve, RouteError};
+use super::{HeaderMutations, MatchedPath, Resolve, RouteError};
 use crate::config::{
     self, CorsPolicy, DirectResponse, Fault, Fraction, HostRewrite, PathRewrite, RetryPolicy, RouteAction, UpgradeType,
 };

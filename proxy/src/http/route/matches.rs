@@ -161,7 +161,7 @@ impl HeaderMatcher {
 }
 
 /// The first parameter of the name decides; nothing is decoded.
-fn query_matches(matcher: &QueryParameterMatcher, head: &RequestHead) -> bool {
+pub(in crate::http) fn query_matches(matcher: &QueryParameterMatcher, head: &RequestHead) -> bool {
     let parameters = head.query().into_iter().flat_map(|query| query.split(|b| *b == b'&'));
     let mut pairs = parameters.map(|pair| {
         let name_end = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());

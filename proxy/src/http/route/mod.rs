@@ -18,10 +18,11 @@ use std::sync::Arc;
 
 pub use action::{Action, ClusterChoice, ForwardRoute, HashPolicy, Mirror, Redirect, Route};
 pub(crate) use matches::Condition;
+pub(super) use matches::query_matches;
 pub use matches::{HeaderMatcher, MatchedPath};
+pub(super) use mutations::HeaderMutations;
 
 use self::domains::Domains;
-use self::mutations::HeaderMutations;
 use super::filter::{FilterError, RouteFilters};
 use super::head::RequestHead;
 use super::rewrite;

@@ -12,20 +12,20 @@ use crate::telemetry::format::Format;
 
 /// What one level (weighted cluster, route, virtual host, route configuration) does to headers.
 #[derive(Debug, Default)]
-pub(super) struct HeaderMutations {
+pub(in crate::http) struct HeaderMutations {
     request: Edits,
     response: Edits,
 }
 
 impl HeaderMutations {
-    pub(super) fn compile(config: &config::HeaderMutations) -> Result<Self, RouteError> {
+    pub(in crate::http) fn compile(config: &config::HeaderMutations) -> Result<Self, RouteError> {
         Ok(Self {
             request: Edits::compile(&config.request_add, &config.request_remove)?,
             response: Edits::compile(&config.response_add, &config.response_remove)?,
         })
     }
 
-    pub(super) fn apply_request(&self, head: &mut RequestHead, info: &StreamInfo) {
+    pub(in crate::http) fn apply_request(&self, head: &mut RequestHead, info: &StreamInfo) {
         self.request.remove(&mut head.headers);
         if !self.request.set.is_empty() {
             let context = FormatContext { info, request: Some(head), response: None, trailers: None, now: Instant::now() };
@@ -34,7 +34,16 @@ impl HeaderMutations {
         }
     }
 
-    pub(super) fn apply_response(&self, response: &mut ResponseHead, request: Option<&RequestHead>, info: &StreamInfo) {
+    /// Adds to a head of our own what is to be added to requests; formats see `request`.
+    pub(in crate::http) fn add_to(&self, headers: &mut Headers, request: &RequestHead, info: &StreamInfo) {
+        if !self.request.set.is_empty() {
+            let context = FormatContext { info, request: Some(request), response: None, trailers: None, now: Instant::now() };
+            let values = self.request.evaluate(headers, &context);
+            self.request.commit(headers, &values);
+        }
+    }
+
+    pub(in crate::http) fn apply_response(&self, response: &mut ResponseHead, request: Option<&RequestHead>, info: &StreamInfo) {
         self.response.remove(&mut response.headers);
         if !self.response.set.is_empty() {
             let context = FormatContext { info, request, response: Some(response), trailers: None, now: Instant::now() };

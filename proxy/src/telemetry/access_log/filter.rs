@@ -1,9 +1,11 @@
 //! Which streams are logged (Envoy `AccessLogFilter`).
 
 use super::AccessLogError;
-use crate::config::AccessLogFilter;
+use crate::config::{AccessLogFilter, Fraction};
 use crate::flags::ResponseFlags;
+use crate::http::route::HeaderMatcher;
 use crate::stream_info::FormatContext;
+use crate::telemetry::grpc_status;
 
 /// A compiled filter.
 #[derive(Debug)]
@@ -14,8 +16,19 @@ pub(super) enum Filter {
     StatusAtLeast(u16),
     StatusEquals(u16),
     StatusAtMost(u16),
+    StatusNot(u16),
     /// Milliseconds.
     DurationAtLeast(u64),
+    DurationEquals(u64),
+    DurationAtMost(u64),
+    DurationNot(u64),
+    Share(Fraction),
+    Header(HeaderMatcher),
+    GrpcStatus {
+        statuses: Box<[u32]>,
+        exclude: bool,
+    },
+    Http(bool),
     And(Box<[Filter]>),
     Or(Box<[Filter]>),
 }
@@ -29,7 +42,17 @@ impl Filter {
             AccessLogFilter::StatusAtLeast(status) => Self::StatusAtLeast(*status),
             AccessLogFilter::StatusEquals(status) => Self::StatusEquals(*status),
             AccessLogFilter::StatusAtMost(status) => Self::StatusAtMost(*status),
+            AccessLogFilter::StatusNot(status) => Self::StatusNot(*status),
             AccessLogFilter::DurationAtLeast(milliseconds) => Self::DurationAtLeast(*milliseconds),
+            AccessLogFilter::DurationEquals(milliseconds) => Self::DurationEquals(*milliseconds),
+            AccessLogFilter::DurationAtMost(milliseconds) => Self::DurationAtMost(*milliseconds),
+            AccessLogFilter::DurationNot(milliseconds) => Self::DurationNot(*milliseconds),
+            AccessLogFilter::Share(fraction) => Self::Share(*fraction),
+            AccessLogFilter::Header(header) => Self::Header(HeaderMatcher::compile(header)),
+            AccessLogFilter::GrpcStatus { statuses, exclude } => {
+                Self::GrpcStatus { statuses: statuses.as_slice().into(), exclude: *exclude }
+            }
+            AccessLogFilter::Http(http) => Self::Http(*http),
             // Envoy's health check filter marks such requests, and there is none in a sidecar's chain.
             AccessLogFilter::NotHealthCheck => Self::All,
             AccessLogFilter::And(filters) => Self::And(all(filters)?),
@@ -46,13 +69,27 @@ impl Filter {
             Self::StatusAtLeast(status) => info.response_code >= *status,
             Self::StatusEquals(status) => info.response_code == *status,
             Self::StatusAtMost(status) => info.response_code <= *status,
-            Self::DurationAtLeast(milliseconds) => {
-                context.now.saturating_duration_since(info.start).as_millis() >= u128::from(*milliseconds)
+            Self::StatusNot(status) => info.response_code != *status,
+            Self::DurationAtLeast(milliseconds) => duration(context) >= u128::from(*milliseconds),
+            Self::DurationEquals(milliseconds) => duration(context) == u128::from(*milliseconds),
+            Self::DurationAtMost(milliseconds) => duration(context) <= u128::from(*milliseconds),
+            Self::DurationNot(milliseconds) => duration(context) != u128::from(*milliseconds),
+            Self::Share(fraction) => fraction.draw(),
+            Self::Header(header) => context.request.is_some_and(|head| header.matches(head)),
+            Self::GrpcStatus { statuses, exclude } => {
+                let status = grpc_status(context).unwrap_or_else(|| crate::error::grpc_status(info.response_code));
+                statuses.contains(&status) != *exclude
             }
+            Self::Http(http) => info.protocol.is_some() == *http,
             Self::And(filters) => filters.iter().all(|filter| filter.matches(context)),
             Self::Or(filters) => filters.iter().any(|filter| filter.matches(context)),
         }
     }
+}
+
+/// Milliseconds so far.
+fn duration(context: &FormatContext<'_>) -> u128 {
+    context.now.saturating_duration_since(context.info.start).as_millis()
 }
 
 fn flags(names: &[String]) -> Result<ResponseFlags, AccessLogError> {

@@ -36,6 +36,48 @@ fn writer(options: LogOptions) -> (LogWriter, Arc<AtomicU64>) {
     (LogWriter::start(options, Counter::from_arc(Arc::clone(&dropped))).unwrap(), dropped)
 }
 
+/// Every filter for itself, without a line being written.
+#[test]
+fn each_filter_asks_what_its_name_says() {
+    use super::filter::Filter;
+    use crate::config::{Fraction, HeaderMatch, HeaderMatcher};
+    use crate::http::head::{RequestHead, Version};
+
+    let mut info = info();
+    info.response_code = 404;
+    info.protocol = Some(Version::Http11);
+    let mut head = RequestHead::new();
+    head.headers.push(b"x-log", b"1");
+    let request = FormatContext { request: Some(&head), now: info.start + Duration::from_millis(20), ..context(&info) };
+    let connection = StreamInfo { protocol: None, response_code: 0, ..self::info() };
+    let tcp = context(&connection);
+    let header = |name: &str| {
+        let value = HeaderMatch::Present(true);
+        AccessLogFilter::Header(HeaderMatcher { name: name.into(), value, invert: false, treat_missing_as_empty: false })
+    };
+    // Without a gRPC status of its own a request counts by its HTTP status: 404 is UNIMPLEMENTED.
+    let grpc = |statuses: &[u32], exclude| AccessLogFilter::GrpcStatus { statuses: statuses.to_vec(), exclude };
+    for (filter, of_request, of_tcp) in [
+        (AccessLogFilter::StatusNot(404), false, true),
+        (AccessLogFilter::DurationEquals(20), true, false),
+        (AccessLogFilter::DurationAtMost(19), false, true),
+        (AccessLogFilter::DurationNot(20), false, true),
+        (AccessLogFilter::Share(Fraction::ALL), true, true),
+        (AccessLogFilter::Share(Fraction::NONE), false, false),
+        (header("x-log"), true, false),
+        (header("x-none"), false, false),
+        (grpc(&[12], false), true, false),
+        (grpc(&[12], true), false, true),
+        (AccessLogFilter::Http(true), true, false),
+        (AccessLogFilter::Http(false), false, true),
+        (AccessLogFilter::And(Vec::new()), true, true),
+        (AccessLogFilter::Or(Vec::new()), false, false),
+    ] {
+        let compiled = Filter::compile(&filter).unwrap();
+        assert_eq!((compiled.matches(&request), compiled.matches(&tcp)), (of_request, of_tcp), "{filter:?}");
+    }
+}
+
 /// A pipe as a log file: nothing is written on while nobody reads.
 fn pipe() -> (std::io::PipeReader, std::io::PipeWriter, PathBuf) {
     let (reader, end) = std::io::pipe().unwrap();

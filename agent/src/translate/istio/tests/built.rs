@@ -98,6 +98,8 @@ fn http(http: &HttpConnectionManager) -> Value {
         "filters": http.filters.iter().map(|filter| match filter {
             HttpFilter::JwtAuthn(jwt) => super::jwt::filter(jwt),
             HttpFilter::Rbac(rbac) => super::rbac::filter(rbac),
+            HttpFilter::ExtAuthz(authz) => json!(authz.name),
+            HttpFilter::LocalRateLimit(limit) => json!(limit.name),
             HttpFilter::Fault => json!("envoy.filters.http.fault"),
             HttpFilter::Cors => json!("envoy.filters.http.cors"),
             HttpFilter::Alpn(alpn) => {
@@ -319,6 +321,7 @@ fn socket(socket: &TransportSocket) -> Value {
         CertificateSource::Secret(name) => name.clone(),
         CertificateSource::System => "file-root:system".to_owned(),
         CertificateSource::Files { certificates, .. } => format!("file-root:{}", certificates.display()),
+        CertificateSource::Inline { .. } => panic!("istiod writes no certificates inline"),
     };
     json!({
         "sni": tls.sni,
