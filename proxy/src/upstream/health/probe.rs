@@ -90,7 +90,7 @@ impl Prober {
         let connected = self.connect().await?;
         let info = Rc::new(connected.info);
         let http = if http2 {
-            Http::H2(H2Connection::handshake(connected.stream, || ()).await.map_err(|error| network(&error))?, info)
+            Http::H2(H2Connection::open(connected.stream, || ()), info)
         } else {
             Http::H1(ClientConnection::new(connected.stream, Rc::new(ClientOptions::default())), info)
         };
