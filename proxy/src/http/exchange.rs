@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use h2::Reason;
 use http::{Method, StatusCode};
 
 use super::body::BodySize;
@@ -15,6 +14,7 @@ use super::ext_authz::HeaderWrite;
 use super::filter::Verdict;
 use super::forward;
 use super::forwarding::Overrides;
+use super::h2::Reason;
 use super::head::{Headers, RequestHead, ResponseHead, Version};
 use super::local_reply::LocalReply;
 use super::manager::Connection;
