@@ -75,11 +75,14 @@ impl ResponseFlags {
         self.0
     }
 
-    /// Short names in the order of an HTTP log: Envoy sets URX before the flag of the last failure.
+    /// Short names in the order of an HTTP log: Envoy decides about a retry, URX or UO, before it notes the last failure.
     pub fn short_names(self) -> impl Iterator<Item = &'static str> {
-        let urx = self.intersects(Self::UPSTREAM_RETRY_LIMIT_EXCEEDED).then_some("URX");
-        let rest = Self(self.0 & !Self::UPSTREAM_RETRY_LIMIT_EXCEEDED.0);
-        urx.into_iter().chain(Self::TABLE.iter().filter(move |(flag, _)| rest.intersects(*flag)).map(|(_, short)| *short))
+        let early = Self(self.0 & (Self::UPSTREAM_RETRY_LIMIT_EXCEEDED | Self::UPSTREAM_OVERFLOW).0);
+        let urx = early.intersects(Self::UPSTREAM_RETRY_LIMIT_EXCEEDED).then_some("URX");
+        let uo = early.intersects(Self::UPSTREAM_OVERFLOW).then_some("UO");
+        let rest = Self(self.0 & !early.0);
+        let rest = Self::TABLE.iter().filter(move |(flag, _)| rest.intersects(*flag)).map(|(_, short)| *short);
+        urx.into_iter().chain(uo).chain(rest)
     }
 
     /// Short names in the order of a TCP log, where URX comes after UF.
@@ -126,6 +129,8 @@ mod tests {
         let both = ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
         assert_eq!(both.to_string(), "URX,UF");
         assert_eq!(both.short_names_tcp().collect::<Vec<_>>(), ["UF", "URX"]);
+        let refused = ResponseFlags::UPSTREAM_CONNECTION_TERMINATION | ResponseFlags::UPSTREAM_OVERFLOW;
+        assert_eq!(refused.to_string(), "UO,UC", "a retry that the breaker refused");
         assert_eq!(ResponseFlags::NONE.to_string(), "-");
         assert_eq!(ResponseFlags::from_short_name("NR"), Some(ResponseFlags::NO_ROUTE_FOUND));
     }

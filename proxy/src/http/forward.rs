@@ -568,6 +568,7 @@ pub(super) fn health_status(head: &ResponseHead) -> u16 {
     let grpc = head.headers.get(Known::GrpcStatus).and_then(|status| std::str::from_utf8(status).ok()?.parse::<u16>().ok());
     match grpc {
         Some(0) | None => head.status.as_u16(),
+        Some(12) => 501,
         Some(14) => 503,
         Some(4) => 504,
         Some(2 | 13 | 15) => 500,
