@@ -15,7 +15,7 @@ use super::exchange::{Exchange, Outcome};
 use super::forwarding::{Timeouts, set_upstream_service_time};
 use super::h2::Reason;
 use super::head::{HeaderName, Known, RequestHead, ResponseHead};
-use super::pipe::{Pump, PumpError, Sink};
+use super::pipe::{Pump, PumpError, Sink, Source};
 use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::retry::Retries;
@@ -476,6 +476,7 @@ impl Attempts<'_> {
             return Err(unasked());
         }
         self.finish_head();
+        self.exchange.info.bytes_received = self.body.received();
         if let Ok(mut sink) = self.out.head(&self.exchange.response, BodySize::Empty, false) {
             send_all(&mut sink, Cow::Borrowed(b"")).await;
         }
@@ -485,8 +486,16 @@ impl Attempts<'_> {
 
     /// Sends the response downstream while the rest of the request may still go up.
     async fn stream_response(&mut self, upstream: &mut Upstream, upload: &mut Pump) {
-        let (mut source, size) = upstream.take_response(self.exchange.request.method == Method::HEAD, &self.exchange.response);
+        let (mut source, mut size) =
+            upstream.take_response(self.exchange.request.method == Method::HEAD, &self.exchange.response);
+        let refused = self.exchange.refuse_handshake();
+        if refused {
+            (source, size) = (Source::Empty, BodySize::Known(0));
+        }
         self.finish_head();
+        if refused {
+            self.exchange.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
+        }
         let close = self.exchange.must_close(self.body, self.out);
         let mut download = Pump::new(size);
         let failure = match self.out.head(&self.exchange.response, size, close) {
@@ -527,7 +536,8 @@ impl Attempts<'_> {
     fn finish_head(&mut self) {
         let exchange = &mut *self.exchange;
         // Envoy leaves the time out where there is none to tell: of upgrades, and of answers that came before the request's end.
-        if let (Some(end), Some(start)) = (exchange.info.request_end, exchange.info.response_start) {
+        let told = !exchange.wants_upgrade && !exchange.connection.manager.config.suppress_envoy_headers;
+        if let (Some(end), Some(start), true) = (exchange.info.request_end, exchange.info.response_start, told) {
             set_upstream_service_time(&mut exchange.response, start.duration_since(end));
         }
         let (route, choice) = (&**self.found.route, Some(self.choice));

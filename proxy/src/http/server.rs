@@ -23,8 +23,10 @@ use crate::drain::FIRST_REQUEST_GRACE;
 use crate::error::{ErrorKind, Reply};
 use crate::net;
 
-/// How an HTTP/2 connection begins (RFC 9113 §3.4), as far as Envoy looks before it is sure.
-const PREFACE: &[u8] = b"PRI * HTTP/2";
+/// How an HTTP/2 connection begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// From here on it can be nothing else for Envoy, and what goes on differently is closed without a word.
+const CERTAIN: usize = "PRI * HTTP/2".len();
 
 /// Serves a connection until it closes.
 pub async fn serve(connection: Rc<Connection>, stream: net::Stream, alpn: Option<&[u8]>) {
@@ -53,7 +55,7 @@ async fn detect(connection: &Connection, mut stream: net::Stream, idle: Option<D
     let mut seen = Vec::new();
     let read = async {
         loop {
-            // No longer than that: what else has come stays in the kernel for the codec.
+            // No longer than the preface: what else has come stays in the kernel for the codec.
             let mut chunk = [0; PREFACE.len()];
             match stream.read(&mut chunk[seen.len()..]).await {
                 Ok(0) | Err(_) => return None,
@@ -63,7 +65,7 @@ async fn detect(connection: &Connection, mut stream: net::Stream, idle: Option<D
                 return Some(Codec::Http2);
             }
             if !PREFACE.starts_with(&seen) {
-                return Some(Codec::Http1);
+                return (!seen.starts_with(&PREFACE[..CERTAIN])).then_some(Codec::Http1);
             }
         }
     };

@@ -6,8 +6,10 @@ use bytes::BytesMut;
 
 use super::exchange::Exchange;
 use super::h1::server::ServerConnection;
+use super::head::Known;
+use crate::error::{ErrorKind, Side};
 use crate::flags::ResponseFlags;
-use crate::tcp::copy::{End, Limits, copy_both_ways};
+use crate::tcp::copy::{Copying, End, Limits};
 use crate::upstream::OpenConnection;
 use crate::upstream::connect::Connected;
 use crate::upstream::pool::Http1Lease;
@@ -39,6 +41,7 @@ impl Tunnel {
     /// Copies until both sides have finished; the exchange counts the bytes. `downstream` must be the last handle of its connection.
     pub async fn run(self, downstream: ServerConnection, exchange: &mut Exchange) {
         let Ok((mut down, early_up)) = downstream.into_parts() else { return };
+        let dialled = matches!(self.upstream, Upstream::Dialled(..));
         let (mut up, early_down, _permit) = match self.upstream {
             Upstream::Upgraded(lease) => match lease.into_parts() {
                 Some(parts) => parts,
@@ -48,12 +51,40 @@ impl Tunnel {
         };
         let limits = Limits { idle: self.idle, max_duration: None };
         let info = &mut exchange.info;
-        let early = (early_up, early_down);
-        match copy_both_ways(&mut down, &mut up, early, limits, &mut info.bytes_received, &mut info.bytes_sent).await {
-            End::Finished | End::MaxDuration | End::Paused => {}
-            End::Idle => info.flags |= ResponseFlags::STREAM_IDLE_TIMEOUT,
-            End::Downstream(_) => info.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-            End::Upstream(_) => info.flags |= ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+        info.bytes_received += early_up.len() as u64;
+        info.bytes_sent += early_down.len() as u64;
+        let mut copying = Copying::new((early_up, early_down));
+        let end = copying.run(&mut down, &mut up, limits, None, &mut info.bytes_received, &mut info.bytes_sent).await;
+        // Envoy's words for who hung up first. The end of what a CONNECT dialled is an end like any other.
+        let closed = ErrorKind::DownstreamClosed.reply(None, false);
+        match (end, copying.first_ended()) {
+            (End::Finished, Some(Side::Upstream)) if dialled => {}
+            (End::Finished, None) | (End::MaxDuration | End::Paused, _) => {}
+            (End::Downstream(_), _) | (End::Finished, Some(Side::Downstream | Side::Local)) => {
+                info.flags |= closed.flag;
+                info.details = closed.details;
+            }
+            (End::Upstream(_), _) | (End::Finished, Some(Side::Upstream)) => {
+                info.flags |= ResponseFlags::UPSTREAM_CONNECTION_TERMINATION;
+                info.details = "upstream_reset_after_response_started{connection_termination}".into();
+            }
+            (End::Idle, _) => {
+                let idle = ErrorKind::StreamIdle { request_complete: true }.reply(None, false);
+                info.flags |= idle.flag;
+                info.details = idle.details;
+            }
         }
+    }
+}
+
+impl Exchange {
+    /// Whether the response refuses an upgrade with a status that is no error. As Envoy, its body is left out then: what follows
+    /// could be taken for the tunnel.
+    pub(super) fn refuse_handshake(&mut self) -> bool {
+        let refused = self.wants_upgrade && self.response.status.as_u16() < 400;
+        if refused {
+            self.response.headers.retain(|id, _, _| !matches!(id, Known::ContentLength | Known::ContentType));
+        }
+        refused
     }
 }

@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::error::Side;
 use crate::net::Stream;
 
 const SCRATCH: usize = 64 * 1024;
@@ -153,6 +154,7 @@ pub struct Copying {
     down: Direction,
     start: Instant,
     last: Instant,
+    first_ended: Option<Side>,
 }
 
 impl Copying {
@@ -161,7 +163,12 @@ impl Copying {
         let now = Instant::now();
         let up = Direction { rest: early.0, ..Direction::default() };
         let down = Direction { rest: early.1, ..Direction::default() };
-        Self { up, down, start: now, last: now }
+        Self { up, down, start: now, last: now, first_ended: None }
+    }
+
+    /// Which side finished first, if one has.
+    pub fn first_ended(&self) -> Option<Side> {
+        self.first_ended
     }
 
     /// As [`copy_both_ways`], and comes back with [`End::Paused`] at `pause`.
@@ -183,6 +190,7 @@ impl Copying {
         };
         let mut sleep = until(self.last).map(|(at, _)| Box::pin(tokio::time::sleep_until(at)));
         let (up, down, last) = (&mut self.up, &mut self.down, &mut self.last);
+        let first = &mut self.first_ended;
         poll_fn(|cx| {
             let before = up.activity + down.activity;
             let up_end = up.poll(cx, downstream, upstream, received);
@@ -198,6 +206,9 @@ impl Copying {
                 _ => {}
             }
             let (up_done, down_done) = (up_end.is_ready(), down_end.is_ready());
+            if first.is_none() && (up_done || down_done) {
+                *first = Some(if up_done { Side::Downstream } else { Side::Upstream });
+            }
             if up_done && (down_done || up.truncated) || down_done && down.truncated {
                 return Poll::Ready(End::Finished);
             }

@@ -65,18 +65,12 @@ fn nominated(head: &mut RequestHead, upgrade: bool) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// TE says `trailers` or nothing.
+/// TE says `trailers` or nothing; Envoy takes the word to the letter.
 fn sanitize_te(head: &mut RequestHead) {
-    if !head.headers.contains(Known::Te) {
-        return;
-    }
-    let is_trailers = |token: &[u8]| {
-        let name = token.split(|b| *b == b';').next().unwrap_or_default();
-        name.trim_ascii().eq_ignore_ascii_case(b"trailers")
-    };
-    if tokens(head, Known::Te).any(is_trailers) {
+    let Some(te) = head.headers.get(Known::Te) else { return };
+    if tokens(head, Known::Te).any(|token| token == b"trailers") {
         head.headers.set(Known::Te, b"trailers");
-    } else {
+    } else if !te.is_empty() {
         head.headers.remove(Known::Te);
     }
 }

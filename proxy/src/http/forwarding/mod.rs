@@ -183,7 +183,17 @@ struct Seen {
 }
 
 impl Seen {
-    const JOINED: [Known; 7] = [
+    /// What Envoy keeps as one value each, as far as we know the names.
+    const JOINED: [Known; 16] = [
+        Known::Accept,
+        Known::AccessControlRequestMethod,
+        Known::Authorization,
+        Known::ContentType,
+        Known::Expect,
+        Known::GrpcTimeout,
+        Known::Origin,
+        Known::UserAgent,
+        Known::Via,
         Known::XForwardedFor,
         Known::XForwardedProto,
         Known::XForwardedHost,
@@ -218,7 +228,7 @@ impl Seen {
         self.known & Self::bit(id) != 0
     }
 
-    /// Repeated forwarding headers become one line with a comma, as everything that reads them expects.
+    /// Repeated headers of these names become one line with a comma, as everything that reads them expects.
     fn join_repeated(&self, head: &mut RequestHead) {
         if self.repeated == 0 {
             return;
