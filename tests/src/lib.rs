@@ -3,7 +3,7 @@
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
 //! - [`istiod`]: a control plane that says what a test makes it say.
-//! - [`apps`]: the applications behind them; [`http`], [`http2`] and [`tls`]: clients that can misbehave.
+//! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`] and [`tls`]: clients that can misbehave.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
@@ -15,6 +15,7 @@ pub mod istiod;
 pub mod mesh;
 pub mod metrics;
 pub mod network;
+pub mod raw;
 pub mod skiff;
 pub mod tls;
 pub mod wait;
