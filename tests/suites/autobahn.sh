@@ -56,5 +56,6 @@ cat >"$work/spec.json" <<SPEC
  "exclude-cases": [], "exclude-agent-cases": {}}
 SPEC
 rm -rf "$home/reports"
-(cd "$work" && "$home/suite/bin/wstest" -m fuzzingclient -s "$work/spec.json" >"$work/suite.log" 2>&1) || { tail -20 "$work/suite.log" >&2; exit 2; }
+(cd "$work" && "$home/suite/bin/wstest" -m fuzzingclient -s "$work/spec.json" >"$work/suite.log" 2>&1) || true
+[ -f "$home/reports/index.json" ] || { tail -20 "$work/suite.log" >&2; exit 2; }
 python3 "$root/tests/suites/autobahn_compare.py" "$home/reports/index.json"

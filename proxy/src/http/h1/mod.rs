@@ -10,4 +10,6 @@ pub mod encode;
 pub mod head;
 pub(in crate::http) mod io;
 mod probe;
+#[cfg(test)]
+mod recorded;
 pub mod server;
