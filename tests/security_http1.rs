@@ -132,16 +132,16 @@ async fn s01_to_s17_heads_that_could_be_read_in_two_ways_reach_nobody() {
         });
         let line = AccessLogLine::parse(&lines.await[number]);
         let logged = [line.get("response_code"), line.get("response_code_details"), line.get("upstream_host")];
-        if logged != [status.to_string().as_str(), details, "-"] {
+        if logged != [status.to_string().as_str(), *details, "-"] {
             faults.push(format!("S{row} {request:?}: logged {logged:?}"));
         }
     }
     assert!(faults.is_empty(), "{faults:#?}");
     assert!(door.app.requests().is_empty());
-    let of = |status: u16| REFUSED.iter().filter(|refused| refused.2 == status).count() as f64;
     for status in [400, 426, 501] {
+        let refused = u32::try_from(REFUSED.iter().filter(|refused| refused.2 == status).count()).unwrap();
         let counted = door.requests(&[("response_code", &status.to_string()), ("reporter", "destination")]).await;
-        assert_eq!(counted, of(status), "{status}");
+        assert_eq!(counted, f64::from(refused), "{status}");
     }
 }
 

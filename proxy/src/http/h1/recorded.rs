@@ -91,6 +91,8 @@ fn four_hundred_recorded_requests_are_taken_and_refused_as_by_envoy() {
             if verdict.as_ref().map(|(_, details)| details.as_str()) != Some(*details) {
                 faults.push(format!("{}: {verdict:?}, meant to be {details}", case.name));
             }
+        } else if case.status == 0 && verdict.as_ref().is_none_or(|(status, _)| *status == 0) {
+            // Nobody said anything until the caller left: we, too, wait for more, be it of a head or of a body.
         } else if verdict != expected {
             faults.push(format!("{}: {verdict:?}, recorded {expected:?}", case.name));
         } else if let Some(fields) = case.fields.as_ref().filter(|_| !JOINED_LATER.contains(&case.name.as_str())) {
