@@ -273,7 +273,12 @@ async fn a_caller_that_has_said_everything_still_gets_its_answer() {
     caller.0.shutdown().await.unwrap();
     bookinfo.app.arrived("/hold").await;
     bookinfo.app.release();
-    assert_eq!(caller.answer().await.unwrap().status, 200);
+    let mut answer = caller.answer().await.unwrap();
+    if answer.status == 100 {
+        // Took longer than the sidecar waits before it asks whether the caller is still there.
+        answer = caller.answer().await.unwrap();
+    }
+    assert_eq!(answer.status, 200);
     let (ratings, details) = bookinfo.lines("id-half").await;
     for line in [ratings, details] {
         line.assert(&[("response_code", "200"), ("response_flags", "-")]);

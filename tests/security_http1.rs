@@ -149,7 +149,8 @@ async fn s01_to_s17_heads_that_could_be_read_in_two_ways_reach_nobody() {
 async fn s05_s06_malformed_chunks_end_the_request_here_and_upstream() {
     let door = echoing().await;
     let chunked = "POST /chunks HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n";
-    let sizes = ["3;a\nb\r\nabc\r\n", "3\nabc\r\n", "0x3\r\nabc\r\n", "-1\r\nabc\r\n", "ffffffffffffffff1\r\nabc\r\n", "3\r\nabcde\r\n"];
+    let sizes =
+        ["3;a\nb\r\nabc\r\n", "3\nabc\r\n", "0x3\r\nabc\r\n", "-1\r\nabc\r\n", "ffffffffffffffff1\r\nabc\r\n", "3\r\nabcde\r\n"];
     for (number, size) in sizes.into_iter().enumerate() {
         let answer = door.ask(bytes(&format!("{chunked}{size}0\r\n\r\n"))).await;
         assert_eq!((answer.status, answer.text().as_str()), (400, "Bad Request"), "{size:?}");
@@ -245,7 +246,8 @@ async fn s30_s31_a_tunnel_needs_both_sides_to_agree() {
     door.line("/refused").await.assert(&[("response_code_details", "websocket_handshake_unsuccessful"), ("bytes_sent", "0")]);
     assert!(!door.app.text().contains("smuggled"), "{}", door.app.text());
 
-    let door = scripted(vec![Script::Say(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n")]).await;
+    let door =
+        scripted(vec![Script::Say(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n")]).await;
     assert_eq!(door.ask("GET /unasked HTTP/1.1\r\nHost: details\r\n\r\n").await.status, 502);
     door.line("/unasked").await.assert(&[("response_flags", "UPE"), ("response_code", "502")]);
     assert_eq!(door.requests(&[("response_code", "502"), ("response_flags", "UPE")]).await, 1.0);
@@ -288,7 +290,8 @@ async fn s32_connect_without_a_route_opens_nothing() {
 
 #[tokio::test]
 async fn s33_s34_interim_answers_are_relayed_and_none_is_made_up() {
-    let interim: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
+    let interim: &[u8] =
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
                            HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let door = scripted(vec![Script::Say(interim)]).await;
     let mut connection = door.connect().await;
