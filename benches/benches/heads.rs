@@ -5,7 +5,7 @@ use std::rc::Rc;
 use criterion::{BatchSize, Criterion};
 use skiff_proxy::config::{HttpConnectionManager, RouteConfiguration, RouteSource, TrafficDirection};
 use skiff_proxy::http::body::BodySize;
-use skiff_proxy::http::forwarding::{Forwarding, prepare_request, prepare_response};
+use skiff_proxy::http::forwarding::{Asked, Forwarding, prepare_request, prepare_response};
 use skiff_proxy::http::h1::encode::{HeaderCase, WriteHead, encode_request, encode_response};
 use skiff_proxy::http::h1::head::{HeadLimits, RequestKind, parse_request, parse_response};
 use skiff_proxy::http::head::{RequestHead, ResponseHead};
@@ -76,7 +76,7 @@ fn forwarding(criterion: &mut Criterion) {
     });
     criterion.bench_function("heads/prepare a response", |bench| {
         let prepare = |mut head: ResponseHead| {
-            prepare_response(&mut head, Some(&request), false, &forwarding);
+            prepare_response(&mut head, Some(&request), Asked::default(), &forwarding);
             head
         };
         bench.iter_batched(|| response.clone(), prepare, BatchSize::SmallInput);

@@ -60,6 +60,13 @@ pub enum ErrorKind {
     Timeout,
     /// One attempt's time-out.
     PerTryTimeout,
+    /// Nothing happened within an attempt for too long.
+    PerTryIdleTimeout,
+    /// The attempt took longer than the cluster allows (`max_stream_duration`), the request not finished (408) or finished (504).
+    UpstreamMaxStreamDuration {
+        /// Whether the request had been received.
+        request_complete: bool,
+    },
     /// The stream was idle too long, the request not finished (408) or finished (504).
     StreamIdle {
         /// Whether the request had been received.
@@ -130,7 +137,9 @@ impl Error {
             | K::UpstreamRefused
             | K::UpstreamProtocol
             | K::Timeout
-            | K::PerTryTimeout => Side::Upstream,
+            | K::PerTryTimeout
+            | K::PerTryIdleTimeout
+            | K::UpstreamMaxStreamDuration { .. } => Side::Upstream,
             K::StreamIdle { .. }
             | K::RequestTimeout
             | K::HeaderTimeout
@@ -157,9 +166,26 @@ pub struct Reply {
     pub details: Cow<'static, str>,
     /// An `x-envoy-*` header that tells the caller more; its value is `true`.
     pub header: Option<&'static str>,
+    /// gRPC status, when it is not the one that follows from the HTTP status.
+    pub grpc_status: Option<u32>,
 }
 
 impl ErrorKind {
+    /// A time-out of one attempt.
+    pub fn is_try_timeout(self) -> bool {
+        matches!(self, Self::PerTryTimeout | Self::PerTryIdleTimeout)
+    }
+
+    /// A deadline that ends one attempt only.
+    pub fn is_of_attempt(self) -> bool {
+        self.is_try_timeout() || matches!(self, Self::UpstreamMaxStreamDuration { .. })
+    }
+
+    /// The upstream did not answer in the time that the router gives it.
+    pub fn is_upstream_timeout(self) -> bool {
+        self.is_try_timeout() || self == Self::Timeout
+    }
+
     /// Envoy's reason inside `upstream_reset_before_response_started{…}` and in the body of a 503.
     pub fn reset_reason(self) -> Option<&'static str> {
         match self {
@@ -176,6 +202,8 @@ impl ErrorKind {
             | Self::DropOverload { .. }
             | Self::Timeout
             | Self::PerTryTimeout
+            | Self::PerTryIdleTimeout
+            | Self::UpstreamMaxStreamDuration { .. }
             | Self::StreamIdle { .. }
             | Self::RequestTimeout
             | Self::HeaderTimeout
@@ -198,6 +226,7 @@ impl ErrorKind {
             flag,
             details: details.into(),
             header: None,
+            grpc_status: None,
         };
         let reset = |status, flag| upstream_reset(status, flag, self.reset_reason().unwrap_or_default(), transport, retried);
         match self {
@@ -220,17 +249,25 @@ impl ErrorKind {
             Self::PerTryTimeout => {
                 fixed(504, "upstream request timeout", F::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_timeout")
             }
+            Self::PerTryIdleTimeout => {
+                fixed(504, "upstream request timeout", F::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_idle_timeout")
+            }
+            Self::UpstreamMaxStreamDuration { request_complete } => fixed(
+                if request_complete { 504 } else { 408 },
+                "upstream max stream duration reached",
+                F::UPSTREAM_MAX_STREAM_DURATION,
+                "upstream_max_stream_duration_reached",
+            ),
             Self::StreamIdle { request_complete } => {
                 fixed(if request_complete { 504 } else { 408 }, "stream timeout", F::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             }
             Self::RequestTimeout => fixed(408, "request timeout", F::NONE, "request_overall_timeout"),
             Self::HeaderTimeout => fixed(408, "request header timeout", F::NONE, "request_header_timeout"),
-            Self::MaxStreamDuration { request_complete } => fixed(
-                if request_complete { 504 } else { 408 },
-                "downstream duration timeout",
-                F::UPSTREAM_MAX_STREAM_DURATION,
-                "max_duration_timeout",
-            ),
+            Self::MaxStreamDuration { request_complete } => Reply {
+                // DEADLINE_EXCEEDED: the only local reply that Envoy gives it to.
+                grpc_status: Some(4),
+                ..fixed(if request_complete { 504 } else { 408 }, "downstream duration timeout", F::NONE, "max_duration_timeout")
+            },
             Self::DownstreamClosed => fixed(0, "", F::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
             Self::DownstreamReset => fixed(0, "", F::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
             Self::DownstreamProtocol => fixed(400, "Bad Request", F::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error"),
@@ -253,7 +290,7 @@ fn upstream_reset(status: u16, flag: ResponseFlags, reason: &str, transport: Opt
         details.extend(transport.chars().map(|c| if c.is_whitespace() { '_' } else { c }));
     }
     details.push('}');
-    Reply { status, body: body.into(), flag, details: details.into(), header: None }
+    Reply { status, body: body.into(), flag, details: details.into(), header: None, grpc_status: None }
 }
 
 /// HTTP status to gRPC status, for local replies to gRPC callers (Envoy's mapping).

@@ -55,8 +55,9 @@ pub use rate_limit::{LocalRateLimit, RateLimitAction, RateLimitDescriptor, RateL
 pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use route::{
     AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,
-    HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, Redirect, RedirectPath, RetryOn, RetryPolicy, Route,
-    RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
+    HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect, RedirectPath, ResetFormat,
+    ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost,
+    WeightedCluster,
 };
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
 pub use tls::{

@@ -35,6 +35,8 @@ pub struct VirtualHost {
     pub include_request_attempt_count: bool,
     /// Adds it to responses.
     pub include_attempt_count_in_response: bool,
+    /// Adds `x-envoy-is-timeout-retry` to retries (Envoy `include_is_timeout_retry_header`).
+    pub include_is_timeout_retry: bool,
     /// Requests whose x-forwarded-proto is not `https` are redirected (Envoy `require_tls: ALL`, Istio `httpsRedirect`).
     pub require_tls: bool,
     /// For routes that have none of their own.
@@ -191,13 +193,19 @@ pub struct RouteAction {
     pub idle_timeout: Option<Duration>,
     /// Life of the stream; overrides the listener's. `Some(ZERO)` is off.
     pub max_stream_duration: Option<Duration>,
-    /// Honour `grpc-timeout` up to this; `Some(ZERO)` is without a cap.
+    /// Honour `grpc-timeout` up to this as the life of the stream; `Some(ZERO)` is without a cap.
     pub grpc_timeout_header_max: Option<Duration>,
+    /// Taken off what `grpc-timeout` asks for by [`Self::grpc_timeout_header_max`].
+    pub grpc_timeout_header_offset: Option<Duration>,
     /// On gRPC requests `grpc-timeout` up to this takes the place of [`Self::timeout`]; without the header this does.
     /// `Some(ZERO)` is without a cap (Envoy's deprecated `max_grpc_timeout`, which istiod still sends).
     pub max_grpc_timeout: Option<Duration>,
+    /// Taken off what `grpc-timeout` asks for by [`Self::max_grpc_timeout`], unless nothing were left.
+    pub grpc_timeout_offset: Option<Duration>,
     /// Retries.
     pub retry: Option<RetryPolicy>,
+    /// Bytes of a request body that are kept for retries, at most 1 MiB (Envoy `request_body_buffer_limit`).
+    pub request_body_buffer_limit: Option<u64>,
     /// Path on its way upstream.
     pub path_rewrite: Option<PathRewrite>,
     /// Host on its way upstream.
@@ -223,8 +231,11 @@ impl RouteAction {
             idle_timeout: None,
             max_stream_duration: None,
             grpc_timeout_header_max: None,
+            grpc_timeout_header_offset: None,
             max_grpc_timeout: None,
+            grpc_timeout_offset: None,
             retry: None,
+            request_body_buffer_limit: None,
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
@@ -267,6 +278,8 @@ pub struct Mirror {
     pub cluster: String,
     /// How many of the requests.
     pub fraction: Fraction,
+    /// The host of the copy stays as it is, where Envoy otherwise appends `-shadow`.
+    pub keeps_host: bool,
 }
 
 /// What a request is hashed by.
@@ -398,17 +411,21 @@ pub struct RetryOn {
     pub refused_stream: bool,
     /// `retriable-4xx`: 409.
     pub retriable_4xx: bool,
-    /// `retriable-status-codes`, with the codes.
+    /// `retriable-status-codes`.
+    pub retriable_status_codes: bool,
+    /// The codes, which count where [`Self::retriable_status_codes`] says so.
     pub status_codes: Vec<u16>,
-    /// `retriable-headers`.
+    /// `retriable-headers`: those of [`RetryPolicy::retriable_headers`].
+    pub retriable_headers: bool,
+    /// `envoy-ratelimited`: `x-envoy-ratelimited`, which is never retried otherwise.
     pub envoy_ratelimited: bool,
     /// gRPC statuses in headers: `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable` as codes.
     pub grpc_statuses: Vec<u16>,
 }
 
 impl RetryOn {
-    /// Adds the condition of one HTTP word of Envoy's list; whether it is one. `retriable-status-codes` takes its codes from
-    /// elsewhere and is the caller's business.
+    /// Adds the condition of one HTTP word of Envoy's `retry_on` list; whether it is one. The codes of `retriable-status-codes`
+    /// come from elsewhere.
     pub fn add_word(&mut self, word: &str) -> bool {
         match word {
             "5xx" => self.server_error = true,
@@ -419,10 +436,55 @@ impl RetryOn {
             "refused-stream" => self.refused_stream = true,
             "retriable-4xx" => self.retriable_4xx = true,
             "envoy-ratelimited" => self.envoy_ratelimited = true,
+            "retriable-status-codes" => self.retriable_status_codes = true,
+            "retriable-headers" => self.retriable_headers = true,
+            // HTTP/3 is not spoken.
+            "http3-post-connect-failure" => {}
             _ => return false,
         }
         true
     }
+
+    /// Adds the condition of one gRPC word; whether it is one.
+    pub fn add_grpc_word(&mut self, word: &str) -> bool {
+        let status = match word {
+            "cancelled" => 1,
+            "deadline-exceeded" => 4,
+            "resource-exhausted" => 8,
+            "internal" => 13,
+            "unavailable" => 14,
+            _ => return false,
+        };
+        self.grpc_statuses.push(status);
+        true
+    }
+}
+
+/// Back-off that follows what a response asks for (Envoy `RateLimitedRetryBackOff`).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RateLimitedBackOff {
+    /// Looked for in this order; the first that can be read counts.
+    pub reset_headers: Vec<ResetHeader>,
+    /// Longer waits are not taken from a response (Envoy: 300 s).
+    pub max_interval: Duration,
+}
+
+/// A header that says when to come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ResetHeader {
+    /// Lower-case name.
+    pub name: String,
+    /// What its number means.
+    pub format: ResetFormat,
+}
+
+/// The meaning of a reset header's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum ResetFormat {
+    /// Seconds from now.
+    Seconds,
+    /// Seconds since 1970.
+    UnixTimestamp,
 }
 
 /// How failed attempts are repeated.
@@ -440,6 +502,12 @@ pub struct RetryPolicy {
     pub base_interval: Duration,
     /// Cap of the interval (Envoy: 10 times the base).
     pub max_interval: Duration,
+    /// Responses may say when to come back (`rate_limited_retry_back_off`).
+    pub rate_limited: Option<RateLimitedBackOff>,
+    /// Responses with one of these headers are repeated, where [`RetryOn::retriable_headers`] says so.
+    pub retriable_headers: Vec<HeaderMatcher>,
+    /// Only requests with one of these headers are repeated; empty: all.
+    pub retriable_request_headers: Vec<HeaderMatcher>,
     /// How often another host is looked for, so that a retry avoids the hosts that failed (`previous_hosts`); 0 does not.
     pub host_selection_attempts: u32,
 }
@@ -453,6 +521,9 @@ impl Default for RetryPolicy {
             per_try_idle_timeout: None,
             base_interval: Duration::from_millis(25),
             max_interval: Duration::from_millis(250),
+            rate_limited: None,
+            retriable_headers: Vec::new(),
+            retriable_request_headers: Vec::new(),
             host_selection_attempts: 0,
         }
     }
@@ -462,7 +533,13 @@ impl RetryPolicy {
     /// What istiod gives every outbound route: two retries on another host for failures before a request could have an effect.
     pub fn istio_default() -> Self {
         Self {
-            retry_on: RetryOn { connect_failure: true, refused_stream: true, grpc_statuses: vec![14, 1], ..RetryOn::default() },
+            retry_on: RetryOn {
+                connect_failure: true,
+                refused_stream: true,
+                retriable_status_codes: true,
+                grpc_statuses: vec![14, 1],
+                ..RetryOn::default()
+            },
             num_retries: 2,
             host_selection_attempts: 5,
             ..Self::default()

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::StatusCode;
 
 use super::exchange::{Exchange, Outcome};
-use super::forward::send_all;
+use super::pipe::send_all;
 use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::route::{ClusterChoice, RouteMatch};

@@ -16,11 +16,12 @@ use super::forward;
 use super::forwarding::Overrides;
 use super::h2::Reason;
 use super::head::{Headers, RequestHead, ResponseHead, Version};
-use super::local_reply::LocalReply;
+use super::local_reply::{LocalReply, Mutations};
 use super::manager::Connection;
+use super::pipe::send_all;
 use super::request_body::RequestBody;
 use super::responder::Responder;
-use super::route::{Action, ClusterChoice, Route};
+use super::route::{Action, ClusterChoice, HeaderMutations, Route};
 use super::upgrade::Tunnel;
 use crate::error::{ErrorKind, Reply};
 use crate::stream_info::{FormatContext, StreamInfo};
@@ -46,8 +47,14 @@ pub struct Exchange {
     pub endpoint: Option<Arc<Endpoint>>,
     /// What a trusted caller asks for with x-envoy-* headers.
     pub overrides: Option<Box<Overrides>>,
+    /// What the chosen cluster's share of the route does to headers.
+    pub choice_mutations: Option<Arc<HeaderMutations>>,
+    /// Routes may be looked for.
+    pub routable: bool,
     /// The request asks for an upgrade.
     pub wants_upgrade: bool,
+    /// The response carries the request's id (`x-envoy-force-trace`).
+    pub tells_request_id: bool,
     /// The HTTP/1 connection must be closed after this response.
     pub close: bool,
     /// The head broke the protocol: like Envoy, the log tells nothing of it.
@@ -77,7 +84,7 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
     let mut from = 0;
     let (found, route, chosen) = loop {
         // Chosen before the filters: what they refuse is logged with the cluster that it would have gone to.
-        let found = routes.find(&exchange.request);
+        let found = if exchange.routable { routes.find(&exchange.request) } else { None };
         let route = found.map(|found| &**found.route);
         let chosen = exchange.choose(route);
         match manager.filters.request(exchange, route, &mut body, from).await {
@@ -94,7 +101,8 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
         Action::Redirect(redirect) => {
             let location = found.route.redirect_location(&exchange.request).unwrap_or_default();
             let status = StatusCode::from_u16(redirect.status()).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-            exchange.reply(&body, out, LocalReply::redirect(status, &location, "direct_response"), route).await
+            let reply = LocalReply::redirect(status, &location, "direct_response");
+            exchange.reply(&body, out, LocalReply { mutations: Mutations::Last, ..reply }, route).await
         }
         Action::DirectResponse(direct) => exchange.reply(&body, out, LocalReply::direct(direct), route).await,
         Action::Forward(action) if !manager.allows(exchange, action) => {
@@ -123,7 +131,10 @@ impl Exchange {
             cluster: None,
             endpoint: None,
             overrides: None,
+            choice_mutations: None,
+            routable: true,
             wants_upgrade: false,
+            tells_request_id: false,
             close: false,
             malformed: false,
             pending: Vec::new(),
@@ -136,13 +147,14 @@ impl Exchange {
     fn choose<'r>(&mut self, route: Option<&'r Route>) -> Option<Result<&'r ClusterChoice, ErrorKind>> {
         self.info.route_name = route.map(|route| route.name.clone());
         let Some(Action::Forward(action)) = route.map(|route| &route.action) else {
-            (self.info.upstream_cluster, self.cluster) = (None, None);
+            (self.info.upstream_cluster, self.cluster, self.choice_mutations) = (None, None, None);
             return None;
         };
         let chosen = action.choose(&self.request);
         if let Ok(choice) = &chosen {
             self.info.upstream_cluster = Some(choice.name.clone());
             self.cluster.clone_from(&choice.cluster);
+            self.choice_mutations.clone_from(&choice.mutations);
         }
         Some(chosen)
     }
@@ -208,19 +220,25 @@ impl Exchange {
         self.note_request_end(body);
         // What could not be parsed was no HEAD request.
         let is_head = self.request.method == Method::HEAD && !self.malformed;
-        reply.write(self.is_grpc, is_head, &mut self.response);
-        if let Some(route) = route {
-            route.apply_response(&mut self.response, Some(&self.request), None, &self.info);
-        }
+        // Only the answers of the route itself carry the mutations of a route that does not forward.
+        let mutating = route.filter(|route| reply.mutations == Mutations::Last || matches!(route.action, Action::Forward(_)));
+        let (request, info, chosen) = (&self.request, &self.info, self.choice_mutations.as_deref());
+        reply.write(self.is_grpc, is_head, &mut self.response, |head| {
+            if let Some(route) = mutating {
+                route.apply_response(head, request, chosen, info);
+            }
+        });
         self.connection.clone().manager.finish_response(self, route);
         self.info.response_code = self.response.status.as_u16();
         let size =
             if reply.body.is_empty() { reply.size(self.is_http2(), is_head) } else { BodySize::Known(reply.body.len() as u64) };
+        // As Envoy does: who was told so by a 400 of ours is not listened to any longer.
+        self.close |= !out.is_multiplexed() && reply.status == StatusCode::BAD_REQUEST;
         let close = self.must_close(body, out);
         // A caller that is gone by now has had its answer decided all the same: that is what is logged.
         if let Ok(mut sink) = out.head(&self.response, size, close) {
             self.info.bytes_sent = reply.body.len() as u64;
-            forward::send_all(&mut sink, reply.body).await;
+            send_all(&mut sink, reply.body).await;
         }
         Outcome::Done
     }

@@ -25,6 +25,20 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Further headers, such as Location.
     pub headers: Headers,
+    /// When the route's mutations come.
+    pub mutations: Mutations,
+}
+
+/// When the route's header mutations apply to a local reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mutations {
+    /// Before the reply's own headers, for routes that forward: Envoy's way where the router or a filter refuses.
+    #[default]
+    First,
+    /// After them: redirects and direct responses, where the route itself answers.
+    Last,
+    /// Not at all: a filter answers by itself.
+    Never,
 }
 
 impl LocalReply {
@@ -35,7 +49,15 @@ impl LocalReply {
         flag: ResponseFlags,
         details: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { status, body: body.into(), flag, details: details.into(), grpc_status: None, headers: Headers::new() }
+        Self {
+            status,
+            body: body.into(),
+            flag,
+            details: details.into(),
+            grpc_status: None,
+            headers: Headers::new(),
+            mutations: Mutations::First,
+        }
     }
 
     /// A reply without a body.
@@ -52,60 +74,75 @@ impl LocalReply {
 
     /// A reply that a filter has worked out as a head.
     pub fn of_head(head: ResponseHead, details: &'static str) -> Self {
-        Self { headers: head.headers, ..Self::empty(head.status, details) }
+        Self { headers: head.headers, mutations: Mutations::Never, ..Self::empty(head.status, details) }
     }
 
     /// The reply of a route that answers by itself.
     pub fn direct(config: &DirectResponse) -> Self {
         let status = StatusCode::from_u16(config.status).unwrap_or(StatusCode::OK);
-        Self::new(status, config.body.clone(), ResponseFlags::NONE, "direct_response")
+        let reply = Self::new(status, config.body.clone(), ResponseFlags::NONE, "direct_response");
+        Self { mutations: Mutations::Last, ..reply }
     }
 
-    /// Framing of a reply without body: HTTP/1 says so with a length, HTTP/2 with the end of the stream. A HEAD request learns
-    /// no length, as from Envoy.
+    /// Framing of a reply without body: HTTP/1 says so with a length, HTTP/2 with the end of the stream. The answer to HEAD is
+    /// framed as that to a GET whose length is not known.
     pub fn size(&self, is_http2: bool, is_head: bool) -> BodySize {
-        match (is_http2, is_head) {
-            (true, _) => BodySize::Empty,
-            (false, true) => BodySize::Unknown,
-            (false, false) => BodySize::Known(0),
+        match () {
+            () if is_http2 => BodySize::Empty,
+            () if is_head => BodySize::Unknown,
+            () => BodySize::Known(0),
         }
     }
 
-    /// The head as it goes out, before the steps that every response takes. gRPC callers get HTTP 200 with `grpc-status` and
-    /// `grpc-message` and no body, as from Envoy.
-    pub fn write(&mut self, is_grpc: bool, is_head: bool, head: &mut ResponseHead) {
+    /// The head as it goes out, before the steps that every response takes; `mutate` is what the route does to it. gRPC callers
+    /// get HTTP 200 with `grpc-status` and `grpc-message` and no body, as from Envoy.
+    pub fn write(&mut self, is_grpc: bool, is_head: bool, head: &mut ResponseHead, mutate: impl FnOnce(&mut ResponseHead)) {
         head.clear();
-        // A content type says what the body is; there is none without one, and gRPC has its own.
-        let typed = !is_grpc && !self.body.is_empty();
-        let mut own_type = false;
-        for (name, value) in self.headers.iter() {
-            let is_type = Known::of(name) == Known::ContentType;
-            own_type |= is_type;
-            if typed || !is_type {
-                head.headers.push(name, value);
+        head.status = self.status;
+        if self.mutations == Mutations::First {
+            mutate(head);
+            self.write_own(head);
+        } else {
+            self.write_own(head);
+            if self.mutations == Mutations::Last {
+                mutate(head);
             }
         }
         if is_grpc {
-            let code = self.grpc_status.unwrap_or_else(|| grpc_status(self.status.as_u16()));
-            head.status = StatusCode::OK;
-            head.headers.push_known(Known::ContentType, b"application/grpc");
-            head.headers.push_known(Known::GrpcStatus, itoa::Buffer::new().format(code).as_bytes());
-            if !self.body.is_empty() {
-                head.headers.push_known(Known::GrpcMessage, &percent_encode(&self.body));
-            }
-            self.body = Cow::Borrowed(b"");
+            self.write_grpc(is_head, head);
+        } else if self.body.is_empty() {
+            head.headers.remove(Known::ContentLength);
+            head.headers.remove(Known::ContentType);
         } else {
-            head.status = self.status;
-            if !self.body.is_empty() {
-                head.headers.push_known(Known::ContentLength, itoa::Buffer::new().format(self.body.len()).as_bytes());
-                if !own_type {
-                    head.headers.push_known(Known::ContentType, b"text/plain");
-                }
+            head.headers.set(Known::ContentLength, itoa::Buffer::new().format(self.body.len()).as_bytes());
+            if !head.headers.contains(Known::ContentType) {
+                head.headers.push_known(Known::ContentType, b"text/plain");
             }
         }
         if is_head {
             self.body = Cow::Borrowed(b"");
         }
+    }
+
+    fn write_own(&self, head: &mut ResponseHead) {
+        for (name, value) in self.headers.iter() {
+            head.headers.push(name, value);
+        }
+    }
+
+    fn write_grpc(&mut self, is_head: bool, head: &mut ResponseHead) {
+        let code = self.grpc_status.unwrap_or_else(|| grpc_status(self.status.as_u16()));
+        head.status = StatusCode::OK;
+        head.headers.set(Known::ContentType, b"application/grpc");
+        if head.headers.get(Known::GrpcStatus).is_none_or(<[u8]>::is_empty) {
+            head.headers.set(Known::GrpcStatus, itoa::Buffer::new().format(code).as_bytes());
+        }
+        let message = self.body.trim_ascii();
+        if !message.is_empty() && !is_head {
+            head.headers.set(Known::GrpcMessage, &percent_encode(message));
+        }
+        head.headers.remove(Known::ContentLength);
+        self.body = Cow::Borrowed(b"");
     }
 }
 
@@ -116,7 +153,7 @@ impl From<Reply> for LocalReply {
             Cow::Owned(text) => Cow::Owned(text.into_bytes()),
         };
         let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut local = Self::new(status, body, reply.flag, reply.details);
+        let mut local = Self { grpc_status: reply.grpc_status, ..Self::new(status, body, reply.flag, reply.details) };
         if let Some(name) = reply.header {
             local.headers.push(name.as_bytes(), b"true");
         }
@@ -150,7 +187,7 @@ mod tests {
     fn grpc_callers_get_a_status_in_headers() {
         let mut head = ResponseHead::default();
         let mut reply = LocalReply::from(ErrorKind::NoHealthyUpstream.reply(None, false));
-        reply.write(true, false, &mut head);
+        reply.write(true, false, &mut head, |_| ());
         assert_eq!(head.status, 200);
         let expected = [("content-type", "application/grpc"), ("grpc-status", "14"), ("grpc-message", "no healthy upstream")];
         assert_eq!(fields(&head), expected.map(|(n, v)| (n.to_owned(), v.to_owned())));
@@ -161,8 +198,29 @@ mod tests {
     fn a_body_is_announced_and_left_out_for_head_requests() {
         let mut head = ResponseHead::default();
         let mut reply = LocalReply::new(StatusCode::FORBIDDEN, &b"RBAC: access denied"[..], ResponseFlags::NONE, "x");
-        reply.write(false, true, &mut head);
+        reply.write(false, true, &mut head, |_| ());
         assert_eq!(fields(&head)[0], ("content-length".to_owned(), "19".to_owned()));
         assert!(reply.body.is_empty());
+    }
+
+    #[test]
+    fn the_routes_headers_come_before_those_of_a_refusal_and_after_those_of_its_own_answer() {
+        let mutate = |head: &mut ResponseHead| {
+            head.headers.push(b"content-type", b"application/json");
+            head.headers.push(b"x-route", b"1");
+        };
+        let names = |reply: &mut LocalReply| {
+            let mut head = ResponseHead::default();
+            reply.write(false, false, &mut head, mutate);
+            fields(&head).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        let mut refusal = LocalReply::new(StatusCode::FORBIDDEN, &b"no"[..], ResponseFlags::NONE, "x");
+        refusal.headers.push(b"x-own", b"1");
+        assert_eq!(names(&mut refusal), ["content-type", "x-route", "x-own", "content-length"]);
+        let mut redirect = LocalReply::redirect(StatusCode::FOUND, b"/a", "x");
+        redirect.mutations = Mutations::Last;
+        assert_eq!(names(&mut redirect), ["location", "x-route"], "no type without a body");
+        let mut filter = LocalReply::of_head(ResponseHead::default(), "x");
+        assert!(names(&mut filter).is_empty());
     }
 }

@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 
 use super::exchange::Exchange;
 use super::filter::Filters;
-use super::forwarding::{Forwarding, Refusal, prepare_request, prepare_response};
+use super::forwarding::{Asked, Forwarding, Refusal, prepare_request, prepare_response};
 use super::head::Known;
 use super::local_reply::LocalReply;
 use super::path::{self, PathOptions, PathOutcome};
@@ -87,6 +87,8 @@ impl ConnectionManager {
         exchange.info.remote = prepared.remote;
         exchange.overrides = prepared.overrides;
         exchange.wants_upgrade = prepared.upgrade;
+        exchange.tells_request_id = prepared.tells_request_id;
+        exchange.routable = prepared.routable;
         Ok(())
     }
 
@@ -123,7 +125,8 @@ impl ConnectionManager {
     /// Filters and headers that every response passes on its way down.
     pub fn finish_response(&self, exchange: &mut Exchange, route: Option<&Route>) {
         self.filters.response(exchange, route);
-        prepare_response(&mut exchange.response, Some(&exchange.request), exchange.wants_upgrade, &self.forwarding);
+        let asked = Asked { upgrade: exchange.wants_upgrade, request_id: exchange.tells_request_id };
+        prepare_response(&mut exchange.response, Some(&exchange.request), asked, &self.forwarding);
     }
 }
 

@@ -21,22 +21,23 @@ use crate::upstream::{Cluster, PickContext};
 
 /// Body frames that may wait for a slow mirror; then the copy is given up, never the request.
 const QUEUE: usize = 64;
-/// A mirror that takes longer is given up.
+/// A mirror that takes longer is given up, where the route has no time-out of its own.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Sends the route's copies, each for its share of the requests.
-pub(super) fn send(exchange: &Exchange, action: &ForwardRoute, body: &mut RequestBody) {
+/// Sends the route's copies, each for its share of the requests. A copy has as much time as the request itself.
+pub(super) fn send(exchange: &Exchange, action: &ForwardRoute, timeout: Option<Duration>, body: &mut RequestBody) {
     for mirror in action.mirrors.iter().filter(|mirror| mirror.fraction.draw()) {
         let Some(cluster) = mirror.cluster.clone() else { continue };
         let mut head = exchange.request.clone();
-        mirror_request(&mut head, exchange.info.connection.local.ip());
+        mirror_request(&mut head, mirror.keeps_host);
         let size = body.size();
         let frames = if size.is_empty() { None } else { Some(mpsc::channel(QUEUE)) };
         let (tee, frames) = frames.unzip();
         body.tee(tee);
         let worker = exchange.connection.worker.clone();
+        let timeout = timeout.unwrap_or(TIMEOUT);
         tokio::task::spawn_local(async move {
-            let copy = tokio::time::timeout(TIMEOUT, copy(worker, cluster.clone(), head, size, frames)).await;
+            let copy = tokio::time::timeout(timeout, copy(worker, cluster.clone(), head, size, frames)).await;
             if let Ok(Err(error)) = copy {
                 tracing::debug!(cluster = %cluster.name(), %error, "mirrored request failed");
             }

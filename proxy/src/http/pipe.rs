@@ -1,8 +1,11 @@
 //! Bodies on their way through: one source, one sink and one pump for both directions and both HTTP versions.
 
+use std::borrow::Cow;
+use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::body::{BodySize, Frame};
@@ -216,4 +219,16 @@ impl Pump {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Writes a body that is there already and ends the message.
+pub async fn send_all(sink: &mut Sink, body: Cow<'static, [u8]>) {
+    let mut next = match body {
+        Cow::Borrowed(b"") => None,
+        Cow::Borrowed(text) => Some(Bytes::from_static(text)),
+        Cow::Owned(text) => Some(Bytes::from(text)),
+    };
+    let mut pump = Pump::new(if next.is_some() { BodySize::Unknown } else { BodySize::Empty });
+    // The caller may be gone; there is nobody left to tell.
+    let _ = poll_fn(|cx| pump.poll(cx, sink, |_| Poll::Ready(next.take().map(|data| Ok(Frame::Data(data)))))).await;
 }

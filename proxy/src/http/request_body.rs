@@ -37,7 +37,7 @@ pub struct RequestBody {
 #[derive(Debug)]
 enum Replay {
     Off,
-    Keep { frames: Vec<Frame>, bytes: usize },
+    Keep { frames: Vec<Frame>, bytes: usize, limit: usize },
     Overflowed,
 }
 
@@ -79,9 +79,11 @@ impl RequestBody {
     }
 
     /// Keeps what is read from now on, so that [`Self::restart`] can give it again.
-    pub fn keep(&mut self) {
+    /// [`REPLAY_LIMIT`] bytes, or fewer where the route says so.
+    pub fn keep(&mut self, limit: Option<u64>) {
         if !self.complete || !self.ahead.is_empty() {
-            self.replay = Replay::Keep { frames: Vec::new(), bytes: 0 };
+            let limit = limit.and_then(|limit| usize::try_from(limit).ok()).map_or(REPLAY_LIMIT, |limit| limit.min(REPLAY_LIMIT));
+            self.replay = Replay::Keep { frames: Vec::new(), bytes: 0, limit };
         }
     }
 
@@ -197,9 +199,9 @@ impl RequestBody {
         // A mirror that does not keep up loses its copy: its channel closes early and its content-length is not reached.
         self.tees.retain(|mirror| mirror.try_send(frame.clone()).is_ok());
         let len = if let Frame::Data(data) = frame { data.len() } else { 0 };
-        if let Replay::Keep { frames, bytes } = &mut self.replay {
+        if let Replay::Keep { frames, bytes, limit } = &mut self.replay {
             *bytes += len;
-            if *bytes > REPLAY_LIMIT {
+            if *bytes > *limit {
                 self.replay = Replay::Overflowed;
             } else {
                 frames.push(frame.clone());
@@ -244,7 +246,7 @@ mod tests {
     #[tokio::test]
     async fn a_kept_body_can_be_sent_again_whoever_read_it() {
         let mut body = body(&[b"ab", b"c"]);
-        body.keep();
+        body.keep(None);
         body.prefetch().await;
         assert_eq!(all(&mut body).await, b"abc");
         assert!(body.restart());
@@ -260,7 +262,7 @@ mod tests {
         assert_eq!((body.held().map(Bytes::len).sum::<usize>(), body.is_complete()), (6, true));
         let (mirror, mut copy) = mpsc::channel(8);
         body.tee(Some(mirror));
-        body.keep();
+        body.keep(None);
         assert_eq!(all(&mut body).await, b"abcdef");
         assert!(body.restart());
         assert_eq!(all(&mut body).await, b"abcdef");
@@ -279,5 +281,15 @@ mod tests {
         assert!(!body.is_complete());
         assert_eq!(body.received(), AHEAD_LIMIT as u64);
         assert_eq!(all(&mut body).await.len(), AHEAD_LIMIT + 4);
+    }
+
+    #[tokio::test]
+    async fn a_route_may_keep_less_of_a_body() {
+        for (limit, again) in [(3, true), (2, false)] {
+            let mut body = body(&[b"ab", b"c"]);
+            body.keep(Some(limit));
+            assert_eq!(all(&mut body).await, b"abc");
+            assert_eq!(body.restart(), again, "{limit}");
+        }
     }
 }

@@ -4,14 +4,16 @@ use crate::config::{PathRewrite, Redirect, RedirectPath, Regex};
 use crate::http::head::{Known, RequestHead, Scheme};
 use crate::http::route::MatchedPath;
 
-/// Rewrites the path as the route asks and keeps the old one in x-envoy-original-path.
-pub(super) fn rewrite_path(head: &mut RequestHead, rewrite: &PathRewrite, matched: MatchedPath) {
+/// Rewrites the path as the route asks; where asked, keeps the old one in x-envoy-original-path.
+pub(super) fn rewrite_path(head: &mut RequestHead, rewrite: &PathRewrite, matched: MatchedPath, keep_original: bool) {
     let path = match rewrite {
         PathRewrite::Prefix(prefix) => replace_matched(head, prefix, matched),
         PathRewrite::Regex { pattern, substitution } => replace_regex(head, pattern, substitution),
     };
-    let original = head.path().to_vec();
-    head.headers.set(Known::XEnvoyOriginalPath, &original);
+    if keep_original {
+        let original = head.path().to_vec();
+        head.headers.set(Known::XEnvoyOriginalPath, &original);
+    }
     head.set_path(&path);
 }
 
@@ -30,10 +32,12 @@ fn replace_regex(head: &RequestHead, pattern: &Regex, substitution: &str) -> Vec
     replaced
 }
 
-/// Rewrites the authority; keeps the old one in x-envoy-original-host and, where asked, in x-forwarded-host.
-pub(super) fn rewrite_host(head: &mut RequestHead, host: &[u8], append_x_forwarded_host: bool) {
+/// Rewrites the authority; where asked, keeps the old one in x-envoy-original-host and in x-forwarded-host.
+pub(super) fn rewrite_host(head: &mut RequestHead, host: &[u8], append_x_forwarded_host: bool, keep_original: bool) {
     let old = head.authority().to_vec();
-    head.headers.set(Known::XEnvoyOriginalHost, &old);
+    if keep_original {
+        head.headers.set(Known::XEnvoyOriginalHost, &old);
+    }
     if append_x_forwarded_host && !old.is_empty() {
         let forwarded = head.headers.get(Known::XForwardedHost).unwrap_or_default();
         if forwarded.is_empty() {

@@ -170,6 +170,8 @@ async fn head_deadline(config: &HttpConnectionManager) -> ErrorKind {
     tokio::select! {
         () = sleep(on(config.request_headers_timeout)) => ErrorKind::HeaderTimeout,
         () = sleep(on(config.stream_idle_timeout)) => ErrorKind::StreamIdle { request_complete: false },
+        () = sleep(on(config.request_timeout)) => ErrorKind::RequestTimeout,
+        () = sleep(on(config.max_stream_duration)) => ErrorKind::MaxStreamDuration { request_complete: false },
     }
 }
 

@@ -43,11 +43,14 @@ pub struct Timers {
     route: Deadline,
     per_try: Deadline,
     per_try_idle: Deadline,
+    upstream_stream: Deadline,
     idle: Deadline,
     max_duration: Deadline,
     request: Deadline,
     /// The request has been received in full: idle then means 504, before it means 408.
     request_complete: bool,
+    /// Time-outs of an attempt that has its connection while the request is still on its way: they start with its end.
+    waiting: Option<(Option<Duration>, Option<Duration>)>,
     /// A deadline has been set since the start: without one there is nothing to look at.
     armed: bool,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -74,27 +77,50 @@ impl Timers {
         self.armed |= self.request.start(after, now);
     }
 
-    /// The request is complete: from now on the route's time-out runs.
+    /// The request is complete: from now on the route's time-out runs, and those of the attempt.
     pub fn request_complete(&mut self, route_timeout: Option<Duration>, now: Instant) {
         if !self.request_complete {
             self.request_complete = true;
             self.request.start(None, now);
             self.armed |= self.route.start(route_timeout, now);
             self.idle.touch(now);
+            if let Some((per_try, idle)) = self.waiting.take() {
+                self.start_try(per_try, idle);
+            }
         }
     }
 
-    /// An attempt begins.
-    pub fn start_try(&mut self, per_try: Option<Duration>, per_try_idle: Option<Duration>) {
-        if per_try.is_some() || per_try_idle.is_some() {
-            let now = Instant::now();
-            self.armed |= self.per_try.start(per_try, now) | self.per_try_idle.start(per_try_idle, now);
+    /// An attempt has its connection. `life` counts at once, the others as soon as the request is complete.
+    pub fn start_attempt(&mut self, per_try: Option<Duration>, idle: Option<Duration>, life: Option<Duration>) {
+        if life.is_some() {
+            self.armed |= self.upstream_stream.start(life, Instant::now());
+        }
+        if per_try.is_some() || idle.is_some() {
+            if self.request_complete {
+                self.start_try(per_try, idle);
+            } else {
+                self.waiting = Some((per_try, idle));
+            }
         }
     }
 
-    /// The response has begun: an attempt's time-out no longer applies.
-    pub fn end_try(&mut self) {
+    fn start_try(&mut self, per_try: Option<Duration>, idle: Option<Duration>) {
+        let now = Instant::now();
+        self.armed |= self.per_try.start(per_try, now) | self.per_try_idle.start(idle, now);
+    }
+
+    /// The response has begun: the attempt's time-out no longer applies.
+    pub fn response_started(&mut self) {
         self.per_try = Deadline::default();
+        if let Some((per_try, _)) = &mut self.waiting {
+            *per_try = None;
+        }
+    }
+
+    /// The attempt has failed: none of its deadlines applies to what comes next.
+    pub fn end_attempt(&mut self) {
+        (self.per_try, self.per_try_idle, self.upstream_stream) = <(Deadline, Deadline, Deadline)>::default();
+        self.waiting = None;
     }
 
     /// Something happened on the stream.
@@ -107,7 +133,7 @@ impl Timers {
     }
 
     fn earliest(&self) -> Option<Instant> {
-        [self.route, self.per_try, self.per_try_idle, self.idle, self.max_duration, self.request]
+        [self.route, self.per_try, self.per_try_idle, self.upstream_stream, self.idle, self.max_duration, self.request]
             .iter()
             .filter_map(|d| d.at)
             .min()
@@ -117,8 +143,12 @@ impl Timers {
         let request_complete = self.request_complete;
         if self.route.passed(now) {
             Some(ErrorKind::Timeout)
-        } else if self.per_try.passed(now) || self.per_try_idle.passed(now) {
+        } else if self.per_try.passed(now) {
             Some(ErrorKind::PerTryTimeout)
+        } else if self.per_try_idle.passed(now) {
+            Some(ErrorKind::PerTryIdleTimeout)
+        } else if self.upstream_stream.passed(now) {
+            Some(ErrorKind::UpstreamMaxStreamDuration { request_complete })
         } else if self.max_duration.passed(now) {
             Some(ErrorKind::MaxStreamDuration { request_complete })
         } else if self.request.passed(now) {
@@ -178,6 +208,22 @@ mod tests {
         timers.request_complete(Some(Duration::from_secs(1)), now.into_std() + Duration::from_secs(5));
         assert_eq!(poll_fn(|cx| timers.poll(cx)).await, ErrorKind::Timeout);
         assert_eq!(now.elapsed(), Duration::from_secs(6));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempts_time_counts_from_the_end_of_the_request_and_not_beyond_the_attempt() {
+        let mut timers = Timers::new();
+        timers.start_attempt(Some(Duration::from_millis(100)), None, None);
+        let early = tokio::time::timeout(Duration::from_secs(1), poll_fn(|cx| timers.poll(cx))).await;
+        assert!(early.is_err(), "the request is not complete");
+        timers.request_complete(None, Instant::now());
+        assert_eq!(poll_fn(|cx| timers.poll(cx)).await, ErrorKind::PerTryTimeout);
+        timers.end_attempt();
+        let between = tokio::time::timeout(Duration::from_secs(1), poll_fn(|cx| timers.poll(cx))).await;
+        assert!(between.is_err(), "the back-off has no time-out of an attempt");
+        timers.start_attempt(None, None, Some(Duration::from_millis(50)));
+        let kind = poll_fn(|cx| timers.poll(cx)).await;
+        assert_eq!(kind, ErrorKind::UpstreamMaxStreamDuration { request_complete: true });
     }
 
     #[tokio::test(start_paused = true)]

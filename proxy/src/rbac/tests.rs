@@ -13,7 +13,7 @@ fn connection(uri: Option<&str>) -> ConnectionInfo {
         subject: "CN=productpage".into(),
         sha256: String::new(),
         serial: String::new(),
-        ..PeerCertificate::default()
+        chain: vec![],
     });
     ConnectionInfo {
         server_name: Some("Outbound.example".into()),

@@ -18,8 +18,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
-use super::provider::sha256;
-use crate::config::{CertificatePin, SanMatcher, StringMatch, StringMatcher};
+use crate::config::{SanMatcher, StringMatch, StringMatcher};
 
 /// Why a certificate from a trusted signer is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,9 +29,6 @@ pub enum SanError {
     /// A SPIFFE id beside another URI SAN.
     #[error("a SPIFFE certificate must have exactly one URI SAN, certificate SANs are [{}]", .0.join(", "))]
     SeveralUris(Vec<String>),
-    /// Neither the certificate nor its key is one of those that are pinned.
-    #[error("cert hash and spki")]
-    NotPinned,
     /// A SAN with a control character, not in ASCII, of a broken encoding, or a DNS name that spells a URI.
     #[error("illegal character in a SAN")]
     IllegalCharacter,
@@ -52,10 +48,7 @@ impl From<SanError> for rustls::Error {
 pub(super) struct Sans {
     pub(super) uris: Vec<String>,
     pub(super) dns: Vec<String>,
-    pub(super) emails: Vec<String>,
-    pub(super) ips: Vec<String>,
-    /// All of them in the certificate's order, as Envoy's failure text has them.
-    all: Vec<String>,
+    others: Vec<String>,
 }
 
 impl Sans {
@@ -65,21 +58,24 @@ impl Sans {
             return Ok(sans);
         };
         for name in &extension.value.general_names {
-            let (names, name) = match name {
-                GeneralName::URI(uri) => (&mut sans.uris, checked(uri)?),
-                GeneralName::DNSName(dns) => (&mut sans.dns, not_uri(checked(dns)?)?),
-                GeneralName::RFC822Name(mail) => (&mut sans.emails, not_uri(checked(mail)?)?),
-                GeneralName::IPAddress(octets) => match ip(octets) {
-                    Some(ip) => (&mut sans.ips, ip.to_string()),
-                    None => continue,
-                },
+            match name {
+                GeneralName::URI(uri) => sans.uris.push(checked(uri)?),
+                GeneralName::DNSName(dns) => sans.dns.push(not_uri(checked(dns)?)?),
+                GeneralName::RFC822Name(mail) => sans.others.push(not_uri(checked(mail)?)?),
+                GeneralName::IPAddress(octets) => sans.others.extend(ip(octets).map(|ip| ip.to_string())),
                 GeneralName::Invalid(..) => return Err(SanError::IllegalCharacter),
-                _ => continue,
-            };
-            sans.all.push(name.clone());
-            names.push(name);
+                _ => {}
+            }
         }
         Ok(sans)
+    }
+
+    /// All of them, in Envoy's order for its failure text.
+    fn into_all(self) -> Vec<String> {
+        let mut all = self.dns;
+        all.extend(self.uris);
+        all.extend(self.others);
+        all
     }
 }
 
@@ -104,39 +100,25 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Which of the certificates of trusted signers a context accepts.
+/// The SAN matchers of a context.
 #[derive(Debug)]
-pub(super) struct PeerRules {
-    sans: Vec<SanMatcher>,
-    pins: Vec<CertificatePin>,
-}
+pub(super) struct SanRules(Vec<SanMatcher>);
 
-impl PeerRules {
-    pub(super) fn new(matchers: &[SanMatcher], pins: &[CertificatePin]) -> Self {
-        Self { sans: matchers.iter().cloned().map(with_whole_trust_domain).collect(), pins: pins.to_vec() }
+impl SanRules {
+    pub(super) fn new(matchers: &[SanMatcher]) -> Self {
+        Self(matchers.iter().cloned().map(with_whole_trust_domain).collect())
     }
 
     fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), SanError> {
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| SanError::Malformed)?;
-        if !self.pins.is_empty() {
-            let whole = sha256(leaf);
-            let key = sha256(certificate.public_key().raw);
-            let pinned = |pin: &CertificatePin| match pin {
-                CertificatePin::Certificate(hash) => whole.as_ref() == hash,
-                CertificatePin::Key(hash) => key.as_ref() == hash,
-            };
-            if !self.pins.iter().any(pinned) {
-                return Err(SanError::NotPinned);
-            }
-        }
         let sans = Sans::of(&certificate)?;
         if sans.uris.len() > 1 && sans.uris.iter().any(|uri| is_spiffe(uri)) {
-            return Err(SanError::SeveralUris(sans.all));
+            return Err(SanError::SeveralUris(sans.into_all()));
         }
-        if self.sans.is_empty() || self.sans.iter().any(|matcher| accepts(matcher, &sans)) {
+        if self.0.is_empty() || self.0.iter().any(|matcher| accepts(matcher, &sans)) {
             return Ok(());
         }
-        Err(SanError::NoMatch(sans.all))
+        Err(SanError::NoMatch(sans.into_all()))
     }
 }
 
@@ -148,8 +130,8 @@ fn is_spiffe(uri: &str) -> bool {
 
 /// A prefix that ends within a trust domain would accept `spiffe://cluster.local.evil/`: the domain is closed with a slash.
 fn with_whole_trust_domain(mut matcher: SanMatcher) -> SanMatcher {
-    if let SanMatcher::Uri(text) | SanMatcher::Any(text) = &mut matcher
-        && let StringMatch::Prefix(prefix) = &mut text.pattern
+    let (SanMatcher::Uri(text) | SanMatcher::Dns(text) | SanMatcher::Any(text)) = &mut matcher;
+    if let StringMatch::Prefix(prefix) = &mut text.pattern
         && is_spiffe(prefix)
         && prefix.len() > SPIFFE.len()
         && !prefix[SPIFFE.len()..].contains('/')
@@ -165,9 +147,7 @@ fn accepts(matcher: &SanMatcher, sans: &Sans) -> bool {
     match matcher {
         SanMatcher::Uri(wanted) => any(&sans.uris, wanted),
         SanMatcher::Dns(wanted) => dns(wanted),
-        SanMatcher::Email(wanted) => any(&sans.emails, wanted),
-        SanMatcher::Ip(wanted) => any(&sans.ips, wanted),
-        SanMatcher::Any(wanted) => any(&sans.uris, wanted) || dns(wanted) || any(&sans.emails, wanted) || any(&sans.ips, wanted),
+        SanMatcher::Any(wanted) => any(&sans.uris, wanted) || dns(wanted) || any(&sans.others, wanted),
     }
 }
 
@@ -185,7 +165,7 @@ fn dns_accepts(name: &str, wanted: &StringMatcher) -> bool {
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
-    rules: PeerRules,
+    sans: SanRules,
 }
 
 impl ClientVerifier {
@@ -193,12 +173,12 @@ impl ClientVerifier {
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
         required: bool,
-        rules: PeerRules,
+        sans: &[SanMatcher],
     ) -> Result<Self, TlsError> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let builder = if required { builder } else { builder.allow_unauthenticated() };
         let chain = builder.build().map_err(|error| TlsError::Config(error.to_string()))?;
-        Ok(Self { chain, rules })
+        Ok(Self { chain, sans: SanRules::new(sans) })
     }
 }
 
@@ -218,7 +198,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
-        self.rules.check(leaf)?;
+        self.sans.check(leaf)?;
         Ok(verified)
     }
 
@@ -245,18 +225,17 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Verifies server certificates; without roots it accepts any that is pinned, and any at all where none is, as Envoy does
-/// without a validation context.
+/// Verifies server certificates; without roots it accepts any, as Envoy does without a validation context.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     roots: Option<Arc<RootCertStore>>,
     provider: Arc<CryptoProvider>,
-    rules: PeerRules,
+    sans: SanRules,
 }
 
 impl ServerVerifier {
-    pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, rules: PeerRules) -> Self {
-        Self { roots, provider, rules }
+    pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, sans: &[SanMatcher]) -> Self {
+        Self { roots, provider, sans: SanRules::new(sans) }
     }
 }
 
@@ -273,9 +252,7 @@ impl ServerCertVerifier for ServerVerifier {
             let parsed = ParsedCertificate::try_from(leaf)?;
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
-        }
-        if self.roots.is_some() || !self.rules.pins.is_empty() {
-            self.rules.check(leaf)?;
+            self.sans.check(leaf)?;
         }
         Ok(ServerCertVerified::assertion())
     }

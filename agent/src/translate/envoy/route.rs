@@ -5,6 +5,7 @@ use std::time::Duration;
 use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::envoy::config::route::v3 as pb;
 use skiff_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use skiff_proto::google::protobuf as wkt;
 use skiff_proxy::config::{self, Fraction, RouteTarget};
 
 use super::http_filter::{self, PerRoute};
@@ -45,12 +46,20 @@ fn virtual_host(message: &pb::VirtualHost) -> Outcome<config::VirtualHost> {
         Ok(TlsRequirementType::All) => true,
         _ => return invalid("expected NONE or ALL").at("require_tls"),
     };
+    let kept = buffer_limit(message.per_request_buffer_limit_bytes.as_ref(), message.request_body_buffer_limit.as_ref())?;
+    let mut routes = each(&message.routes, "routes", route)?;
+    for route in &mut routes {
+        if let RouteTarget::Forward(action) = &mut route.action {
+            action.request_body_buffer_limit = action.request_body_buffer_limit.or(kept);
+        }
+    }
     Ok(config::VirtualHost {
         name: message.name.clone(),
         domains: message.domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
-        routes: each(&message.routes, "routes", route)?,
+        routes,
         include_request_attempt_count: message.include_request_attempt_count,
         include_attempt_count_in_response: message.include_attempt_count_in_response,
+        include_is_timeout_retry: message.include_is_timeout_retry_header,
         require_tls,
         retry_policy: maybe(message.retry_policy.as_ref(), "retry_policy", route_action::retry_policy)?,
         cors,
@@ -65,10 +74,24 @@ fn virtual_host(message: &pb::VirtualHost) -> Outcome<config::VirtualHost> {
     })
 }
 
+/// How much of a request body is kept for retries; the newer of the two fields counts.
+fn buffer_limit(old: Option<&wkt::UInt32Value>, new: Option<&wkt::UInt64Value>) -> Outcome<Option<u64>> {
+    const MAX: u64 = 1024 * 1024;
+    let limit = new.map(|new| new.value).or(old.map(|old| old.value.into()));
+    match limit.filter(|limit| *limit > MAX) {
+        Some(limit) => invalid(format!("expected at most {MAX}, found {limit}")).at("request_body_buffer_limit"),
+        None => Ok(limit),
+    }
+}
+
 fn route(message: &pb::Route) -> Outcome<config::Route> {
     let PerRoute { cors, fault, filters } = http_filter::per_route(&message.typed_per_filter_config)?;
+    let kept = buffer_limit(message.per_request_buffer_limit_bytes.as_ref(), message.request_body_buffer_limit.as_ref())?;
     let action = match required(message.action.as_ref(), "action")? {
-        pb::route::Action::Route(action) => RouteTarget::Forward(Box::new(route_action::route_action(action).at("route")?)),
+        pb::route::Action::Route(action) => {
+            let action = route_action::route_action(action).at("route")?;
+            RouteTarget::Forward(Box::new(config::RouteAction { request_body_buffer_limit: kept, ..action }))
+        }
         pb::route::Action::Redirect(action) => RouteTarget::Redirect(redirect(action).at("redirect")?),
         pb::route::Action::DirectResponse(action) => RouteTarget::DirectResponse(direct_response(action).at("direct_response")?),
         pb::route::Action::FilterAction(_) => return invalid("is not supported").at("filter_action"),

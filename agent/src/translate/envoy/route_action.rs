@@ -1,5 +1,7 @@
 //! What routes do with a request that goes upstream.
 
+use std::time::Duration;
+
 use skiff_proto::envoy::config::route::v3 as pb;
 use skiff_proto::envoy::config::route::v3::route_action as ra;
 use skiff_proxy::config::{self, Fraction};
@@ -24,16 +26,21 @@ pub(super) fn route_action(message: &pb::RouteAction) -> Outcome<config::RouteAc
     }
     let durations = message.max_stream_duration.unwrap_or_default();
     let at = "max_stream_duration";
+    // In Envoy `max_stream_duration` takes the place of the older limits, whatever it says.
+    let old = message.max_stream_duration.is_none();
     Ok(config::RouteAction {
         clusters,
         cluster_header,
         cluster_not_found_status: not_found_status(message.cluster_not_found_response_code)?,
-        timeout: basic::limit(message.timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?,
+        timeout: basic::limit(message.timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?.filter(|_| old),
         idle_timeout: basic::override_(message.idle_timeout.as_ref(), "idle_timeout")?,
         max_stream_duration: basic::override_(durations.max_stream_duration.as_ref(), "max_stream_duration").at(at)?,
         grpc_timeout_header_max: basic::override_(durations.grpc_timeout_header_max.as_ref(), "grpc_timeout_header_max")
             .at(at)?,
-        max_grpc_timeout: basic::override_(message.max_grpc_timeout.as_ref(), "max_grpc_timeout")?,
+        grpc_timeout_header_offset: basic::override_(durations.grpc_timeout_header_offset.as_ref(), "grpc_timeout_header_offset")
+            .at(at)?,
+        max_grpc_timeout: basic::override_(message.max_grpc_timeout.as_ref(), "max_grpc_timeout")?.filter(|_| old),
+        grpc_timeout_offset: basic::override_(message.grpc_timeout_offset.as_ref(), "grpc_timeout_offset")?.filter(|_| old),
         retry: maybe(message.retry_policy.as_ref(), "retry_policy", retry_policy)?,
         path_rewrite: path_rewrite(message)?,
         host_rewrite: host_rewrite(message)?,
@@ -113,7 +120,7 @@ fn mirror(message: &ra::RequestMirrorPolicy) -> Outcome<config::Mirror> {
         return invalid("is empty").at("cluster");
     }
     let fraction = basic::runtime_fraction(message.runtime_fraction.as_ref(), Fraction::ALL).at("runtime_fraction")?;
-    Ok(config::Mirror { cluster: message.cluster.clone(), fraction })
+    Ok(config::Mirror { cluster: message.cluster.clone(), fraction, keeps_host: message.disable_shadow_host_suffix_append })
 }
 
 fn hash_policy(message: &ra::HashPolicy) -> Outcome<config::HashPolicy> {
@@ -158,28 +165,52 @@ pub(super) fn retry_policy(message: &pb::RetryPolicy) -> Outcome<config::RetryPo
         per_try_idle_timeout: basic::limit(message.per_try_idle_timeout.as_ref(), None, "per_try_idle_timeout")?,
         base_interval: base,
         max_interval: max.unwrap_or(base * 10),
+        rate_limited: maybe(message.rate_limited_retry_back_off.as_ref(), "rate_limited_retry_back_off", rate_limited)?,
+        retriable_headers: each(&message.retriable_headers, "retriable_headers", response_matcher)?,
+        retriable_request_headers: each(&message.retriable_request_headers, "retriable_request_headers", basic::header_matcher)?,
         host_selection_attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
     })
 }
+
+/// Responses have no pseudo header here that could be asked for.
+fn response_matcher(message: &pb::HeaderMatcher) -> Outcome<config::HeaderMatcher> {
+    if message.name.starts_with(':') {
+        return invalid("expected a header, not a pseudo header").at("name");
+    }
+    basic::header_matcher(message)
+}
+
+fn rate_limited(message: &pb::retry_policy::RateLimitedRetryBackOff) -> Outcome<config::RateLimitedBackOff> {
+    use pb::retry_policy::ResetHeaderFormat as Format;
+    if message.reset_headers.is_empty() {
+        return invalid("is empty").at("reset_headers");
+    }
+    Ok(config::RateLimitedBackOff {
+        reset_headers: each(&message.reset_headers, "reset_headers", |header| {
+            let format = match Format::try_from(header.format) {
+                Ok(Format::Seconds) => config::ResetFormat::Seconds,
+                Ok(Format::UnixTimestamp) => config::ResetFormat::UnixTimestamp,
+                Err(_) => return invalid("unknown value").at("format"),
+            };
+            Ok(config::ResetHeader { name: header.name.to_ascii_lowercase(), format })
+        })?,
+        max_interval: basic::duration_or(message.max_interval.as_ref(), RATE_LIMITED_MAX, "max_interval")?,
+    })
+}
+
+/// Envoy's own limit on what a response may ask to wait.
+const RATE_LIMITED_MAX: Duration = Duration::from_secs(300);
 
 /// Words that Envoy does not know are ignored by it too, but one that it knows and we do not would change what is retried.
 fn retry_on(words: &str, status_codes: &[u32]) -> Outcome<config::RetryOn> {
     let mut on = config::RetryOn::default();
     for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-        match word {
-            word if on.add_word(word) => {}
-            "retriable-status-codes" => {
-                let codes = status_codes.iter().map(|&code| u16::try_from(code));
-                on.status_codes =
-                    codes.collect::<Result<_, _>>().or_else(|_| invalid("expected status codes").at("retriable_status_codes"))?;
-            }
-            "cancelled" => on.grpc_statuses.push(1),
-            "deadline-exceeded" => on.grpc_statuses.push(4),
-            "resource-exhausted" => on.grpc_statuses.push(8),
-            "internal" => on.grpc_statuses.push(13),
-            "unavailable" => on.grpc_statuses.push(14),
-            other => return invalid(format!("condition {other:?} is not supported")).at("retry_on"),
+        if !on.add_word(word) && !on.add_grpc_word(word) {
+            return invalid(format!("condition {word:?} is not supported")).at("retry_on");
         }
     }
+    let codes = status_codes.iter().map(|&code| u16::try_from(code));
+    on.status_codes =
+        codes.collect::<Result<_, _>>().or_else(|_| invalid("expected status codes").at("retriable_status_codes"))?;
     Ok(on)
 }

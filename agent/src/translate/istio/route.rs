@@ -194,6 +194,7 @@ impl Builder<'_, '_> {
             .map(|(destination, percentage)| Mirror {
                 cluster: self.to.cluster(destination, self.output),
                 fraction: percentage.map_or(Fraction::ALL, Percent::fraction),
+                keeps_host: false,
             })
             .filter(|mirror| mirror.fraction != Fraction::NONE)
             .collect()

@@ -1,6 +1,7 @@
 //! x-envoy-* control headers: honoured from internal callers, removed from others.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::OnceLock;
 
 use super::client_address::{append_address, text};
 use super::{Client, Overrides};
@@ -25,6 +26,7 @@ const CONTROL: &[&str] = &[
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-rq-timeout-alt-response",
     "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-stream-duration-ms",
 ];
 
 /// Further ones that clients of an edge proxy cannot know.
@@ -38,8 +40,10 @@ pub(super) fn apply(head: &mut RequestHead, client: &Client, edge: bool, has_env
     }
     if has_envoy_headers {
         head.headers.retain(|id, name, _| {
-            let control = matches!(id, Known::Other | Known::XEnvoyOriginalPath | Known::XEnvoyOriginalHost)
-                && name.starts_with(b"x-envoy-")
+            let control = matches!(
+                id,
+                Known::Other | Known::XEnvoyOriginalPath | Known::XEnvoyOriginalHost | Known::XEnvoyExpectedRqTimeoutMs
+            ) && name.starts_with(b"x-envoy-")
                 && (contains(CONTROL, name) || edge && contains(EDGE, name));
             !control
         });
@@ -50,18 +54,39 @@ pub(super) fn apply(head: &mut RequestHead, client: &Client, edge: bool, has_env
     None
 }
 
+/// Whether the caller wants its request traced; the response then tells the id.
+pub(super) fn forces_trace(head: &RequestHead) -> bool {
+    head.headers.iter().any(|(name, _)| name == b"x-envoy-force-trace")
+}
+
 fn contains(names: &[&str], name: &[u8]) -> bool {
     names.iter().any(|known| known.as_bytes() == name)
 }
 
-/// Makes the head of a mirrored request from a copy of the primary one: `-shadow` in the host, and the marks of a request that
-/// this proxy sends on its own account. `local` is this proxy's address.
-pub fn mirror_request(head: &mut RequestHead, local: IpAddr) {
-    let host = head.authority();
-    let port = host.iter().rposition(|b| *b == b':').filter(|colon| !host[*colon..].contains(&b']')).unwrap_or(host.len());
-    let shadow = [&host[..port], b"-shadow", &host[port..]].concat();
-    head.set_authority(&shadow);
-    own_request(head, Some(local));
+/// Makes the head of a mirrored request from a copy of the primary one: `-shadow` in the host, unless that is to stay, and the
+/// marks of a request that this proxy sends on its own account.
+pub fn mirror_request(head: &mut RequestHead, keeps_host: bool) {
+    if !keeps_host {
+        let host = head.authority();
+        let colon = host.iter().rposition(|b| *b == b':').filter(|colon| !host[*colon..].contains(&b']'));
+        let port = colon.unwrap_or(host.len());
+        let shadow = [&host[..port], b"-shadow", &host[port..]].concat();
+        head.set_authority(&shadow);
+    }
+    own_request(head, Some(local_address()));
+}
+
+/// The address that this machine calls others from, which Envoy puts into x-forwarded-for of requests of its own.
+fn local_address() -> IpAddr {
+    static ADDRESS: OnceLock<IpAddr> = OnceLock::new();
+    *ADDRESS.get_or_init(|| {
+        // Connecting a datagram socket asks the routing table and sends nothing; the address is one for documentation.
+        let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+            socket.local_addr()
+        });
+        routed.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
+    })
 }
 
 /// The marks of a request that this proxy sends on its own account; `local` is its address, for x-forwarded-for.

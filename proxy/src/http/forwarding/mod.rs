@@ -19,8 +19,8 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 
 pub use internal::{mirror_request, own_request};
-pub use overrides::{Overrides, Timeouts};
-pub use response::{prepare_response, set_upstream_service_time};
+pub use overrides::Overrides;
+pub use response::{Asked, prepare_response, set_upstream_service_time};
 
 use crate::config::{ForwardClientCert, HttpConnectionManager, ServerHeaderTransformation};
 use crate::flags::ResponseFlags;
@@ -80,6 +80,10 @@ pub struct Prepared {
     pub upgrade: bool,
     /// What an internal caller asks for; the headers are gone from the head.
     pub overrides: Option<Box<Overrides>>,
+    /// Routes may be looked for: Envoy has none for a request with an empty x-forwarded-proto.
+    pub routable: bool,
+    /// An internal caller wants to know the request's id (`x-envoy-force-trace`).
+    pub tells_request_id: bool,
 }
 
 /// A request that is answered without being routed. The connection closes.
@@ -136,11 +140,14 @@ pub fn prepare_request(
     if !seen.has(Known::XForwardedProto) && !forwarding.use_remote_address {
         head.headers.push_known(Known::XForwardedProto, own_scheme(connection).as_str().as_bytes());
     }
+    let routable =
+        !seen.has(Known::XForwardedProto) || head.headers.get(Known::XForwardedProto).is_some_and(|xfp| !xfp.is_empty());
     if head.version != Version::Http2 {
         head.scheme = forwarded_scheme(head).unwrap_or(own_scheme(connection));
     }
     let edge = forwarding.use_remote_address && !client.internal;
     let overrides = internal::apply(head, &client, edge, seen.envoy);
+    let tells_request_id = client.internal && seen.envoy && internal::forces_trace(head);
 
     if forwarding.generate_request_id {
         let keep = forwarding.preserve_external_request_id || !edge;
@@ -151,7 +158,8 @@ pub fn prepare_request(
         }
     }
     client_cert::apply(head, connection, client_cert, forwarding.forward_client_cert, seen.has(Known::XForwardedClientCert));
-    Ok(Prepared { remote: client.address, internal: client.internal, upgrade, overrides })
+    let (remote, internal) = (client.address, client.internal);
+    Ok(Prepared { remote, internal, upgrade, overrides, routable, tells_request_id })
 }
 
 /// Who sent a request.
@@ -210,7 +218,7 @@ impl Seen {
             let bit = Self::bit(id);
             match id {
                 Known::KeepAlive | Known::ProxyConnection | Known::TransferEncoding | Known::XEnvoyInternal => return false,
-                Known::XEnvoyOriginalPath | Known::XEnvoyOriginalHost => seen.envoy = true,
+                Known::XEnvoyOriginalPath | Known::XEnvoyOriginalHost | Known::XEnvoyExpectedRqTimeoutMs => seen.envoy = true,
                 Known::Other => seen.envoy |= name.starts_with(b"x-envoy-"),
                 _ => seen.repeated |= seen.known & bit,
             }

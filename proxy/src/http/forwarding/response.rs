@@ -15,11 +15,19 @@ pub fn set_upstream_service_time(head: &mut ResponseHead, elapsed: Duration) {
         .set(Known::XEnvoyUpstreamServiceTime, buffer.format(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)).as_bytes());
 }
 
+/// What a request asked of its response.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// An upgrade.
+    pub upgrade: bool,
+    /// Its id (`x-envoy-force-trace` of an internal caller).
+    pub request_id: bool,
+}
+
 /// Makes a response head, local or from an upstream, ready for the downstream codec: what belongs to the upstream hop goes,
-/// `date` and `server` come. `request` is the head as it went upstream; `None` when there was none. `upgrade` says that it
-/// asked for an upgrade.
-pub fn prepare_response(head: &mut ResponseHead, request: Option<&RequestHead>, upgrade: bool, forwarding: &Forwarding) {
-    let keeps_upgrade = upgrade && is_upgrade(head);
+/// `date` and `server` come. `request` is the head as it went upstream; `None` when there was none.
+pub fn prepare_response(head: &mut ResponseHead, request: Option<&RequestHead>, asked: Asked, forwarding: &Forwarding) {
+    let keeps_upgrade = asked.upgrade && is_upgrade(head);
     let (mut has_date, mut has_server) = (false, false);
     head.headers.retain(|id, _, _| match id {
         Known::Connection | Known::Upgrade => keeps_upgrade,
@@ -44,7 +52,7 @@ pub fn prepare_response(head: &mut ResponseHead, request: Option<&RequestHead>, 
         }
         _ => {}
     }
-    if forwarding.always_set_request_id_in_response
+    if (forwarding.always_set_request_id_in_response || asked.request_id)
         && let Some(id) = request.and_then(|request| request.headers.get(Known::XRequestId))
     {
         head.headers.set(Known::XRequestId, id);

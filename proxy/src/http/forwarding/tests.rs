@@ -8,6 +8,7 @@ use http::StatusCode;
 use super::*;
 use crate::config::{RetryPolicy, RouteConfiguration, RouteSource, TrafficDirection};
 use crate::http::head::{Headers, ResponseHead};
+use crate::http::retry::Policy;
 use crate::tls::PeerCertificate;
 
 const ELEMENT: &str = "By=spiffe://c/ns/b/sa/details;Hash=ca;Subject=\"\";URI=spiffe://c/ns/b/sa/productpage";
@@ -47,7 +48,7 @@ fn connection(mtls: bool) -> ConnectionInfo {
         subject: String::new(),
         sha256: "ca".into(),
         serial: "1".into(),
-        ..PeerCertificate::default()
+        chain: Vec::new(),
     };
     ConnectionInfo {
         tls_version: mtls.then_some("TLSv1.3"),
@@ -234,8 +235,7 @@ fn internal_callers_are_marked_and_may_override() {
     let (lines, prepared) = forwarded_over(&i, false, &["X-Request-Id: mine", "x-envoy-upstream-rq-timeout-ms: 200"]);
     assert_eq!(lines, ["x-request-id: mine", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http", "x-envoy-internal: true"]);
     assert!(prepared.internal);
-    let timeouts = Timeouts::new(None, None, prepared.overrides.as_deref());
-    assert_eq!(timeouts.expected_ms(), Some(200));
+    assert_eq!(prepared.overrides.unwrap().timeout, Some(Duration::from_millis(200)));
     // forwarding.xff_one_outint: somebody else spoke for the caller
     let (lines, prepared) = forwarded_over(&i, false, &["X-Forwarded-For: 10.1.2.3", "x-envoy-max-retries: 3"]);
     assert!(!prepared.internal && prepared.overrides.is_none());
@@ -253,33 +253,44 @@ fn overrides_unite_with_the_route() {
     // retry.header_retry_on_internal, retry.header_max_retries_internal, retry.header_codes_internal
     let wish = overrides(&["x-envoy-retry-on: 5xx, bogus", "x-envoy-max-retries: 1"]).unwrap();
     let policy = wish.retry_policy(None).unwrap();
-    assert!(policy.retry_on.server_error && policy.num_retries == 1);
+    assert!(policy.config().retry_on.server_error && policy.config().num_retries == 1);
     let wish = overrides(&["x-envoy-max-retries: 3"]).unwrap();
-    assert_eq!(wish.retry_policy(None), None);
+    assert!(wish.retry_policy(None).is_none());
     let mut route = RetryPolicy { num_retries: 2, ..RetryPolicy::default() };
     route.retry_on.server_error = true;
-    assert_eq!(wish.retry_policy(Some(&route)).unwrap(), RetryPolicy { num_retries: 3, ..route.clone() });
+    let route = Policy::compile(&route);
+    assert_eq!(*wish.retry_policy(Some(&route)).unwrap().config(), RetryPolicy { num_retries: 3, ..route.config().clone() });
     let wish = overrides(&["x-envoy-retry-on: retriable-status-codes", "x-envoy-retriable-status-codes: 418,409,x"]).unwrap();
-    assert_eq!(wish.retry_policy(Some(&route)).unwrap().retry_on.status_codes, [418, 409]);
+    let on = wish.retry_policy(Some(&route)).unwrap().config().retry_on.clone();
+    assert_eq!((on.retriable_status_codes, on.status_codes), (true, vec![418, 409]));
     let wish = overrides(&["x-envoy-retriable-status-codes: 418", "x-envoy-retry-grpc-on: unavailable"]).unwrap();
-    let on = wish.retry_on.clone().unwrap();
-    assert_eq!((on.status_codes, on.grpc_statuses), (vec![], vec![14]));
+    let on = wish.retry_policy(None).unwrap().config().retry_on.clone();
+    assert_eq!((on.retriable_status_codes, on.grpc_statuses), (false, vec![14]));
     // timeout.alt_response_internal
     assert!(overrides(&["x-envoy-upstream-rq-timeout-alt-response: 1"]).unwrap().timeout_alt_response);
     assert!(overrides(&["x-envoy-peer-metadata: a", "x-other: b"]).is_none());
+    // An outer proxy's word on the time that is left passes on.
+    assert!(overrides(&["x-envoy-expected-rq-timeout-ms: 9"]).is_none());
 }
 
 #[test]
-fn an_attempt_has_less_time_than_the_request() {
-    let ms = Duration::from_millis;
-    // timeout.header_per_try_internal
-    let wish = Overrides { per_try_timeout: Some(ms(100)), ..Overrides::default() };
-    let timeouts = Timeouts::new(None, Some(ms(200)), Some(&wish));
-    assert_eq!((timeouts.per_try, timeouts.expected_ms()), (Some(ms(100)), Some(100)));
-    let longer = Timeouts::new(Some(ms(300)), Some(ms(400)), None);
-    assert_eq!((longer.per_try, longer.expected_ms()), (None, Some(300)));
-    let off = Overrides { timeout: Some(Duration::ZERO), ..Overrides::default() };
-    assert_eq!(Timeouts::new(Some(ms(300)), None, Some(&off)), Timeouts::default());
+fn strict_checking_names_the_bad_header_with_all_its_lines() {
+    let overrides = forwarded_over(
+        &internal(),
+        false,
+        &[
+            "x-envoy-max-retries: 1",
+            "x-envoy-max-retries: 2",
+            "x-envoy-retry-on: 5xx, reset",
+            "x-envoy-upstream-rq-timeout-ms: -1",
+        ],
+    );
+    let overrides = overrides.1.overrides.unwrap();
+    assert_eq!(overrides.invalid_value("x-envoy-max-retries"), Some(("x-envoy-max-retries", &b"1,2"[..])));
+    assert!(overrides.invalid_value("x-envoy-upstream-rq-timeout-ms").is_some());
+    for fine in ["x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-other"] {
+        assert_eq!(overrides.invalid_value(fine), None, "{fine}");
+    }
 }
 
 #[test]
@@ -383,7 +394,8 @@ fn the_scheme_of_http1_is_what_the_mesh_says() {
 fn answered(forwarding: &Forwarding, upgrade: bool, response: &[&str]) -> Vec<String> {
     let mut response_head = ResponseHead::new(StatusCode::OK);
     response_head.headers = head(response).headers;
-    prepare_response(&mut response_head, Some(&head(&["x-request-id: rid"])), upgrade, forwarding);
+    let asked = Asked { upgrade, request_id: false };
+    prepare_response(&mut response_head, Some(&head(&["x-request-id: rid"])), asked, forwarding);
     lines(&response_head.headers)
 }
 
@@ -439,7 +451,11 @@ fn mirrored_requests_say_so() {
     // mirror.get
     let mut head = head(&["x-envoy-attempt-count: 1"]);
     head.set_authority(b"mirrored:9080");
-    mirror_request(&mut head, "127.0.0.1".parse().unwrap());
+    mirror_request(&mut head, false);
     assert_eq!(head.authority(), b"mirrored-shadow:9080");
-    assert_eq!(lines(&head.headers), ["x-envoy-attempt-count: 1", "x-envoy-internal: true", "x-forwarded-for: 127.0.0.1"]);
+    let lines = lines(&head.headers);
+    assert_eq!(lines[..2], ["x-envoy-attempt-count: 1", "x-envoy-internal: true"]);
+    assert!(lines[2].starts_with("x-forwarded-for: ") && lines.len() == 3, "{lines:?}");
+    mirror_request(&mut head, true);
+    assert_eq!(head.authority(), b"mirrored-shadow:9080");
 }

@@ -146,6 +146,7 @@ impl HeadError {
             flag: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
             details: self.details().into(),
             header: None,
+            grpc_status: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::config::{
 use crate::error::ErrorKind;
 use crate::http::filter::RouteFilters;
 use crate::http::head::{HeaderName, RequestHead, ResponseHead};
+use crate::http::retry::Policy;
 use crate::http::rewrite;
 use crate::stream_info::StreamInfo;
 use crate::upstream::Cluster;
@@ -47,35 +48,38 @@ pub enum Action {
 impl Route {
     /// Changes the head on its way upstream, once per request: header mutations from the most specific to the least, then
     /// host and path. Envoy has set x-envoy-expected-rq-timeout-ms and x-envoy-attempt-count before.
-    pub fn apply_request(&self, head: &mut RequestHead, choice: &ClusterChoice, info: &StreamInfo) {
+    /// `keep_original`: the old path and host are told in x-envoy-original-path and x-envoy-original-host.
+    pub fn apply_request(&self, head: &mut RequestHead, choice: &ClusterChoice, info: &StreamInfo, keep_original: bool) {
         for mutations in choice.mutations.iter().chain(&*self.mutations) {
             mutations.apply_request(head, info);
         }
         let Action::Forward(forward) = &self.action else { return };
         match &forward.host_rewrite {
-            Some(CompiledHostRewrite::Literal(host)) => rewrite::rewrite_host(head, host, forward.append_x_forwarded_host),
+            Some(CompiledHostRewrite::Literal(host)) => {
+                rewrite::rewrite_host(head, host, forward.append_x_forwarded_host, keep_original);
+            }
             Some(CompiledHostRewrite::Header(name)) => {
                 if let Some(host) = head.headers.find(name).filter(|host| is_host(host)).map(<[u8]>::to_vec) {
-                    rewrite::rewrite_host(head, &host, forward.append_x_forwarded_host);
+                    rewrite::rewrite_host(head, &host, forward.append_x_forwarded_host, keep_original);
                 }
             }
             Some(CompiledHostRewrite::Auto) | None => {}
         }
         if let Some(path_rewrite) = &forward.path_rewrite {
-            rewrite::rewrite_path(head, path_rewrite, self.matched);
+            rewrite::rewrite_path(head, path_rewrite, self.matched, keep_original);
         }
     }
 
-    /// Changes the headers of a response, an upstream's or a local one. `choice` is `None` before a cluster was chosen.
+    /// Changes the headers of a response, an upstream's or a local one. `chosen` are the mutations of the cluster that was
+    /// chosen for the request.
     pub fn apply_response(
         &self,
         response: &mut ResponseHead,
-        request: Option<&RequestHead>,
-        choice: Option<&ClusterChoice>,
+        request: &RequestHead,
+        chosen: Option<&HeaderMutations>,
         info: &StreamInfo,
     ) {
-        let chosen = choice.and_then(|choice| choice.mutations.as_ref());
-        for mutations in chosen.into_iter().chain(&*self.mutations) {
+        for mutations in chosen.into_iter().chain(self.mutations.iter().map(|mutations| &**mutations)) {
             mutations.apply_response(response, request, info);
         }
     }
@@ -125,10 +129,18 @@ pub struct ForwardRoute {
     pub idle_timeout: Option<Duration>,
     /// Life of the stream; overrides the listener's. `Some(ZERO)` is off.
     pub max_stream_duration: Option<Duration>,
-    /// Honour `grpc-timeout` up to this; `Some(ZERO)` is without a cap.
+    /// Honour `grpc-timeout` up to this as the life of the stream; `Some(ZERO)` is without a cap.
     pub grpc_timeout_header_max: Option<Duration>,
+    /// Taken off what `grpc-timeout` asks for then.
+    pub grpc_timeout_header_offset: Option<Duration>,
+    /// On gRPC requests `grpc-timeout` up to this takes the place of [`Self::timeout`]; `Some(ZERO)` is without a cap.
+    pub max_grpc_timeout: Option<Duration>,
+    /// Taken off what `grpc-timeout` asks for then, unless nothing were left.
+    pub grpc_timeout_offset: Option<Duration>,
     /// Retries in force: the route's, else the virtual host's.
-    pub retry: Option<Arc<RetryPolicy>>,
+    pub retry: Option<Arc<Policy>>,
+    /// Bytes of a request body that are kept for retries.
+    pub request_body_buffer_limit: Option<u64>,
     /// Copies.
     pub mirrors: Box<[Mirror]>,
     /// For ring hash and Maglev.
@@ -171,7 +183,8 @@ pub struct ClusterChoice {
     /// Endpoint metadata (`envoy.lb`) that an endpoint must have.
     pub metadata_match: BTreeMap<String, String>,
     weight: u64,
-    mutations: Option<Arc<HeaderMutations>>,
+    /// Changes to the headers of requests that go there, and of their responses.
+    pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 impl ClusterChoice {
@@ -193,6 +206,8 @@ pub struct Mirror {
     pub cluster: Option<Arc<Cluster>>,
     /// How many of the requests.
     pub fraction: Fraction,
+    /// The copy's host stays as it is.
+    pub keeps_host: bool,
 }
 
 /// What a request is hashed by.
@@ -240,7 +255,11 @@ impl ForwardRoute {
             Some(header) => Clusters::Named { header: HeaderName::new(header), by_name: Arc::clone(by_name) },
             None => Clusters::weighted(route, &config.clusters, resolve)?,
         };
-        let mirror = |mirror: &config::Mirror| Mirror { cluster: resolve(&mirror.cluster), fraction: mirror.fraction };
+        let mirror = |mirror: &config::Mirror| Mirror {
+            cluster: resolve(&mirror.cluster),
+            fraction: mirror.fraction,
+            keeps_host: mirror.keeps_host,
+        };
         Ok(Self {
             clusters,
             cluster_not_found_status: config.cluster_not_found_status,
@@ -248,7 +267,11 @@ impl ForwardRoute {
             idle_timeout: config.idle_timeout,
             max_stream_duration: config.max_stream_duration,
             grpc_timeout_header_max: config.grpc_timeout_header_max,
-            retry: config.retry.as_ref().or(vhost_retry).cloned().map(Arc::new),
+            grpc_timeout_header_offset: config.grpc_timeout_header_offset,
+            max_grpc_timeout: config.max_grpc_timeout,
+            grpc_timeout_offset: config.grpc_timeout_offset,
+            retry: config.retry.as_ref().or(vhost_retry).map(|policy| Arc::new(Policy::compile(policy))),
+            request_body_buffer_limit: config.request_body_buffer_limit,
             mirrors: config.mirrors.iter().map(mirror).collect(),
             hash_policy: config.hash_policy.iter().map(HashPolicy::compile).collect(),
             upgrades: config.upgrades.clone().into_boxed_slice(),
@@ -293,9 +316,9 @@ impl ForwardRoute {
     }
 
     /// The host becomes that of the endpoint, once one is picked (`auto_host_rewrite`).
-    pub fn apply_endpoint_host(&self, head: &mut RequestHead, hostname: &str) {
+    pub fn apply_endpoint_host(&self, head: &mut RequestHead, hostname: &str, keep_original: bool) {
         if matches!(self.host_rewrite, Some(CompiledHostRewrite::Auto)) && !hostname.is_empty() {
-            rewrite::rewrite_host(head, hostname.as_bytes(), self.append_x_forwarded_host);
+            rewrite::rewrite_host(head, hostname.as_bytes(), self.append_x_forwarded_host, keep_original);
         }
     }
 }

@@ -1,12 +1,10 @@
 //! Conditions of routes, compiled (Envoy `RouteMatch`, `HeaderMatcher`, `QueryParameterMatcher`).
 
-use std::borrow::Cow;
-
 use http::Method;
 
 use super::RouteError;
 use crate::config::{self, Fraction, HeaderMatch, PathMatch, QueryParameterMatcher, Regex};
-use crate::http::head::{HeaderName, RequestHead};
+use crate::http::head::{HeaderName, Headers, RequestHead};
 
 /// The condition of a route.
 #[derive(Debug)]
@@ -103,7 +101,7 @@ fn starts_with(path: &[u8], prefix: &[u8], fold: bool) -> bool {
     }
 }
 
-/// A condition on one header, compiled. Repeated headers are joined with a comma, as Envoy does.
+/// A condition on one header, compiled. One line of a repeated header has to meet it, as in Envoy; inverted, none may.
 #[derive(Clone, Debug)]
 pub struct HeaderMatcher {
     source: Source,
@@ -137,26 +135,41 @@ impl HeaderMatcher {
     /// Whether the request meets the condition. A missing header meets none but those that ask for its absence, inverted
     /// ones included, unless it counts as empty.
     pub fn matches(&self, head: &RequestHead) -> bool {
-        let value: Option<Cow<'_, [u8]>> = match &self.source {
-            Source::Method => Some(head.method.as_str().as_bytes().into()),
-            Source::Path => (!head.path().is_empty()).then(|| head.path().into()),
-            Source::Authority => head.has_authority().then(|| head.authority().into()),
-            Source::Scheme => Some(head.scheme.as_str().as_bytes().into()),
-            Source::Header(name) => head.headers.joined(name),
-        };
-        if let HeaderMatch::Present(present) = self.value {
-            return (value.is_some() == present) != self.invert;
+        match &self.source {
+            Source::Method => self.judge(std::iter::once(head.method.as_str().as_bytes())),
+            Source::Path => self.judge(Some(head.path()).filter(|path| !path.is_empty()).into_iter()),
+            Source::Authority => self.judge(head.has_authority().then(|| head.authority()).into_iter()),
+            Source::Scheme => self.judge(std::iter::once(head.scheme.as_str().as_bytes())),
+            Source::Header(name) => self.judge(head.headers.find_all(name)),
         }
-        let Some(value) = value.or(self.treat_missing_as_empty.then_some(Cow::Borrowed(b""))) else { return false };
-        let matches = match &self.value {
-            HeaderMatch::Present(_) => true,
-            HeaderMatch::String(matcher) => matcher.matches(&value),
+    }
+
+    /// As [`Self::matches`], for a head of which only the fields are looked at.
+    pub fn matches_fields(&self, headers: &Headers) -> bool {
+        match &self.source {
+            Source::Header(name) => self.judge(headers.find_all(name)),
+            Source::Method | Source::Path | Source::Authority | Source::Scheme => self.judge(std::iter::empty()),
+        }
+    }
+
+    fn judge<'a>(&self, mut lines: impl Iterator<Item = &'a [u8]>) -> bool {
+        let first = lines.next();
+        if let HeaderMatch::Present(present) = self.value {
+            return (first.is_some() == present) != self.invert;
+        }
+        let Some(first) = first.or(self.treat_missing_as_empty.then_some(b"")) else { return false };
+        (self.is_met_by(first) || lines.any(|line| self.is_met_by(line))) != self.invert
+    }
+
+    fn is_met_by(&self, value: &[u8]) -> bool {
+        match &self.value {
+            HeaderMatch::Present(present) => *present,
+            HeaderMatch::String(matcher) => matcher.matches(value),
             HeaderMatch::Range { start, end } => {
-                let number = std::str::from_utf8(&value).ok().and_then(|text| text.parse::<i64>().ok());
+                let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<i64>().ok());
                 number.is_some_and(|number| (*start..*end).contains(&number))
             }
-        };
-        matches != self.invert
+        }
     }
 }
 

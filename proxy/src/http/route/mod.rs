@@ -20,7 +20,7 @@ pub use action::{Action, ClusterChoice, ForwardRoute, HashPolicy, Mirror, Redire
 pub(crate) use matches::Condition;
 pub(super) use matches::query_matches;
 pub use matches::{HeaderMatcher, MatchedPath};
-pub(super) use mutations::HeaderMutations;
+pub use mutations::HeaderMutations;
 
 use self::domains::Domains;
 use super::filter::{FilterError, RouteFilters};
@@ -51,6 +51,8 @@ pub struct VirtualHost {
     pub include_request_attempt_count: bool,
     /// Adds it to responses.
     pub include_attempt_count_in_response: bool,
+    /// Adds `x-envoy-is-timeout-retry` to retries.
+    pub include_is_timeout_retry: bool,
     routes: Box<[(Condition, Arc<Route>)]>,
     /// Taken by every request that did not come by TLS.
     require_tls: Option<Arc<Route>>,
@@ -157,6 +159,7 @@ impl Compiler<'_> {
             name: config.name.as_str().into(),
             include_request_attempt_count: config.include_request_attempt_count,
             include_attempt_count_in_response: config.include_attempt_count_in_response,
+            include_is_timeout_retry: config.include_is_timeout_retry,
             routes: routes.collect::<Result<_, RouteError>>()?,
             require_tls: config.require_tls.then(|| Arc::new(require_tls_route())),
         })

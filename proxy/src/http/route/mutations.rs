@@ -12,7 +12,7 @@ use crate::telemetry::format::Format;
 
 /// What one level (weighted cluster, route, virtual host, route configuration) does to headers.
 #[derive(Debug, Default)]
-pub(in crate::http) struct HeaderMutations {
+pub struct HeaderMutations {
     request: Edits,
     response: Edits,
 }
@@ -43,10 +43,11 @@ impl HeaderMutations {
         }
     }
 
-    pub(in crate::http) fn apply_response(&self, response: &mut ResponseHead, request: Option<&RequestHead>, info: &StreamInfo) {
+    pub(in crate::http) fn apply_response(&self, response: &mut ResponseHead, request: &RequestHead, info: &StreamInfo) {
         self.response.remove(&mut response.headers);
         if !self.response.set.is_empty() {
-            let context = FormatContext { info, request, response: Some(response), trailers: None, now: Instant::now() };
+            let context =
+                FormatContext { info, request: Some(request), response: Some(response), trailers: None, now: Instant::now() };
             let values = self.response.evaluate(&response.headers, &context);
             self.response.commit(&mut response.headers, &values);
         }
@@ -70,11 +71,7 @@ struct Edit {
 #[derive(Debug)]
 enum Value {
     Literal(Box<[u8]>),
-    Format {
-        format: Format,
-        /// The format is nothing but one operator: a missing value, which renders as `-`, is then an empty one.
-        lone_operator: bool,
-    },
+    Format(Format),
 }
 
 /// Values of one round, all made before any header changes: formats see the headers as they came.
@@ -121,7 +118,7 @@ impl Edits {
         for overwrites in [true, false] {
             for (edit, planned) in self.set.iter().zip(&values.planned) {
                 let value = match (planned, &edit.value) {
-                    (Planned::Nothing, _) | (Planned::Literal, Value::Format { .. }) => continue,
+                    (Planned::Nothing, _) | (Planned::Literal, Value::Format(_)) => continue,
                     (Planned::Literal, Value::Literal(value)) => value,
                     (Planned::Rendered { start, end }, _) => &values.rendered[*start..*end],
                 };
@@ -140,11 +137,7 @@ impl Edits {
 impl Edit {
     fn compile(option: &HeaderValueOption) -> Result<Self, RouteError> {
         let value = if option.value.contains('%') {
-            let inner = option.value.strip_prefix('%').and_then(|rest| rest.strip_suffix('%'));
-            Value::Format {
-                format: Format::compile(&option.value).map_err(RouteError::Format)?,
-                lone_operator: inner.is_some_and(|inner| !inner.contains('%')),
-            }
+            Value::Format(Format::compile(&option.value).map_err(RouteError::Format)?)
         } else {
             Value::Literal(option.value.as_bytes().into())
         };
@@ -159,12 +152,9 @@ impl Edit {
     fn plan(&self, context: &FormatContext<'_>, rendered: &mut Vec<u8>) -> Planned {
         let (empty, planned) = match &self.value {
             Value::Literal(value) => (value.is_empty(), Planned::Literal),
-            Value::Format { format, lone_operator } => {
+            Value::Format(format) => {
                 let start = rendered.len();
-                format.render(context, rendered);
-                if *lone_operator && rendered[start..] == *b"-" {
-                    rendered.truncate(start);
-                }
+                format.render_header(context, rendered);
                 // Values from certificates and metadata may hold anything; a header value must not.
                 for byte in &mut rendered[start..] {
                     if byte.is_ascii_control() && *byte != b'\t' {

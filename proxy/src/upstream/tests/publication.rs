@@ -75,7 +75,6 @@ fn tls(sni: &str) -> TransportSocket {
         certificate: None,
         trust: None,
         sans: Vec::new(),
-        pins: Vec::new(),
         sni: sni.into(),
         alpn: Vec::new(),
         versions: (Tls12, Tls13),

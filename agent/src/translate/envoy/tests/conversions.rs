@@ -94,7 +94,49 @@ fn a_route_without_timeout_has_envoys() {
     assert_eq!(action("{cluster: c, idle_timeout: 0s}").idle_timeout, Some(Duration::ZERO));
     let life = action("{cluster: c, max_stream_duration: {grpc_timeout_header_max: 0s}, max_grpc_timeout: 5s}");
     assert_eq!((life.max_stream_duration, life.grpc_timeout_header_max), (None, Some(Duration::ZERO)));
-    assert_eq!(life.max_grpc_timeout, Some(Duration::from_secs(5)));
+    assert_eq!((life.timeout, life.max_grpc_timeout), (None, None), "the new limits take the place of the old ones");
+    let old = action("{cluster: c, max_grpc_timeout: 5s, grpc_timeout_offset: 0.1s}");
+    assert_eq!((old.max_grpc_timeout, old.grpc_timeout_offset), (Some(Duration::from_secs(5)), Some(Duration::from_millis(100))));
+}
+
+#[test]
+fn a_route_keeps_as_much_of_a_body_as_it_or_its_host_says() {
+    let configuration = |limit: u32| {
+        let yaml = format!(
+            "{{name: r, virtual_hosts: [{{name: v, domains: ['*'], per_request_buffer_limit_bytes: {limit}, routes: [
+            {{match: {{prefix: /a}}, route: {{cluster: c}}, request_body_buffer_limit: 5}}, {{match: {{prefix: /}}, route: {{cluster: c}}}}]}}]}}"
+        );
+        route::route_configuration(&message::<RouteConfiguration>(&yaml))
+    };
+    let kept: Vec<_> = configuration(7).unwrap().virtual_hosts[0]
+        .routes
+        .iter()
+        .map(|route| match &route.action {
+            config::RouteTarget::Forward(action) => action.request_body_buffer_limit,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kept, [Some(5), Some(7)]);
+    let refused = configuration(2_000_000).unwrap_err();
+    assert_eq!(refused[0].path, "virtual_hosts[0].request_body_buffer_limit");
+}
+
+#[test]
+fn mirrors_and_retries_keep_their_finer_points() {
+    let yaml = "{cluster: c, request_mirror_policies: [{cluster: m, disable_shadow_host_suffix_append: true}], retry_policy: {
+        retry_on: 'retriable-headers,envoy-ratelimited', retriable_headers: [{name: X-Again}], retriable_request_headers: [{name: x-may}],
+        rate_limited_retry_back_off: {reset_headers: [{name: Retry-After}, {name: x-reset, format: UNIX_TIMESTAMP}]}}}";
+    let action = route_action::route_action(&message::<RouteAction>(yaml)).unwrap();
+    assert!(action.mirrors[0].keeps_host);
+    let retry = action.retry.unwrap();
+    assert!(retry.retry_on.retriable_headers && retry.retry_on.envoy_ratelimited);
+    assert_eq!((&*retry.retriable_headers[0].name, &*retry.retriable_request_headers[0].name), ("x-again", "x-may"));
+    let back_off = retry.rate_limited.unwrap();
+    let formats: Vec<_> = back_off.reset_headers.iter().map(|header| (header.name.as_str(), header.format)).collect();
+    assert_eq!(formats, [("retry-after", config::ResetFormat::Seconds), ("x-reset", config::ResetFormat::UnixTimestamp)]);
+    assert_eq!(back_off.max_interval, Duration::from_secs(300));
+    let pseudo = "{retriable_headers: [{name: ':status'}]}";
+    assert!(route_action::retry_policy(&message::<RetryPolicy>(pseudo)).is_err());
 }
 
 #[test]
@@ -129,7 +171,7 @@ host_selection_retry_max_attempts: 5
 #[test]
 fn status_codes_of_a_retry_count_only_when_a_word_asks() {
     let policy = route_action::retry_policy(&message::<RetryPolicy>("{retry_on: 5xx, retriable_status_codes: [409]}")).unwrap();
-    assert_eq!(policy.retry_on.status_codes, [0u16; 0]);
+    assert_eq!((policy.retry_on.retriable_status_codes, policy.retry_on.status_codes), (false, vec![409]));
 }
 
 #[test]

@@ -233,16 +233,13 @@ impl<'de> Deserialize<'de> for RetryOnText {
         let mut on = skiff_proxy::config::RetryOn::default();
         for word in text.split(',').map(str::trim) {
             match word {
-                word if on.add_word(word) => {}
+                word if on.add_word(word) || on.add_grpc_word(word) => {}
                 // The codes are words of their own in Istio's list.
-                "retriable-status-codes" => {}
-                "cancelled" => on.grpc_statuses.push(1),
-                "deadline-exceeded" => on.grpc_statuses.push(4),
-                "resource-exhausted" => on.grpc_statuses.push(8),
-                "internal" => on.grpc_statuses.push(13),
-                "unavailable" => on.grpc_statuses.push(14),
                 code => match code.parse() {
-                    Ok(code @ 100..=599) => on.status_codes.push(code),
+                    Ok(code @ 100..=599) => {
+                        on.retriable_status_codes = true;
+                        on.status_codes.push(code);
+                    }
                     _ => {
                         return Err(serde::de::Error::custom(format_args!(
                             "{code:?}: expected a status code or one of 5xx, gateway-error, reset, reset-before-request, \
