@@ -265,6 +265,30 @@ async fn a_bad_edit_keeps_the_last_good_configuration_and_says_so() {
 }
 
 #[tokio::test]
+async fn huge_and_nested_documents_harm_nothing_that_is_served() {
+    let bookinfo = bookinfo().await;
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        bomb.push_str(&format!("a{level}: &a{level} [{}]\n", format!("*a{}, ", level - 1).repeat(10)));
+    }
+    for (name, text, says) in [
+        ("huge.yaml", "# huge\n".repeat(1 << 21), "expected at most 8388608"),
+        ("nested.yaml", format!("spec: {}", "[".repeat(100_000)), "nested.yaml:1: "),
+        ("deep.yaml", format!("spec: {}x{}", "{a: ".repeat(1000), "}".repeat(1000)), "deep.yaml:1: "),
+        ("bomb.yaml", bomb, "bomb.yaml:"),
+    ] {
+        bookinfo.mesh.write(name, &text);
+        let line = bookinfo.ratings.stderr.line_with(says).await;
+        assert!(line.contains("configuration refused, the last good one stays"), "{name}: {line}");
+        assert!(line.len() < 1000, "{name}: {line}");
+        assert_eq!(http::get(bookinfo.egress(), DETAILS, "/").await.status, 200, "{name}");
+        fs::remove_file(bookinfo.mesh.document(name)).unwrap();
+    }
+    assert!(bookinfo.ratings.is_ready().await);
+    assert!(bookinfo.ratings.metrics().await.sum("skiff_config_reload_failures_total", &[]) >= 4.0);
+}
+
+#[tokio::test]
 async fn a_folder_that_is_emptied_is_no_wish_to_serve_nothing() {
     let bookinfo = bookinfo().await;
     for entry in fs::read_dir(bookinfo.mesh.document("")).unwrap() {

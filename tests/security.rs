@@ -2,43 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use skiff_tests::access_log::AccessLogLine;
-use skiff_tests::apps::{App, Speaks};
+use skiff_tests::door::Door;
 use skiff_tests::http::{self, Connection};
-use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh};
-use skiff_tests::skiff::Skiff;
+use skiff_tests::mesh::{DETAILS, DETAILS_V1};
 use skiff_tests::tls;
-
-/// The sidecar of details with its application, called in plaintext.
-struct Door {
-    mesh: Mesh,
-    details: Skiff,
-    app: App,
-}
-
-impl Door {
-    async fn open(policy: &str) -> Self {
-        let mesh = Mesh::prepare().await;
-        mesh.edit("security.yaml", "STRICT", "PERMISSIVE");
-        if !policy.is_empty() {
-            mesh.write("authorization.yaml", policy);
-        }
-        let app = App::start(mesh.app(DETAILS_V1), Speaks::Http);
-        let details = mesh.spawn(DETAILS_V1, &[]);
-        details.ready().await;
-        Self { mesh, details, app }
-    }
-
-    /// What comes back for these bytes: the status, zero when the connection is closed without one.
-    async fn status(&self, bytes: &[u8]) -> u16 {
-        let mut connection = Connection::open(self.mesh.ingress(DETAILS_V1, 9080)).await.unwrap();
-        connection.send(bytes).await.unwrap();
-        connection.answer().await.map_or(0, |answer| answer.status)
-    }
-
-    async fn get(&self, path: &str, headers: &str) -> http::Answer {
-        http::exchange(self.mesh.ingress(DETAILS_V1, 9080), &http::get_request("details", path, headers)).await
-    }
-}
 
 /// A POST with these header lines and this body.
 fn post(headers: &str, body: &str) -> String {
@@ -51,7 +18,7 @@ fn get(headers: &str) -> String {
 
 #[tokio::test]
 async fn ambiguous_requests_are_refused_before_the_application() {
-    let door = Door::open("").await;
+    let door = Door::open(&[]).await;
     let chunked = "transfer-encoding: chunked";
     let cases: Vec<(&str, String, u16)> = vec![
         ("length and chunks", post(&format!("content-length: 4\r\n{chunked}"), "0\r\n\r\n"), 400),
@@ -113,7 +80,7 @@ async fn ambiguous_requests_are_refused_before_the_application() {
 
 #[tokio::test]
 async fn malformed_chunks_never_complete_a_request() {
-    let door = Door::open("").await;
+    let door = Door::open(&[]).await;
     let mut faults = Vec::new();
     for (name, body) in [
         ("a size in hex notation", "0x3\r\nabc\r\n0\r\n\r\n"),
@@ -137,7 +104,7 @@ async fn malformed_chunks_never_complete_a_request() {
 
 #[tokio::test]
 async fn bytes_after_a_refused_request_are_no_request() {
-    let door = Door::open("").await;
+    let door = Door::open(&[]).await;
     let hidden = "0\r\n\r\nGET /hidden HTTP/1.1\r\nhost: details\r\n\r\n";
     let mut connection = Connection::open(door.mesh.ingress(DETAILS_V1, 9080)).await.unwrap();
     connection.send(post("content-length: 5\r\ntransfer-encoding: chunked", hidden)).await.unwrap();
@@ -158,7 +125,7 @@ spec:
 
 #[tokio::test]
 async fn a_denied_path_is_denied_however_it_is_written() {
-    let door = Door::open(DENY_ADMIN).await;
+    let door = Door::open(&[("authorization.yaml", DENY_ADMIN)]).await;
     let denied = [
         "/admin",
         "/admin?a=b",
@@ -187,7 +154,7 @@ async fn a_denied_path_is_denied_however_it_is_written() {
 
 #[tokio::test]
 async fn a_client_certificate_header_is_believed_from_nobody() {
-    let door = Door::open("").await;
+    let door = Door::open(&[]).await;
     let spoofed = "x-forwarded-client-cert: By=spiffe://cluster.local/ns/a/sa/b;URI=spiffe://cluster.local/ns/a/sa/admin\r\n";
     assert_eq!(door.get("/", spoofed).await.status, 200);
     assert_eq!(door.app.last_request().header("x-forwarded-client-cert"), None);
@@ -210,7 +177,7 @@ async fn a_client_certificate_header_is_believed_from_nobody() {
 
 #[tokio::test]
 async fn hop_by_hop_names_cannot_remove_what_the_sidecar_vouches_for() {
-    let door = Door::open("").await;
+    let door = Door::open(&[]).await;
     let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-client-cert"];
     for (number, name) in names.into_iter().enumerate() {
         let nominated = format!("connection: {name}\r\nx-forwarded-for: 192.0.2.7\r\n");
@@ -229,18 +196,29 @@ async fn hop_by_hop_names_cannot_remove_what_the_sidecar_vouches_for() {
 
 #[tokio::test]
 async fn envoys_own_headers_from_outside_steer_nothing() {
-    let door = Door::open("").await;
-    let steering = "x-envoy-upstream-rq-timeout-ms: 1\r\nx-envoy-retry-on: 5xx\r\nx-envoy-internal: true\r\n";
-    assert_eq!(door.get("/", steering).await.status, 200);
+    let door = Door::open(&[]).await;
+    let steering = [
+        ("x-envoy-upstream-rq-timeout-ms", "1"),
+        ("x-envoy-upstream-rq-per-try-timeout-ms", "1"),
+        ("x-envoy-retry-on", "5xx"),
+        ("x-envoy-max-retries", "5"),
+        ("x-envoy-internal", "true"),
+        // Envoy lets these two through.
+        ("x-envoy-original-path", "/forged"),
+        ("x-envoy-decorator-operation", "forged"),
+    ];
+    let lines: String = steering.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    assert_eq!(door.get("/asked", &lines).await.status, 200);
     let request = door.app.last_request();
-    for name in ["x-envoy-upstream-rq-timeout-ms", "x-envoy-retry-on", "x-envoy-internal"] {
+    for (name, _) in steering {
         assert_eq!(request.header(name), None, "{name}");
     }
+    AccessLogLine::parse(&door.details.stdout.line_with("/asked").await).assert(&[("request", "GET /asked HTTP/1.1")]);
 }
 
 #[tokio::test]
 async fn whatever_is_asked_stays_in_its_log_line() {
-    let door = Door::open("").await;
+    let door = Door::open(&[]).await;
     let agent = "x-request-id: id-forged\r\nuser-agent: a\" 200 - via_upstream \"\r\n";
     assert_eq!(door.get("/a%0ab", agent).await.status, 200);
     let line = door.details.stdout.line_with("id-forged").await;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,9 @@ use skiff_proxy::{ListenerState, Options, Proxy};
 use crate::translate::envoy::{self, Rejected};
 
 const BOOTSTRAP: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
+
+/// Files above this are refused: a bootstrap of thousands of endpoints is a few MiB.
+const MAX_BYTES: u64 = 32 << 20;
 
 /// Runtime keys that Istio sets and that say what the data plane does anyway.
 const RUNTIME: &[(&str, Json)] = &[
@@ -134,9 +138,22 @@ pub fn check(path: &Path) -> Result<Report, BootstrapError> {
 /// # Errors
 /// When the file cannot be read or is neither YAML nor JSON. What is not supported is in the report.
 pub fn load(path: &Path) -> Result<Bootstrap, BootstrapError> {
-    let text = std::fs::read_to_string(path).map_err(|source| BootstrapError::Read { path: path.to_owned(), source })?;
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+    read.map_err(|source| BootstrapError::Read { path: path.to_owned(), source })?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(BootstrapError::Syntax { path: path.to_owned(), reason: format!("expected at most {MAX_BYTES} bytes") });
+    }
+    parse(path, &text)
+}
+
+/// Translates the text of a bootstrap; `path` only names it in errors.
+///
+/// # Errors
+/// When the text is neither YAML nor JSON. What is not supported is in the report.
+pub fn parse(path: &Path, text: &str) -> Result<Bootstrap, BootstrapError> {
     // JSON is YAML.
-    let json = serde_saphyr::from_str(&text)
+    let json = serde_saphyr::from_str(text)
         .map_err(|error| BootstrapError::Syntax { path: path.to_owned(), reason: error.to_string() })?;
     match json {
         Json::Object(bootstrap) => Ok(translate(&bootstrap)),

@@ -108,6 +108,36 @@ fn files_that_cannot_be_read_are_named() {
     assert_eq!(check(&path).unwrap_err().to_string(), format!("{}: expected an object", path.display()));
 }
 
+#[test]
+fn a_huge_or_deeply_nested_bootstrap_is_refused_without_harm() {
+    let refused = |text: &str| parse(Path::new("b.yaml"), text).err().map(|error| error.to_string());
+    for depth in [40, 100, 10_000, 1_000_000] {
+        for (open, close) in [("[", "]"), ("{a: ", "}")] {
+            for key in ["node", "static_resources", "layered_runtime", "x"] {
+                let text = format!("{key}: {}{}", open.repeat(depth), close.repeat(depth));
+                let expected = depth == 40;
+                assert_eq!(refused(&text).is_none(), expected, "{key} at depth {depth}: {:?}", refused(&text));
+                // Whatever can be read is not served: nobody asked for such a thing.
+                let unsupported =
+                    || parse(Path::new("b.yaml"), &text).is_ok_and(|bootstrap| !bootstrap.report.rejected.is_empty());
+                assert!(!expected || matches!(key, "node" | "layered_runtime") || unsupported(), "{key} at depth {depth}");
+            }
+        }
+    }
+    let layers = format!("layered_runtime: {{layers: [{{static_layer: {}{}}}]}}", "{a: ".repeat(40), "}".repeat(40));
+    assert_eq!(refused(&layers), None);
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        bomb.push_str(&format!("a{level}: &a{level} [{}]\n", format!("*a{}, ", level - 1).repeat(10)));
+    }
+    assert!(refused(&bomb).is_some());
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("huge.yaml");
+    std::fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    assert_eq!(check(&path).unwrap_err().to_string(), format!("{}: expected at most 33554432 bytes", path.display()));
+}
+
 #[tokio::test]
 async fn nothing_is_served_while_something_is_not_supported() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/envoy/golden/policy.yaml");

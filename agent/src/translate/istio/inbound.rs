@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    Address, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, FilterChain, ForwardClientCert,
-    HttpConnectionManager, HttpFilter, Listener, NetworkFilter, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration,
-    RouteMatch, RouteSource, RouteTarget, SetCurrentClientCertDetails, TcpProxy, TrafficDirection, UpgradeType, UpstreamProtocol,
-    VirtualHost, WeightedCluster,
+    Address, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, EscapedSlashesAction,
+    FilterChain, ForwardClientCert, HttpConnectionManager, HttpFilter, Listener, NetworkFilter, RetryOn, RetryPolicy, Route,
+    RouteAction, RouteConfiguration, RouteMatch, RouteSource, RouteTarget, SetCurrentClientCertDetails, TcpProxy,
+    TrafficDirection, UpgradeType, UpstreamProtocol, VirtualHost, WeightedCluster,
 };
 
 use super::de::Located;
 use super::registry::EndpointHost;
 use super::schema::destination_rule::ConnectionPool;
+use super::schema::mesh::{MeshConfig, Normalization};
 use super::schema::sidecar::Ingress;
 use super::scope::Scope;
 use super::values::{InboundEndpoint, Protocol};
@@ -173,7 +174,7 @@ fn connection_pool<'p>(scope: &'p Scope<'_>, ingress: &'p Ingress) -> Option<&'p
 fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option<&HttpFilter>) -> HttpConnectionManager {
     let routes = RouteSource::Inline(Arc::new(routes(ingress)));
     let mut http = HttpConnectionManager::new(format!("inbound_{listener};"), TrafficDirection::Inbound, routes);
-    apply_mesh_defaults(&mut http);
+    apply_mesh_defaults(&mut http, &scope.mesh);
     http.server_name = "istio-envoy".to_owned();
     http.forward_client_cert = ForwardClientCert::AppendForward;
     http.client_cert_details = SetCurrentClientCertDetails { subject: true, dns: true, uri: true, ..Default::default() };
@@ -184,12 +185,17 @@ fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option
     http
 }
 
-/// What istiod sets on every connection manager of a sidecar.
 /// From the first byte of a request to the end of its head.
 const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) fn apply_mesh_defaults(http: &mut HttpConnectionManager) {
-    http.normalize_path = true;
+/// What istiod sets on every connection manager of a sidecar.
+pub(super) fn apply_mesh_defaults(http: &mut HttpConnectionManager, mesh: &MeshConfig) {
+    let normalization = mesh.path_normalization.normalization;
+    http.normalize_path = normalization != Normalization::None;
+    http.merge_slashes = matches!(normalization, Normalization::MergeSlashes | Normalization::DecodeAndMergeSlashes);
+    if normalization == Normalization::DecodeAndMergeSlashes {
+        http.escaped_slashes = EscapedSlashesAction::UnescapeAndForward;
+    }
     http.stream_idle_timeout = None;
     // Istio leaves it to Envoy's default, which is none: a caller that sends a head byte by byte would hold its place for ever.
     http.request_headers_timeout = Some(REQUEST_HEADERS_TIMEOUT);

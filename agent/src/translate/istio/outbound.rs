@@ -130,7 +130,7 @@ fn listener(
         let routes = routes::add(scope, import, &name, address.port(), protocol == Protocol::HttpProxy, selection, output);
         let mut http =
             HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
-        apply_mesh_defaults(&mut http);
+        apply_mesh_defaults(&mut http, &scope.mesh);
         http.filters = vec![HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
         http.access_log = scope.access_log.clone();
         http.stats = Some(Arc::clone(&scope.outbound_stats));

@@ -1,5 +1,6 @@
 //! What is refused, in the words that people read.
 
+use prost::Message as _;
 use serde_json::Value as Json;
 use skiff_proto::envoy::config::cluster::v3::Cluster;
 use skiff_proto::envoy::config::listener::v3::Listener;
@@ -131,6 +132,34 @@ fn policies_are_never_weakened() {
     let regex =
         with("{policies: {p: {permissions: [{url_path: {path: {safe_regex: {regex: '('}}}}], principals: [{any: true}]}}}");
     assert!(regex.contains("permissions[0].url_path.path.safe_regex.regex: regex parse error"), "{regex}");
+}
+
+#[test]
+fn rules_nested_beyond_reason_are_refused() {
+    use skiff_proto::envoy::config::listener::v3::filter::ConfigType;
+    use skiff_proto::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac, permission, principal};
+    use skiff_proto::envoy::extensions::filters::network::rbac::v3::Rbac as Filter;
+    let yaml = "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 80}}, filter_chains: [{filters: [\
+                {name: rbac, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC}},\
+                {name: tcp, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy,\
+                stat_prefix: s, cluster: c}}]}]}";
+    let nested = |depth: usize| {
+        let any = Permission { rule: Some(permission::Rule::Any(true)) };
+        let all = |inner, _| Permission { rule: Some(permission::Rule::AndRules(permission::Set { rules: vec![inner] })) };
+        let principals = vec![Principal { identifier: Some(principal::Identifier::Any(true)) }];
+        let policy = Policy { permissions: vec![(0..depth).fold(any, all)], principals, ..Policy::default() };
+        let rules = Rbac { policies: [("p".to_owned(), policy)].into(), ..Rbac::default() };
+        let filter = Filter { rules: Some(rules), stat_prefix: "s".to_owned(), ..Filter::default() };
+        let mut message: Listener = message(yaml);
+        let Some(ConfigType::TypedConfig(any)) = &mut message.filter_chains[0].filters[0].config_type else { panic!() };
+        any.value = filter.encode_to_vec();
+        listener(&message).map_err(|all| shown(&all).join("\n"))
+    };
+    assert!(nested(20).is_ok());
+    for depth in [100, 2000] {
+        let refused = nested(depth).unwrap_err();
+        assert!(refused.contains("recursion limit"), "{refused}");
+    }
 }
 
 #[test]

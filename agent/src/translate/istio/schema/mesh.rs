@@ -24,6 +24,8 @@ pub(in super::super) struct MeshConfig {
     pub(in super::super) enable_auto_mtls: Option<bool>,
     pub(in super::super) connect_timeout: Option<GoDuration>,
     pub(in super::super) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    #[serde(default)]
+    pub(in super::super) path_normalization: PathNormalization,
     #[serde(flatten)]
     pub(in super::super) other: BTreeMap<String, Ignored>,
 }
@@ -38,6 +40,27 @@ pub(in super::super) enum AccessLogEncoding {
     #[default]
     Text,
     Json,
+}
+
+/// What is done to paths before routes and policies look at them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct PathNormalization {
+    #[serde(default)]
+    pub(in super::super) normalization: Normalization,
+}
+
+/// `ProxyPathNormalization.NormalizationType`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(in super::super) enum Normalization {
+    /// BASE.
+    #[default]
+    Default,
+    None,
+    Base,
+    MergeSlashes,
+    DecodeAndMergeSlashes,
 }
 
 /// A SPIFFE trust domain.

@@ -250,6 +250,11 @@ fn a_mesh_config_is_checked_too() {
         ["mesh.yaml:2: accessLogFormat: \"nonsense\": expected a JSON object of strings for encoding JSON"]
     );
     assert_eq!(
+        errors("pathNormalization: {normalization: ALL}\n"),
+        ["mesh.yaml:1: pathNormalization.normalization: \"ALL\": expected one of DEFAULT, NONE, BASE, MERGE_SLASHES, \
+             DECODE_AND_MERGE_SLASHES"]
+    );
+    assert_eq!(
         errors("trustDomain: A B\n"),
         ["mesh.yaml:1: trustDomain: trust domain \"A B\": expected 1 to 255 characters of a-z, 0-9, '.', '-', '_'"]
     );

@@ -53,6 +53,25 @@ fn an_ingress_without_bind_takes_each_own_address_and_never_the_wildcard() {
 }
 
 #[test]
+fn paths_are_normalised_as_the_mesh_says_on_both_sides() {
+    use EscapedSlashesAction::{KeepUnchanged, UnescapeAndForward};
+    for (setting, normalize, merge, escaped) in [
+        ("{}", true, false, KeepUnchanged),
+        ("{normalization: DEFAULT}", true, false, KeepUnchanged),
+        ("{normalization: NONE}", false, false, KeepUnchanged),
+        ("{normalization: BASE}", true, false, KeepUnchanged),
+        ("{normalization: MERGE_SLASHES}", true, true, KeepUnchanged),
+        ("{normalization: DECODE_AND_MERGE_SLASHES}", true, true, UnescapeAndForward),
+    ] {
+        let built = with(&[("mesh.yaml", &format!("pathNormalization: {setting}\n"))]);
+        for name in ["127.0.0.21_9080", "127.0.0.2_9080"] {
+            let http = http(&built.snapshot.listeners[name]);
+            assert_eq!((http.normalize_path, http.merge_slashes, http.escaped_slashes), (normalize, merge, escaped), "{setting}");
+        }
+    }
+}
+
+#[test]
 fn the_same_documents_give_the_same_version_and_others_another() {
     let first = with(&[]);
     assert_eq!(first.snapshot, with(&[]).snapshot);
