@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Fraction, HeaderMatcher};
+use super::{Fraction, HeaderMatcher, MetadataMatcher};
 
 /// One access logger.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -93,6 +93,13 @@ pub enum AccessLogFilter {
         statuses: Vec<u32>,
         /// None of them.
         exclude: bool,
+    },
+    /// Requests with this dynamic metadata, or without any there.
+    Metadata {
+        /// What must hold.
+        matcher: MetadataMatcher,
+        /// A stream without such metadata is logged.
+        if_absent: bool,
     },
     /// Lines of requests (`true`) or of TCP connections (`false`), for filters on the type of a line.
     Http(bool),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Fraction, HeaderValueOption, StringMatcher};
+use super::{Fraction, HeaderValueOption, MetadataMatcher, StringMatcher};
 
 /// One `envoy.filters.http.ext_authz` filter: a service is asked about every request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,8 +37,12 @@ pub struct ExtAuthz {
     pub include_peer_certificate: bool,
     /// A gRPC service is told the server name that the caller asked for.
     pub include_tls_session: bool,
+    /// Filters whose dynamic metadata a gRPC service is told.
+    pub metadata_namespaces: Vec<String>,
     /// Share of requests that are checked.
     pub enabled: Fraction,
+    /// Only requests with this dynamic metadata are checked; Istio's CUSTOM policies say so.
+    pub enabled_metadata: Option<MetadataMatcher>,
     /// What is not checked is refused.
     pub deny_at_disable: bool,
     /// An answer with an invalid header is refused with 500, instead of 503 as what it makes of the request.
@@ -94,6 +98,8 @@ pub struct HttpAuthz {
     pub client_headers: Vec<StringMatcher>,
     /// Headers of a 200 that are added to the response.
     pub client_headers_on_success: Vec<StringMatcher>,
+    /// Headers of an answer that become dynamic metadata.
+    pub metadata_headers: Vec<StringMatcher>,
 }
 
 /// A gRPC authorisation service.

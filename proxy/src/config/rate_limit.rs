@@ -12,6 +12,8 @@ use super::{Fraction, HeaderMatcher, HeaderValueOption, QueryParameterMatcher};
 pub struct LocalRateLimit {
     /// Name of the filter in its chain, by which routes override it.
     pub name: String,
+    /// Prefix for statistics.
+    pub stat_prefix: String,
     /// For requests that no descriptor fits, and beside those; `None` limits only what a descriptor fits.
     pub bucket: Option<TokenBucket>,
     /// Share of requests that are counted. Envoy's default is none.

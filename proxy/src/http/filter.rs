@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Weak;
 
 use http::StatusCode;
+use serde_json::{Map, Value};
 
 use super::exchange::Exchange;
 use super::ext_authz::{Decision, ExtAuthz};
@@ -18,7 +19,10 @@ use crate::error::ErrorKind;
 use crate::flags::ResponseFlags;
 use crate::jwt::{self, JwtContext, JwtFilter, RemoteKeySets, RemoteKeys};
 use crate::rbac::{Engine, RbacError, RequestContext};
-use crate::telemetry::metrics::ProxyMetrics;
+use crate::telemetry::metrics::{LimitCounters, ProxyMetrics};
+
+/// Where RBAC filters tell what their shadow rules would have decided.
+pub const RBAC_METADATA: &str = "envoy.filters.http.rbac";
 
 /// What a filter decided.
 pub enum Verdict {
@@ -88,7 +92,7 @@ enum Filter {
     Jwt(Box<JwtFilter>),
     Rbac(RbacFilter),
     ExtAuthz(ExtAuthz),
-    LocalRateLimit(LocalRateLimit),
+    LocalRateLimit(LocalRateLimit, LimitCounters),
     Fault,
     Cors,
 }
@@ -97,7 +101,15 @@ enum Filter {
 #[derive(Debug)]
 pub struct RbacFilter {
     rules: Option<Engine>,
-    shadow: Option<Engine>,
+    shadow: Option<Shadow>,
+}
+
+/// Rules that decide nothing, and under which keys they tell later filters what they would have decided.
+#[derive(Debug)]
+struct Shadow {
+    engine: Engine,
+    policy: String,
+    result: String,
 }
 
 impl RbacFilter {
@@ -107,15 +119,30 @@ impl RbacFilter {
     /// When a matcher cannot be compiled.
     pub fn compile(config: &Rbac) -> Result<Self, RbacError> {
         let compile = |rules: &Option<_>| rules.as_ref().map(Engine::compile).transpose();
-        Ok(Self { rules: compile(&config.rules)?, shadow: compile(&config.shadow_rules)? })
+        let prefix = &config.shadow_stat_prefix;
+        let shadow = compile(&config.shadow_rules)?.map(|engine| Shadow {
+            engine,
+            policy: format!("{prefix}shadow_effective_policy_id"),
+            result: format!("{prefix}shadow_engine_result"),
+        });
+        Ok(Self { rules: compile(&config.rules)?, shadow })
+    }
+
+    /// What the shadow rules would have decided, as dynamic metadata of [`RBAC_METADATA`].
+    fn shadow(&self, context: &RequestContext<'_>) -> Option<Map<String, Value>> {
+        let shadow = self.shadow.as_ref()?;
+        let verdict = shadow.engine.evaluate(context);
+        tracing::debug!(target: "rbac", allowed = verdict.allowed, policy = verdict.policy.as_deref(), "shadow rules");
+        let mut told = Map::new();
+        if let Some(policy) = &verdict.policy {
+            told.insert(shadow.policy.clone(), Value::from(&**policy));
+        }
+        told.insert(shadow.result.clone(), Value::from(if verdict.allowed { "allowed" } else { "denied" }));
+        Some(told)
     }
 
     /// The details of a denial; `None` lets the request pass.
     pub fn denies(&self, context: &RequestContext<'_>) -> Option<Cow<'static, str>> {
-        if let Some(shadow) = &self.shadow {
-            let verdict = shadow.evaluate(context);
-            tracing::debug!(target: "rbac", allowed = verdict.allowed, policy = verdict.policy.as_deref(), "shadow rules");
-        }
         let verdict = self.rules.as_ref()?.evaluate(context);
         (!verdict.allowed).then(|| verdict.denied_details())
     }
@@ -198,13 +225,15 @@ impl Filters {
                     (config.name.as_str(), Filter::Rbac(rbac))
                 }
                 HttpFilter::ExtAuthz(config) => {
-                    let authz =
-                        ExtAuthz::compile(config, context.resolve).map_err(|error| FilterError::new(&config.name, &error))?;
+                    let counters = context.metrics.ext_authz(context.stat_prefix);
+                    let authz = ExtAuthz::compile(config, context.resolve, counters)
+                        .map_err(|error| FilterError::new(&config.name, &error))?;
                     (config.name.as_str(), Filter::ExtAuthz(authz))
                 }
                 HttpFilter::LocalRateLimit(config) => {
                     let limit = LocalRateLimit::compile(config).map_err(|error| FilterError::new(&config.name, &error))?;
-                    (config.name.as_str(), Filter::LocalRateLimit(limit))
+                    let counters = context.metrics.local_rate_limit(&config.stat_prefix);
+                    (config.name.as_str(), Filter::LocalRateLimit(limit, counters))
                 }
                 HttpFilter::Fault => ("envoy.filters.http.fault", Filter::Fault),
                 HttpFilter::Cors => ("envoy.filters.http.cors", Filter::Cors),
@@ -247,9 +276,9 @@ impl Filters {
                         Decision::Gone(kind) => return Verdict::Gone(kind),
                     }
                 }
-                Filter::LocalRateLimit(limit) => {
+                Filter::LocalRateLimit(limit, counters) => {
                     let limit = if let Some(Override::LocalRateLimit(limit)) = told { limit } else { limit };
-                    limit.count(exchange, index)
+                    limit.count(exchange, index, counters)
                 }
                 Filter::Fault => match route.and_then(|route| route.fault.as_ref()) {
                     Some(config) => fault::inject(config, exchange).await,
@@ -278,7 +307,7 @@ impl Filters {
                         cors::actual(policy, &exchange.request, &mut exchange.response);
                     }
                 }
-                Filter::ExtAuthz(_) | Filter::LocalRateLimit(_) => {
+                Filter::ExtAuthz(_) | Filter::LocalRateLimit(..) => {
                     for (_, writes) in exchange.pending.iter().filter(|(filter, _)| *filter == index) {
                         ext_authz::write_response(&mut exchange.response.headers, writes);
                     }
@@ -289,7 +318,7 @@ impl Filters {
     }
 }
 
-fn check_rbac(rbac: &RbacFilter, exchange: &Exchange) -> Option<LocalReply> {
+fn check_rbac(rbac: &RbacFilter, exchange: &mut Exchange) -> Option<LocalReply> {
     let remote: IpAddr = exchange.info.remote.ip();
     let context = RequestContext {
         request: Some(&exchange.request),
@@ -297,7 +326,11 @@ fn check_rbac(rbac: &RbacFilter, exchange: &Exchange) -> Option<LocalReply> {
         remote,
         metadata: exchange.info.metadata.as_deref(),
     };
-    let details = rbac.denies(&context)?;
+    let (shadow, denial) = (rbac.shadow(&context), rbac.denies(&context));
+    if let Some(told) = shadow {
+        exchange.info.metadata.get_or_insert_default().merge(RBAC_METADATA, told);
+    }
+    let details = denial?;
     Some(LocalReply::new(StatusCode::FORBIDDEN, &b"RBAC: access denied"[..], ResponseFlags::NONE, details))
 }
 

@@ -17,7 +17,7 @@ use http::Method;
 use super::body::{BodySize, Frame};
 use super::forward::{health_of, health_status};
 use super::forwarding::own_request;
-use super::head::{HeaderName, Headers, Known, RequestHead, ResponseHead, Version};
+use super::head::{HeaderName, Headers, Known, RequestHead, ResponseHead};
 use super::pipe::Pump;
 use super::upstream::Upstream;
 use crate::error::{Error, ErrorKind, Retry, Side};
@@ -133,7 +133,7 @@ async fn ask(
     // As in Envoy, a request without a body says so only where the caller wants it said.
     let announced = head.headers.contains(Known::ContentLength);
     let size = if body.is_empty() && !announced { BodySize::Empty } else { BodySize::Known(body.len() as u64) };
-    let protocol = Protocol::of(cluster.current().config().protocol, Version::Http11);
+    let protocol = Protocol::of(cluster.current().config().protocol, head.version);
     let mut lease = pool.get(cluster, endpoint, protocol, None).await?;
     let mut answer = Answer::default();
     let mut rest = Some(body.clone()).filter(|body| !body.is_empty());

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use self::rule::Rule;
+pub(crate) use self::rule::metadata_matches;
 use crate::config::{RbacAction, RbacRules, StringMatch, StringMatcher};
 use crate::http::head::RequestHead;
 use crate::stream_info::ConnectionInfo;
@@ -131,6 +132,11 @@ impl Metadata {
             Some((_, old)) => *old = Value::Object(more),
             None => self.0.push((filter.into(), Value::Object(more))),
         }
+    }
+
+    /// What each filter has said.
+    pub fn filters(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(name, value)| (&**name, value))
     }
 
     /// What `filter` said at `path`, keys from the root.

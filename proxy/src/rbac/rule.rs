@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::header::HeaderRule;
 use super::template::UriTemplate;
-use super::{Doubt, RequestContext};
+use super::{Doubt, Metadata, RequestContext};
 use crate::config::{MetadataForm, MetadataMatcher, Permission, Principal, RbacAction, StringMatch, StringMatcher};
 use crate::http::head::RequestHead;
 use crate::tls::PeerCertificate;
@@ -127,7 +127,7 @@ impl Rule {
             }
             Self::DirectRemoteIp(net) => contains(net, connection.remote.ip()),
             Self::RemoteIp(net) => contains(net, context.remote),
-            Self::Metadata(wanted) => metadata_matches(wanted, context),
+            Self::Metadata(wanted) => metadata_matches(wanted, context.metadata),
         }
     }
 }
@@ -166,9 +166,10 @@ fn is_principal(peer: &PeerCertificate, wanted: &StringMatcher, doubt: Doubt) ->
     }
 }
 
-fn metadata_matches(wanted: &MetadataMatcher, context: &RequestContext<'_>) -> bool {
+/// Whether what filters have found out is as wanted.
+pub(crate) fn metadata_matches(wanted: &MetadataMatcher, metadata: Option<&Metadata>) -> bool {
     let text = |value: &Value| value.as_str().is_some_and(|text| wanted.value.matches(text.as_bytes()));
-    let found = context.metadata.and_then(|metadata| metadata.get(&wanted.filter, &wanted.path));
+    let found = metadata.and_then(|metadata| metadata.get(&wanted.filter, &wanted.path));
     let matched = match found {
         Some(Value::Array(list)) => wanted.form != MetadataForm::Text && list.iter().any(text),
         Some(value) => wanted.form != MetadataForm::Element && text(value),

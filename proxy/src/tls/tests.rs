@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::testing::{Ca, Leaf, dns, uri};
 use super::*;
-use crate::config::{DownstreamTls, SanMatcher, Secret, StringMatcher, TlsVersion, UpstreamTls};
+use crate::config::{DownstreamTls, InlinePem, SanMatcher, Secret, StringMatcher, TlsVersion, UpstreamTls};
 
 const DETAILS: &str = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-details";
 const PRODUCTPAGE: &str = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-productpage";
@@ -345,6 +345,34 @@ async fn a_plaintext_server_is_named_as_such() {
     ours.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
     let expected = "TLS_error:|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end";
     assert_eq!(refusal(client.connect(theirs, None).await), expected);
+}
+
+#[tokio::test]
+async fn certificates_may_stand_in_the_configuration_itself() {
+    let pem = |label: &str, der: &[u8]| {
+        use base64::Engine as _;
+        let body = base64::prelude::BASE64_STANDARD.encode(der);
+        InlinePem::new(format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n"))
+    };
+    let ca = Ca::new("mesh");
+    let leaf = ca.workload(DETAILS);
+    let key = Some(pem("PRIVATE KEY", leaf.key.secret_der()));
+    let tls = DownstreamTls {
+        certificate: CertificateSource::Inline { certificates: pem("CERTIFICATE", &leaf.certificate), key },
+        trust: Some(CertificateSource::Inline { certificates: pem("CERTIFICATE", &ca.root()), key: None }),
+        ..downstream()
+    };
+    let secrets = Secrets::new();
+    let server = ServerContext::new(&secrets, &tls).unwrap();
+    let client = ClientContext::new(&workload(&ca, &ca.workload(PRODUCTPAGE)), &upstream()).unwrap();
+    assert!(shake(&server, &client, None).await.0.is_ok());
+    assert!(secrets.reload_files().is_empty());
+    let stranger = Ca::new("other");
+    let client = ClientContext::new(&workload(&stranger, &stranger.workload(PRODUCTPAGE)), &upstream()).unwrap();
+    assert!(shake(&server, &client, None).await.0.is_err());
+    let broken = CertificateSource::Inline { certificates: InlinePem::new("no certificate"), key: None };
+    let broken = DownstreamTls { trust: Some(broken), ..tls };
+    assert!(matches!(ServerContext::new(&secrets, &broken), Err(TlsError::Empty(_))));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use skiff_proto::google::protobuf::{Any, Struct, value::Kind};
 use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, Fraction, LogFormat};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{any, basic};
+use super::{any, basic, rbac};
 
 pub(super) fn access_log(message: &pb::AccessLog) -> Outcome<AccessLog> {
     let pb::access_log::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
@@ -113,13 +113,20 @@ fn filter(message: &pb::AccessLogFilter) -> Outcome<AccessLogFilter> {
             statuses: inner.statuses.iter().filter_map(|status| u32::try_from(*status).ok()).collect(),
             exclude: inner.exclude,
         },
+        FilterSpecifier::MetadataFilter(inner) => {
+            let matcher = required(inner.matcher.as_ref(), "metadata_filter.matcher")?;
+            AccessLogFilter::Metadata {
+                matcher: rbac::metadata_matcher(matcher).at("metadata_filter.matcher")?,
+                if_absent: basic::flag(inner.match_if_key_not_found.as_ref(), true),
+            }
+        }
         FilterSpecifier::LogTypeFilter(inner) => log_types(inner),
         FilterSpecifier::ResponseFlagFilter(inner) => AccessLogFilter::ResponseFlags(inner.flags.clone()),
         FilterSpecifier::AndFilter(inner) => AccessLogFilter::And(each(&inner.filters, "filters", filter).at("and_filter")?),
         FilterSpecifier::OrFilter(inner) => AccessLogFilter::Or(each(&inner.filters, "filters", filter).at("or_filter")?),
         _ => {
             return invalid(
-                "this filter is not supported: expected status_code_filter, duration_filter, not_health_check_filter, runtime_filter, header_filter, response_flag_filter, grpc_status_filter, log_type_filter, and_filter or or_filter",
+                "this filter is not supported: expected status_code_filter, duration_filter, not_health_check_filter, runtime_filter, header_filter, response_flag_filter, grpc_status_filter, metadata_filter, log_type_filter, and_filter or or_filter",
             );
         }
     })

@@ -7,9 +7,9 @@ use skiff_proto::envoy::extensions::filters::http::ext_authz::v3 as pb;
 use skiff_proto::envoy::r#type::matcher::v3::ListStringMatcher;
 use skiff_proxy::config::{self, AuthzService, Fraction, GrpcAuthz, HttpAuthz, StringMatcher};
 
-use super::basic;
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
 use super::route::header_value_option;
+use super::{basic, rbac};
 
 /// Envoy's own deadline of a check.
 const TIMEOUT: Duration = Duration::from_millis(200);
@@ -41,6 +41,8 @@ pub(super) fn filter(name: &str, message: &pb::ExtAuthz) -> Outcome<config::ExtA
         encode_raw_headers: message.encode_raw_headers,
         include_peer_certificate: message.include_peer_certificate,
         include_tls_session: message.include_tls_session,
+        metadata_namespaces: message.metadata_context_namespaces.clone(),
+        enabled_metadata: maybe(message.filter_enabled_metadata.as_ref(), "filter_enabled_metadata", rbac::metadata_matcher)?,
         enabled: basic::runtime_fraction(message.filter_enabled.as_ref(), Fraction::ALL).at("filter_enabled")?,
         deny_at_disable: message.deny_at_disable.as_ref().is_some_and(|flag| basic::flag(flag.default_value.as_ref(), false)),
         validate_mutations: message.validate_mutations,
@@ -123,6 +125,7 @@ fn http(message: &pb::HttpService) -> Outcome<(AuthzService, Duration)> {
         client_headers: list(response.allowed_client_headers.as_ref(), "allowed_client_headers").at(at)?,
         client_headers_on_success: list(response.allowed_client_headers_on_success.as_ref(), "allowed_client_headers_on_success")
             .at(at)?,
+        metadata_headers: list(response.dynamic_metadata_from_headers.as_ref(), "dynamic_metadata_from_headers").at(at)?,
     };
     let timeout = uri.timeout.as_ref();
     Ok((AuthzService::Http(service), basic::duration_or(timeout, TIMEOUT, "server_uri.timeout")?))

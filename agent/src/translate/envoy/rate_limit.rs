@@ -35,6 +35,7 @@ pub(super) fn filter(name: &str, message: &pb::LocalRateLimit) -> Outcome<config
     }
     Ok(config::LocalRateLimit {
         name: name.to_owned(),
+        stat_prefix: message.stat_prefix.clone(),
         bucket,
         enabled: share(message.filter_enabled.as_ref(), "filter_enabled")?,
         enforced: share(message.filter_enforced.as_ref(), "filter_enforced")?,

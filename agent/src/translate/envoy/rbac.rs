@@ -105,7 +105,7 @@ fn sourced_metadata(message: &pb::SourcedMetadata) -> Outcome<config::MetadataMa
     metadata_matcher(required(message.metadata_matcher.as_ref(), "metadata_matcher")?).at("metadata_matcher")
 }
 
-fn metadata_matcher(message: &matcher::MetadataMatcher) -> Outcome<config::MetadataMatcher> {
+pub(super) fn metadata_matcher(message: &matcher::MetadataMatcher) -> Outcome<config::MetadataMatcher> {
     use matcher::metadata_matcher::path_segment::Segment;
     let path = each(&message.path, "path", |segment| {
         let Segment::Key(key) = required(segment.segment.as_ref(), "key")?;

@@ -12,12 +12,12 @@ use skiff_proxy::config::{
     RbacRules, Regex, StringMatch, StringMatcher,
 };
 
-use super::Output;
 use super::documents::Resource;
 use super::schema::security::{Action, AuthorizationPolicy, Condition, ConditionKey, ConditionValues, Operation, Rule, Source};
 use super::schema::selects;
 use super::scope::Scope;
 use super::values::Block;
+use super::{Output, custom};
 
 /// Claims may be a text or a list of texts.
 const EITHER: MetadataForm = MetadataForm::TextOrElement;
@@ -31,7 +31,7 @@ pub(super) fn http_filters(scope: &Scope<'_>) -> Vec<HttpFilter> {
         .filter_map(|(action, to)| {
             let (enforced, dry_run): (Vec<_>, Vec<_>) = policies(scope, action).partition(|policy| !is_dry_run(policy));
             let rules = |policies: &[&Resource<AuthorizationPolicy>]| {
-                (!policies.is_empty()).then(|| rules(scope, policies, to, Layer::Http))
+                (!policies.is_empty()).then(|| rules(scope, policies, to, Layer::Http, ""))
             };
             let prefix = if to == RbacAction::Deny { "istio_dry_run_deny_" } else { "istio_dry_run_allow_" };
             let name = "envoy.filters.http.rbac".to_owned();
@@ -44,26 +44,28 @@ pub(super) fn http_filters(scope: &Scope<'_>) -> Vec<HttpFilter> {
 
 /// The network filters of an inbound TCP chain. A dry run has nowhere to be recorded there, which is said in a warning.
 pub(super) fn network_rules(scope: &Scope<'_>, output: &mut Output) -> Vec<Arc<RbacRules>> {
-    ORDER
+    let custom = custom::network_rules(scope, output);
+    let others = ORDER
         .into_iter()
         .filter_map(|(action, to)| {
             let (enforced, dry_run): (Vec<_>, Vec<_>) = policies(scope, action).partition(|policy| !is_dry_run(policy));
             dry_run.iter().for_each(|policy| output.warn(policy.remark("a dry run is not recorded on TCP ports")));
-            (!enforced.is_empty()).then(|| Arc::new(rules(scope, &enforced, to, Layer::Tcp)))
+            (!enforced.is_empty()).then(|| Arc::new(rules(scope, &enforced, to, Layer::Tcp, "")))
         })
-        .collect()
+        .collect::<Vec<_>>();
+    custom.into_iter().chain(others).collect()
 }
 
 const ORDER: [(Action, RbacAction); 3] =
     [(Action::Audit, RbacAction::Log), (Action::Deny, RbacAction::Deny), (Action::Allow, RbacAction::Allow)];
 
-fn is_dry_run(policy: &Resource<AuthorizationPolicy>) -> bool {
+pub(super) fn is_dry_run(policy: &Resource<AuthorizationPolicy>) -> bool {
     policy.metadata.annotations.get("istio.io/dry-run").is_some_and(|value| value == "true")
 }
 
 /// Policies of the root namespace and of the workload's own that select the workload. Those with a `targetRef` are for
 /// gateways and waypoints.
-fn policies<'s>(scope: &'s Scope<'_>, action: Action) -> impl Iterator<Item = &'s Resource<AuthorizationPolicy>> {
+pub(super) fn policies<'s>(scope: &'s Scope<'_>, action: Action) -> impl Iterator<Item = &'s Resource<AuthorizationPolicy>> {
     scope.documents.authorization_policies.iter().filter(move |policy| {
         let in_reach = policy.namespace == scope.workload.namespace || policy.namespace == scope.root_namespace;
         let selected =
@@ -77,7 +79,7 @@ fn policies<'s>(scope: &'s Scope<'_>, action: Action) -> impl Iterator<Item = &'
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Layer {
+pub(super) enum Layer {
     Http,
     Tcp,
 }
@@ -85,10 +87,17 @@ enum Layer {
 /// A field that only HTTP has was used on TCP.
 struct NeedsHttp;
 
-fn rules(scope: &Scope<'_>, policies: &[&Resource<AuthorizationPolicy>], action: RbacAction, layer: Layer) -> RbacRules {
+/// Policies under one action; `prefix` goes before their names.
+pub(super) fn rules(
+    scope: &Scope<'_>,
+    policies: &[&Resource<AuthorizationPolicy>],
+    action: RbacAction,
+    layer: Layer,
+    prefix: &str,
+) -> RbacRules {
     let mut named = BTreeMap::new();
     for policy in policies {
-        let name = |index: usize| format!("ns[{}]-policy[{}]-rule[{index}]", policy.namespace, policy.metadata.name);
+        let name = |index: usize| format!("{prefix}ns[{}]-policy[{}]-rule[{index}]", policy.namespace, policy.metadata.name);
         // Without rules nothing matches: an ALLOW of this kind lets nothing pass.
         if policy.spec.rules.is_empty() {
             named.insert(name(0), never());

@@ -18,7 +18,7 @@ use super::schema::mesh::{MeshConfig, Normalization};
 use super::schema::sidecar::Ingress;
 use super::scope::Scope;
 use super::values::{InboundEndpoint, Protocol};
-use super::{Output, Selection, authz, clusters, jwt, mtls};
+use super::{Output, Selection, authz, clusters, custom, jwt, mtls};
 
 /// Envoy's TCP idle time-out where nobody sets one.
 pub(super) const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -178,7 +178,9 @@ fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option
     http.server_name = "istio-envoy".to_owned();
     http.forward_client_cert = ForwardClientCert::AppendForward;
     http.client_cert_details = SetCurrentClientCertDetails { subject: true, dns: true, uri: true, ..Default::default() };
-    http.filters = jwt.cloned().into_iter().chain(authz::http_filters(scope)).collect();
+    http.filters = custom::http_filters(scope);
+    http.filters.extend(jwt.cloned());
+    http.filters.extend(authz::http_filters(scope));
     http.filters.extend([HttpFilter::Fault, HttpFilter::Cors]);
     http.access_log = scope.access_log.clone();
     http.stats = Some(Arc::clone(&scope.inbound_stats));

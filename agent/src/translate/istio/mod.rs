@@ -12,6 +12,7 @@
 
 mod authz;
 mod clusters;
+mod custom;
 mod de;
 mod documents;
 mod endpoints;
@@ -81,9 +82,10 @@ pub struct Translation {
 pub fn translate(documents: &Documents, workload: &Workload) -> Result<Translation, Vec<DocumentError>> {
     let mut output = Output { warnings: documents.warnings.clone(), ..Output::default() };
     let scope = Scope::new(documents, workload, &mut output)?;
+    let authorizers = custom::check(&scope, &mut output);
     let asked_for_keys = inbound::translate(&scope, &mut output);
     let mut selection = outbound::translate(&scope, &mut output);
-    selection.extend(asked_for_keys);
+    selection.extend(asked_for_keys.into_iter().chain(authorizers));
     clusters::translate(&scope, &selection, &mut output);
     outbound::warn_of_loops(&mut output);
     if !output.errors.is_empty() {

@@ -14,12 +14,13 @@ use prost::Message;
 use super::super::forwarding::own_request;
 use super::super::head::{Known, RequestHead, Version};
 use super::super::subrequest::{self, Limits};
+use super::Facts;
 use super::answer::{Answer, Changes, HeaderWrite, Refusal, Write};
 use super::check::{Check, PARTIAL_BODY};
 use super::http_service::MAX_ANSWER;
 use super::message::{
     Address, AttributeContext, CheckRequest, CheckResponse, HeaderMap, HeaderValue, HeaderValueOption, HttpRequest, HttpResponse,
-    Metadata, OkResponse, Peer, RefusedResponse, Request, SocketAddress, Timestamp, TlsSession,
+    Metadata, OkResponse, Peer, RefusedResponse, Request, SocketAddress, Struct, Timestamp, TlsSession,
 };
 use crate::config::GrpcAuthz;
 use crate::error::{Error, ErrorKind};
@@ -35,7 +36,7 @@ pub(super) async fn ask(
     pool: &Rc<Pool>,
     cluster: &Arc<Cluster>,
     timeout: Duration,
-) -> Result<Answer, Error> {
+) -> Result<(Answer, Facts), Error> {
     let body = frame(&CheckRequest { attributes: Some(attributes(check)) });
     let head = head(check, service, timeout);
     let answer = subrequest::send(pool, cluster, head, body, Limits { timeout, max_body: MAX_ANSWER }).await?;
@@ -44,7 +45,9 @@ pub(super) async fn ask(
         return Err(protocol(format!("status {}, grpc-status {:?}", answer.head.status, status.map(String::from_utf8_lossy))));
     }
     let message = unframe(&answer.body).ok_or_else(|| protocol("expected one message".to_owned()))?;
-    Ok(read(CheckResponse::decode(message).map_err(|error| protocol(error.to_string()))?))
+    let mut response = CheckResponse::decode(message).map_err(|error| protocol(error.to_string()))?;
+    let facts = facts(&mut response);
+    Ok((read(response), facts))
 }
 
 fn protocol(reason: String) -> Error {
@@ -104,7 +107,7 @@ fn attributes(check: &Check<'_>) -> AttributeContext {
         }),
         request: Some(Request { time: Some(time(check)), http: Some(request(check)) }),
         context_extensions: check.told.map(|told| told.context_extensions.clone()).unwrap_or_default(),
-        metadata_context: Some(Metadata::default()),
+        metadata_context: Some(metadata(check)),
         tls_session: check
             .config
             .include_tls_session
@@ -193,6 +196,24 @@ fn certificate(peer: &PeerCertificate) -> String {
     let mut pem = Vec::new();
     encoded_pem(&peer.chain[..1.min(peer.chain.len())], &mut pem);
     text(&pem)
+}
+
+/// What filters before this one have found out, as far as the service is to know.
+fn metadata(check: &Check<'_>) -> Metadata {
+    let known = check.exchange.info.metadata.iter().flat_map(|metadata| metadata.filters());
+    let told = known.filter(|(filter, _)| check.config.metadata_namespaces.iter().any(|wanted| wanted == filter));
+    Metadata {
+        filter_metadata: told.filter_map(|(filter, value)| Some((filter.to_owned(), Struct::of(value.as_object()?)))).collect(),
+    }
+}
+
+/// What the service wants remembered; the field inside of `ok_response` is older and goes first.
+fn facts(response: &mut CheckResponse) -> Facts {
+    let older = match &mut response.http_response {
+        Some(HttpResponse::Ok(ok)) => ok.dynamic_metadata.take(),
+        _ => None,
+    };
+    older.or_else(|| response.dynamic_metadata.take()).map(Struct::into_json).unwrap_or_default()
 }
 
 fn read(response: CheckResponse) -> Answer {

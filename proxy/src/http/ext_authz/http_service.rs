@@ -10,6 +10,7 @@ use http::StatusCode;
 use super::super::head::{Headers, Known, RequestHead, ResponseHead};
 use super::super::route::HeaderMutations;
 use super::super::subrequest::{self, Limits};
+use super::Facts;
 use super::answer::{Answer, Changes, Refusal, Write};
 use super::check::{Check, PARTIAL_BODY, matches};
 use crate::config::HttpAuthz;
@@ -29,7 +30,7 @@ pub(super) async fn ask(
     pool: &Rc<Pool>,
     cluster: &Arc<Cluster>,
     timeout: Duration,
-) -> Result<Answer, Error> {
+) -> Result<(Answer, Facts), Error> {
     let body = Bytes::from(check.body());
     let head = head(check, service, headers_to_add, body.len());
     let start = Instant::now();
@@ -38,7 +39,8 @@ pub(super) async fn ask(
     // The service's answer came as any other upstream's does.
     let elapsed = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     head.headers.set(Known::XEnvoyUpstreamServiceTime, itoa::Buffer::new().format(elapsed).as_bytes());
-    Ok(read(service, &head, answer.body))
+    let facts = facts(service, &head);
+    Ok((read(service, &head, answer.body), facts))
 }
 
 fn head(check: &Check<'_>, service: &HttpAuthz, headers_to_add: &HeaderMutations, length: usize) -> RequestHead {
@@ -82,6 +84,18 @@ fn read(service: &HttpAuthz, head: &ResponseHead, body: Vec<u8>) -> Answer {
         }
     }
     Answer::Denied(refusal)
+}
+
+/// Headers that the filter is to remember; the last of a name counts.
+fn facts(service: &HttpAuthz, head: &ResponseHead) -> Facts {
+    let mut facts = Facts::new();
+    if service.metadata_headers.is_empty() || head.status.is_server_error() {
+        return facts;
+    }
+    for (name, value) in head.headers.iter().filter(|(name, _)| matches(&service.metadata_headers, name)) {
+        facts.insert(String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(value).into());
+    }
+    facts
 }
 
 fn allowed(service: &HttpAuthz, headers: &Headers) -> Changes {

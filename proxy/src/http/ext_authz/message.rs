@@ -162,6 +162,42 @@ pub(super) enum Kind {
     List(ListValue),
 }
 
+impl Struct {
+    pub(super) fn of(object: &serde_json::Map<String, serde_json::Value>) -> Self {
+        Self { fields: object.iter().map(|(key, value)| (key.clone(), Value::of(value))).collect() }
+    }
+
+    pub(super) fn into_json(self) -> serde_json::Map<String, serde_json::Value> {
+        self.fields.into_iter().map(|(key, value)| (key, value.into_json())).collect()
+    }
+}
+
+impl Value {
+    fn of(json: &serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let kind = match json {
+            Json::Null => Kind::Null(0),
+            Json::Bool(value) => Kind::Bool(*value),
+            Json::Number(number) => Kind::Number(number.as_f64().unwrap_or_default()),
+            Json::String(text) => Kind::Text(text.clone()),
+            Json::Array(items) => Kind::List(ListValue { values: items.iter().map(Self::of).collect() }),
+            Json::Object(object) => Kind::Struct(Struct::of(object)),
+        };
+        Self { kind: Some(kind) }
+    }
+
+    fn into_json(self) -> serde_json::Value {
+        match self.kind {
+            None | Some(Kind::Null(_)) => serde_json::Value::Null,
+            Some(Kind::Bool(value)) => value.into(),
+            Some(Kind::Number(number)) => number.into(),
+            Some(Kind::Text(text)) => text.into(),
+            Some(Kind::List(list)) => list.values.into_iter().map(Self::into_json).collect(),
+            Some(Kind::Struct(object)) => serde_json::Value::Object(object.into_json()),
+        }
+    }
+}
+
 /// What is answered.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct CheckResponse {

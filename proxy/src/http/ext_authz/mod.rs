@@ -13,6 +13,7 @@ mod message;
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::StatusCode;
 
@@ -27,6 +28,8 @@ use super::route::{HeaderMutations, Resolve, RouteError};
 use crate::config::{self, AuthzBody, AuthzService, ExtAuthzOverride};
 use crate::error::ErrorKind;
 use crate::flags::ResponseFlags;
+use crate::rbac::metadata_matches;
+use crate::telemetry::metrics::AuthzCounters;
 use crate::upstream::Cluster;
 
 /// The filter, compiled.
@@ -37,7 +40,14 @@ pub(super) struct ExtAuthz {
     cluster: Option<Arc<Cluster>>,
     /// Headers that an HTTP service gets beside the request's.
     headers_to_add: HeaderMutations,
+    counters: AuthzCounters,
 }
+
+/// What a service says for later filters and the log.
+type Facts = serde_json::Map<String, serde_json::Value>;
+
+/// Where they find it, whatever the filter is called.
+const METADATA: &str = "envoy.filters.http.ext_authz";
 
 /// What came of a request.
 pub(super) enum Decision {
@@ -52,7 +62,11 @@ pub(super) enum Decision {
 }
 
 impl ExtAuthz {
-    pub(super) fn compile(config: &Arc<config::ExtAuthz>, resolve: Resolve<'_>) -> Result<Self, RouteError> {
+    pub(super) fn compile(
+        config: &Arc<config::ExtAuthz>,
+        resolve: Resolve<'_>,
+        counters: AuthzCounters,
+    ) -> Result<Self, RouteError> {
         let headers_to_add = match &config.service {
             AuthzService::Http(service) => {
                 let mutations = config::HeaderMutations { request_add: service.headers_to_add.clone(), ..Default::default() };
@@ -60,7 +74,7 @@ impl ExtAuthz {
             }
             AuthzService::Grpc(_) => HeaderMutations::default(),
         };
-        Ok(Self { config: config.clone(), cluster: resolve(config.service.cluster()), headers_to_add })
+        Ok(Self { config: config.clone(), cluster: resolve(config.service.cluster()), headers_to_add, counters })
     }
 
     /// Asks about the request, and does to it what the service wants. What it wants of the response is left in the exchange for
@@ -72,7 +86,8 @@ impl ExtAuthz {
         told: Option<&ExtAuthzOverride>,
         index: usize,
     ) -> Decision {
-        if !self.is_enabled() {
+        if !self.is_enabled(exchange) {
+            self.counters.disabled.increment(1);
             return if self.config.deny_at_disable { Decision::Reply(self.error_reply()) } else { Decision::Pass };
         }
         let buffer = self.buffer(exchange, body, told);
@@ -81,7 +96,8 @@ impl ExtAuthz {
         {
             return decision;
         }
-        let answer = {
+        let start = Instant::now();
+        let (answer, mut facts) = {
             let check = Check { exchange, body, buffer, config: &self.config, told };
             Box::pin(self.ask(check)).await
         };
@@ -90,11 +106,18 @@ impl ExtAuthz {
         if let Some(error) = body.failure() {
             return Decision::Gone(error.kind);
         }
+        if !facts.is_empty() {
+            if matches!(answer, Answer::Allowed(_)) {
+                let elapsed = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                facts.insert("ext_authz_duration".to_owned(), elapsed.into());
+            }
+            exchange.info.metadata.get_or_insert_default().merge(METADATA, facts);
+        }
         self.act(exchange, answer, index)
     }
 
-    async fn ask(&self, check: Check<'_>) -> Answer {
-        let Some(cluster) = &self.cluster else { return Answer::unreachable() };
+    async fn ask(&self, check: Check<'_>) -> (Answer, Facts) {
+        let Some(cluster) = &self.cluster else { return (Answer::unreachable(), Facts::new()) };
         let pool = &check.exchange.connection.worker.pool;
         let answer = match &self.config.service {
             AuthzService::Http(service) => {
@@ -104,12 +127,14 @@ impl ExtAuthz {
         };
         answer.unwrap_or_else(|error| {
             tracing::debug!(cluster = %cluster.name(), %error, "authorisation service cannot be asked");
-            Answer::unreachable()
+            (Answer::unreachable(), Facts::new())
         })
     }
 
-    fn is_enabled(&self) -> bool {
-        self.config.enabled.draw()
+    fn is_enabled(&self, exchange: &Exchange) -> bool {
+        let by_metadata = self.config.enabled_metadata.as_ref();
+        let metadata = exchange.info.metadata.as_deref();
+        self.config.enabled.draw() && by_metadata.is_none_or(|wanted| metadata_matches(wanted, metadata))
     }
 
     /// How much of the body goes along. An upgrade has none that could be waited for.
@@ -125,6 +150,11 @@ impl ExtAuthz {
     }
 
     fn act(&self, exchange: &mut Exchange, answer: Answer, index: usize) -> Decision {
+        match &answer {
+            Answer::Allowed(_) => self.counters.ok.increment(1),
+            Answer::Denied(_) => self.counters.denied.increment(1),
+            Answer::Failed(_) => self.counters.error.increment(1),
+        }
         match answer {
             Answer::Allowed(changes) => self.allow(exchange, *changes, index),
             Answer::Denied(refusal) => match refusal.reply(StatusCode::FORBIDDEN, "ext_authz_denied") {
@@ -132,6 +162,7 @@ impl ExtAuthz {
                 None => Decision::Reply(invalid()),
             },
             Answer::Failed(_) if self.config.failure_mode_allow => {
+                self.counters.failure_mode_allowed.increment(1);
                 if self.config.failure_mode_allow_header_add {
                     let headers: &mut Headers = &mut exchange.request.headers;
                     headers.push(b"x-envoy-auth-failure-mode-allowed", b"true");

@@ -19,6 +19,7 @@ use super::local_reply::LocalReply;
 use super::route::{HeaderMutations, RouteError};
 use crate::config;
 use crate::flags::ResponseFlags;
+use crate::telemetry::metrics::LimitCounters;
 
 /// gRPC's code for a limit that is reached.
 const RESOURCE_EXHAUSTED: u32 = 8;
@@ -65,24 +66,28 @@ impl LocalRateLimit {
 
     /// Counts the request; the answer when it is one too many. What responses are to tell is left in the exchange for the filter
     /// numbered `index`.
-    pub(super) fn count(&self, exchange: &mut Exchange, index: usize) -> Option<LocalReply> {
+    pub(super) fn count(&self, exchange: &mut Exchange, index: usize, counters: &LimitCounters) -> Option<LocalReply> {
         if !self.config.enabled.draw() {
             return None;
         }
+        counters.enabled.increment(1);
         let now = Instant::now();
         let outcome = self.take(exchange, now);
         if let Some(bucket) = outcome.bucket.filter(|_| self.config.ratelimit_headers) {
             exchange.pending.push((index, tell(bucket, now)));
         }
         if outcome.allowed {
+            counters.ok.increment(1);
             return None;
         }
+        counters.rate_limited.increment(1);
         if !self.config.enforced.draw() {
             let mut headers = std::mem::take(&mut exchange.request.headers);
             self.not_enforced.add_to(&mut headers, &exchange.request, &exchange.info);
             exchange.request.headers = headers;
             return None;
         }
+        counters.enforced.increment(1);
         Some(self.refuse(exchange, outcome.bucket, now))
     }
 

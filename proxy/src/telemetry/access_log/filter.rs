@@ -1,9 +1,10 @@
 //! Which streams are logged (Envoy `AccessLogFilter`).
 
 use super::AccessLogError;
-use crate::config::{AccessLogFilter, Fraction};
+use crate::config::{AccessLogFilter, Fraction, MetadataMatcher};
 use crate::flags::ResponseFlags;
 use crate::http::route::HeaderMatcher;
+use crate::rbac::metadata_matches;
 use crate::stream_info::FormatContext;
 use crate::telemetry::grpc_status;
 
@@ -28,6 +29,10 @@ pub(super) enum Filter {
         statuses: Box<[u32]>,
         exclude: bool,
     },
+    Metadata {
+        matcher: MetadataMatcher,
+        if_absent: bool,
+    },
     Http(bool),
     And(Box<[Filter]>),
     Or(Box<[Filter]>),
@@ -51,6 +56,9 @@ impl Filter {
             AccessLogFilter::Header(header) => Self::Header(HeaderMatcher::compile(header)),
             AccessLogFilter::GrpcStatus { statuses, exclude } => {
                 Self::GrpcStatus { statuses: statuses.as_slice().into(), exclude: *exclude }
+            }
+            AccessLogFilter::Metadata { matcher, if_absent } => {
+                Self::Metadata { matcher: matcher.clone(), if_absent: *if_absent }
             }
             AccessLogFilter::Http(http) => Self::Http(*http),
             // Envoy's health check filter marks such requests, and there is none in a sidecar's chain.
@@ -80,6 +88,10 @@ impl Filter {
                 let status = grpc_status(context).unwrap_or_else(|| crate::error::grpc_status(info.response_code));
                 statuses.contains(&status) != *exclude
             }
+            Self::Metadata { matcher, if_absent } => match info.found_out(&matcher.filter, &matcher.path) {
+                Some(_) => metadata_matches(matcher, info.metadata.as_deref()),
+                None => *if_absent,
+            },
             Self::Http(http) => info.protocol.is_some() == *http,
             Self::And(filters) => filters.iter().all(|filter| filter.matches(context)),
             Self::Or(filters) => filters.iter().any(|filter| filter.matches(context)),

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 
 pub use istio::{HttpSample, IstioHttpMetrics, IstioTcpMetrics, TcpSample};
-pub use proxy::{ClusterMetrics, HealthCheckMetrics, ListenerMetrics, ProxyMetrics};
+pub use proxy::{AuthzCounters, ClusterMetrics, HealthCheckMetrics, LimitCounters, ListenerMetrics, ProxyMetrics};
 
 /// The value that takes the place of every label of a series that is one too many.
 const OVERFLOW: &str = "overflow";

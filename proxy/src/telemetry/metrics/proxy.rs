@@ -52,6 +52,16 @@ const ACCESS_LOG_DROPPED: &str = "skiff_access_log_dropped_total";
 const DRAINING: &str = "skiff_draining";
 const DRAINED: &str = "skiff_drained_connections_total";
 
+const AUTHZ_OK: &str = "envoy_http_ext_authz_ok";
+const AUTHZ_DENIED: &str = "envoy_http_ext_authz_denied";
+const AUTHZ_ERROR: &str = "envoy_http_ext_authz_error";
+const AUTHZ_DISABLED: &str = "envoy_http_ext_authz_disabled";
+const AUTHZ_FAILURE_ALLOWED: &str = "envoy_http_ext_authz_failure_mode_allowed";
+const LIMIT_ENABLED: &str = "envoy_http_local_rate_limit_enabled";
+const LIMIT_OK: &str = "envoy_http_local_rate_limit_ok";
+const LIMIT_LIMITED: &str = "envoy_http_local_rate_limit_rate_limited";
+const LIMIT_ENFORCED: &str = "envoy_http_local_rate_limit_enforced";
+
 pub(super) const DESCRIPTIONS: &[Description] = &[
     (Kind::Gauge, LISTENER_CONNECTIONS_ACTIVE, "Open downstream connections."),
     (Kind::Counter, LISTENER_CONNECTIONS_TOTAL, "Downstream connections accepted."),
@@ -85,6 +95,15 @@ pub(super) const DESCRIPTIONS: &[Description] = &[
     (Kind::Counter, CLUSTER_CHECK_NETWORK_FAILURES, "Active health checks that failed for want of a connection or of time."),
     (Kind::Counter, CLUSTER_CHECK_PASSIVE_FAILURES, "Responses with x-envoy-immediate-health-check-fail."),
     (Kind::Gauge, CLUSTER_CHECK_HEALTHY, "Endpoints that pass their active health checks."),
+    (Kind::Counter, AUTHZ_OK, "Requests that the authorisation service let pass."),
+    (Kind::Counter, AUTHZ_DENIED, "Requests that the authorisation service refused."),
+    (Kind::Counter, AUTHZ_ERROR, "Requests about which the authorisation service could not be asked."),
+    (Kind::Counter, AUTHZ_DISABLED, "Requests about which the authorisation service was not to be asked."),
+    (Kind::Counter, AUTHZ_FAILURE_ALLOWED, "Requests that passed because the authorisation service could not be asked."),
+    (Kind::Counter, LIMIT_ENABLED, "Requests that a local rate limit counted."),
+    (Kind::Counter, LIMIT_OK, "Requests within a local rate limit."),
+    (Kind::Counter, LIMIT_LIMITED, "Requests over a local rate limit."),
+    (Kind::Counter, LIMIT_ENFORCED, "Requests refused by a local rate limit."),
     (Kind::Gauge, CONFIG_VERSION, "Hash of the version of the configuration in force."),
     (Kind::Counter, CONFIG_UPDATES, "Configurations applied."),
     (Kind::Counter, CONFIG_REJECTED, "Resources of configurations that were refused."),
@@ -93,6 +112,34 @@ pub(super) const DESCRIPTIONS: &[Description] = &[
     (Kind::Gauge, DRAINING, "1 while the proxy drains."),
     (Kind::Counter, DRAINED, "Connections that ended because of a drain."),
 ];
+
+/// What came of the requests that an external authorisation filter saw.
+#[derive(Debug)]
+pub struct AuthzCounters {
+    /// Passed.
+    pub ok: Counter,
+    /// Refused.
+    pub denied: Counter,
+    /// Not decided.
+    pub error: Counter,
+    /// Not asked about.
+    pub disabled: Counter,
+    /// Passed without a decision.
+    pub failure_mode_allowed: Counter,
+}
+
+/// What came of the requests that a local rate limit filter saw, those included that a route has other limits for.
+#[derive(Debug)]
+pub struct LimitCounters {
+    /// Counted.
+    pub enabled: Counter,
+    /// Within the limit.
+    pub ok: Counter,
+    /// Over the limit.
+    pub rate_limited: Counter,
+    /// Refused.
+    pub enforced: Counter,
+}
 
 /// Handles that live as long as the proxy, and the makers of those that come and go with configuration.
 pub struct ProxyMetrics {
@@ -242,6 +289,31 @@ impl ProxyMetrics {
             network_failures: counter(CLUSTER_CHECK_NETWORK_FAILURES),
             passive_failures: counter(CLUSTER_CHECK_PASSIVE_FAILURES),
             healthy: self.registry.gauge(CLUSTER_CHECK_HEALTHY, vec![label.clone()]),
+        }
+    }
+
+    /// The handles of an external authorisation filter: Envoy's `http.<stat_prefix>.ext_authz.*`.
+    pub fn ext_authz(&self, stat_prefix: &str) -> AuthzCounters {
+        let counter =
+            |metric| self.registry.counter(metric, vec![Label::new("http_conn_manager_prefix", stat_prefix.to_owned())]);
+        AuthzCounters {
+            ok: counter(AUTHZ_OK),
+            denied: counter(AUTHZ_DENIED),
+            error: counter(AUTHZ_ERROR),
+            disabled: counter(AUTHZ_DISABLED),
+            failure_mode_allowed: counter(AUTHZ_FAILURE_ALLOWED),
+        }
+    }
+
+    /// The handles of a local rate limit filter: Envoy's `<stat_prefix>.http_local_rate_limit.*`.
+    pub fn local_rate_limit(&self, stat_prefix: &str) -> LimitCounters {
+        let counter =
+            |metric| self.registry.counter(metric, vec![Label::new("local_http_ratelimit_prefix", stat_prefix.to_owned())]);
+        LimitCounters {
+            enabled: counter(LIMIT_ENABLED),
+            ok: counter(LIMIT_OK),
+            rate_limited: counter(LIMIT_LIMITED),
+            enforced: counter(LIMIT_ENFORCED),
         }
     }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use skiff_proxy::config::{LogFormat, TrustDomain};
 
 use super::super::de::{FieldError, Located};
-use super::super::values::{GoDuration, Ignored};
+use super::super::values::{GoDuration, Ignored, Port};
 use super::sidecar::OutboundTrafficPolicy;
 
 /// [MeshConfig](https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/), a file without kind and apiVersion.
@@ -26,8 +26,87 @@ pub(in super::super) struct MeshConfig {
     pub(in super::super) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     #[serde(default)]
     pub(in super::super) path_normalization: PathNormalization,
+    pub(in super::super) extension_providers: Vec<ExtensionProvider>,
     #[serde(flatten)]
     pub(in super::super) other: BTreeMap<String, Ignored>,
+}
+
+/// [ExtensionProvider](https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ExtensionProvider): those
+/// that policies with the action CUSTOM ask. Others, for tracing and logs, are not for us.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in super::super) struct ExtensionProvider {
+    pub(in super::super) name: String,
+    pub(in super::super) envoy_ext_authz_http: Option<Located<HttpAuthorizer>>,
+    pub(in super::super) envoy_ext_authz_grpc: Option<Located<GrpcAuthorizer>>,
+    #[serde(flatten)]
+    pub(in super::super) _other: BTreeMap<String, Ignored>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct HttpAuthorizer {
+    pub(in super::super) service: String,
+    pub(in super::super) port: Port,
+    pub(in super::super) timeout: Option<GoDuration>,
+    #[serde(default)]
+    pub(in super::super) path_prefix: String,
+    #[serde(default)]
+    pub(in super::super) fail_open: bool,
+    #[serde(default)]
+    pub(in super::super) clear_route_cache: bool,
+    pub(in super::super) status_on_error: Option<ErrorStatus>,
+    #[serde(default)]
+    pub(in super::super) include_headers_in_check: Vec<String>,
+    #[serde(default)]
+    pub(in super::super) include_request_headers_in_check: Vec<String>,
+    #[serde(default)]
+    pub(in super::super) include_additional_headers_in_check: BTreeMap<String, String>,
+    pub(in super::super) include_request_body_in_check: Option<RequestBodyInCheck>,
+    #[serde(default)]
+    pub(in super::super) headers_to_upstream_on_allow: Vec<String>,
+    #[serde(default)]
+    pub(in super::super) headers_to_downstream_on_deny: Vec<String>,
+    #[serde(default)]
+    pub(in super::super) headers_to_downstream_on_allow: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct GrpcAuthorizer {
+    pub(in super::super) service: String,
+    pub(in super::super) port: Port,
+    pub(in super::super) timeout: Option<GoDuration>,
+    #[serde(default)]
+    pub(in super::super) fail_open: bool,
+    #[serde(default)]
+    pub(in super::super) clear_route_cache: bool,
+    pub(in super::super) status_on_error: Option<ErrorStatus>,
+    pub(in super::super) include_request_body_in_check: Option<RequestBodyInCheck>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct RequestBodyInCheck {
+    pub(in super::super) max_request_bytes: std::num::NonZeroU32,
+    #[serde(default)]
+    pub(in super::super) allow_partial_message: bool,
+    #[serde(default)]
+    pub(in super::super) pack_as_bytes: bool,
+}
+
+/// A status as a text, `"503"`.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct ErrorStatus(pub(in super::super) u16);
+
+impl<'de> Deserialize<'de> for ErrorStatus {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.parse() {
+            Ok(status @ 200..600) => Ok(Self(status)),
+            _ => Err(serde::de::Error::custom(format!("{text:?}: expected a status from 200 to 599"))),
+        }
+    }
 }
 
 /// Fields that are known to change nothing for a sidecar of ours, so that they deserve no warning.

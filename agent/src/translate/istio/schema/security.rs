@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::super::de::Located;
 use super::super::values::{Block, Ignored, Port};
 use super::Selector;
 
@@ -61,17 +62,27 @@ pub(in super::super) struct AuthorizationPolicy {
     pub(in super::super) target_refs: Vec<Ignored>,
     #[serde(default)]
     pub(in super::super) action: Action,
+    pub(in super::super) provider: Option<Located<ProviderName>>,
     #[serde(default)]
     pub(in super::super) rules: Vec<Rule>,
 }
 
-/// What a policy does. CUSTOM hands the decision to an external authorizer, which skiff does not speak to.
+/// Who decides for the action CUSTOM, by its name in MeshConfig.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct ProviderName {
+    #[serde(default)]
+    pub(in super::super) name: String,
+}
+
+/// What a policy does. CUSTOM hands the decision to an extension provider of MeshConfig.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in super::super) enum Action {
     #[default]
     Allow,
     Deny,
     Audit,
+    Custom,
 }
 
 impl<'de> Deserialize<'de> for Action {
@@ -80,8 +91,8 @@ impl<'de> Deserialize<'de> for Action {
             "ALLOW" => Ok(Self::Allow),
             "DENY" => Ok(Self::Deny),
             "AUDIT" => Ok(Self::Audit),
-            "CUSTOM" => Err(serde::de::Error::custom("\"CUSTOM\": external authorization is not supported by skiff")),
-            other => Err(serde::de::Error::unknown_variant(other, &["ALLOW", "DENY", "AUDIT"])),
+            "CUSTOM" => Ok(Self::Custom),
+            other => Err(serde::de::Error::unknown_variant(other, &["ALLOW", "DENY", "AUDIT", "CUSTOM"])),
         }
     }
 }

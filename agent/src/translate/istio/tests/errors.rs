@@ -117,8 +117,8 @@ fn bad_fields_are_named_with_file_line_and_path() {
         ),
         (
             "AuthorizationPolicy",
-            "  action: CUSTOM",
-            "policy.yaml:5: spec.action: \"CUSTOM\": external authorization is not supported by skiff",
+            "  action: AUTO",
+            "policy.yaml:5: spec.action: \"AUTO\": expected one of ALLOW, DENY, AUDIT, CUSTOM",
         ),
         (
             "AuthorizationPolicy",

@@ -391,3 +391,73 @@ fn keys_that_cannot_be_had_are_errors_of_the_rule() {
     }
     assert_eq!(errors("{issuer: i, jwks: junk}"), format!("{at}.jwks: Jwks is an invalid JSON"));
 }
+
+const PROVIDERS: &str = "extensionProviders:\n\
+    - name: http\n  envoyExtAuthzHttp: {service: bookinfo/reviews.bookinfo.svc.cluster.local, port: 9080, timeout: 1s, pathPrefix: /check, \
+      failOpen: true, statusOnError: '503', includeRequestHeadersInCheck: [cookie, x-b-*], \
+      includeAdditionalHeadersInCheck: {X-By: skiff}, headersToDownstreamOnDeny: ['*-why'], \
+      includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}\n\
+    - name: grpc\n  envoyExtAuthzGrpc: {service: reviews.bookinfo.svc.cluster.local, port: 9080}\n\
+    - name: traces\n  zipkin: {service: z, port: 9411}\n";
+
+fn custom(provider: &str) -> String {
+    policy(&format!("{{action: CUSTOM, provider: {{name: {provider}}}, rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]}}"))
+}
+
+#[test]
+fn a_custom_policy_asks_its_provider_about_what_it_matches() {
+    let built = with(&[("mesh.yaml", PROVIDERS), ("policy.yaml", &custom("http"))]);
+    let filters = &http(&built.snapshot.listeners["127.0.0.21_9080"]).filters;
+    let [HttpFilter::Rbac(rbac), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else { panic!("{filters:?}") };
+    assert!(rbac.rules.is_none() && rbac.shadow_stat_prefix == "istio_ext_authz_");
+    let shadow = rbac.shadow_rules.as_ref().unwrap();
+    assert_eq!(shadow.action, RbacAction::Deny);
+    assert_eq!(shadow.policies.keys().collect::<Vec<_>>(), ["istio-ext-authz-ns[bookinfo]-policy[p]-rule[0]"]);
+    let enabled = authz.enabled_metadata.as_ref().unwrap();
+    assert_eq!(
+        (enabled.filter.as_str(), enabled.path.join(".").as_str()),
+        ("envoy.filters.http.rbac", "istio_ext_authz_shadow_effective_policy_id")
+    );
+    assert_eq!(enabled.value, StringMatcher::prefix("istio-ext-authz"));
+    let AuthzService::Http(service) = &authz.service else { panic!("{:?}", authz.service) };
+    let cluster = "outbound|9080||reviews.bookinfo.svc.cluster.local";
+    assert_eq!((service.cluster.as_str(), service.path_prefix.as_str()), (cluster, "/check"));
+    assert!(built.snapshot.clusters.contains_key(cluster));
+    assert_eq!((authz.timeout.as_secs(), authz.failure_mode_allow, authz.status_on_error), (1, true, 503));
+    let body = AuthzBody { max_bytes: 10, allow_partial: true, pack_as_bytes: false };
+    assert_eq!(authz.request_body, Some(body));
+    let told = |name: &[u8]| authz.allowed_headers.as_ref().unwrap().iter().any(|pattern| pattern.matches(name));
+    assert!(told(b"cookie") && told(b"x-b-1") && !told(b"x-c"));
+    assert!(service.client_headers[0].matches(b"x-why"));
+    assert_eq!((service.headers_to_add[0].name.as_str(), service.headers_to_add[0].value.as_str()), ("x-by", "skiff"));
+
+    let built = with(&[("mesh.yaml", PROVIDERS), ("policy.yaml", &custom("grpc"))]);
+    let filters = &http(&built.snapshot.listeners["127.0.0.21_9080"]).filters;
+    let [_, HttpFilter::ExtAuthz(authz), ..] = &filters[..] else { panic!("{filters:?}") };
+    let AuthzService::Grpc(service) = &authz.service else { panic!("{:?}", authz.service) };
+    assert_eq!(service.authority, "outbound_.9080_._.reviews.bookinfo.svc.cluster.local");
+    assert_eq!((authz.timeout.as_secs(), authz.failure_mode_allow, authz.status_on_error), (600, false, 403));
+}
+
+#[test]
+fn a_custom_policy_without_its_provider_is_an_error() {
+    let fails = |mesh: &str, policy: &str| {
+        let mut files = files("01-default");
+        for (name, text) in [("mesh.yaml", mesh), ("policy.yaml", policy)] {
+            files.retain(|(file, _)| file.as_os_str() != name);
+            files.push((PathBuf::from(name), text.to_owned()));
+        }
+        translate(&Documents::parse(&files, "bookinfo").unwrap(), &workload()).unwrap_err()[0].reason.clone()
+    };
+    let reason = fails(PROVIDERS, &custom("other"));
+    assert_eq!(reason, "\"other\": no such extension provider, expected one of http, grpc");
+    assert_eq!(
+        fails("{}", &custom("http")),
+        "\"http\": no such extension provider, MeshConfig has none with envoyExtAuthzHttp or envoyExtAuthzGrpc"
+    );
+    let nowhere = "extensionProviders: [{name: http, envoyExtAuthzHttp: {service: no.where, port: 1}}]";
+    assert_eq!(fails(nowhere, &custom("http")), "http: no ServiceEntry declares no.where with port 1");
+    let second = custom("grpc").replace("name: p", "name: q");
+    let reason = fails(PROVIDERS, &format!("{}\n---\n{second}", custom("http")));
+    assert_eq!(reason, "grpc: http decides about this workload already");
+}
