@@ -10,6 +10,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::http::h2;
+
 /// A connection: TCP or Unix, in plaintext or under TLS.
 #[derive(Debug)]
 pub enum Stream {
@@ -25,6 +27,8 @@ pub enum Stream {
     Prefixed(Prefixed),
     /// Any of the others, with bytes to be read again first.
     Rewound(Box<Rewound>),
+    /// One stream of an HTTP/2 connection.
+    Http2(Box<h2::Tunnel>),
     /// In memory, for tests and benches.
     Memory(tokio::io::DuplexStream),
 }
@@ -96,7 +100,7 @@ impl Stream {
                 Transport::Unix(_) => None,
             },
             Self::Rewound(s) => s.inner.socket(),
-            Self::Unix(_) | Self::Memory(_) => None,
+            Self::Unix(_) | Self::Http2(_) | Self::Memory(_) => None,
         }
     }
 }
@@ -138,6 +142,7 @@ macro_rules! delegate {
             Self::TlsServer($stream) => $call,
             Self::TlsClient($stream) => $call,
             Self::Prefixed($stream) => $call,
+            Self::Http2($stream) => $call,
             Self::Memory($stream) => $call,
             Self::Rewound($stream) => {
                 let $stream = &mut $stream.inner;
@@ -175,6 +180,7 @@ impl AsyncWrite for Stream {
             Self::TlsServer(s) => s.is_write_vectored(),
             Self::TlsClient(s) => s.is_write_vectored(),
             Self::Prefixed(s) => s.inner.is_write_vectored(),
+            Self::Http2(s) => s.is_write_vectored(),
             Self::Memory(s) => s.is_write_vectored(),
             Self::Rewound(s) => s.inner.is_write_vectored(),
         }

@@ -4,13 +4,14 @@
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
 //! - [`istiod`]: a control plane that says what a test makes it say.
 //! - [`door`]: details alone, open to everybody.
-//! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`] and [`tls`]: clients that can misbehave.
+//! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 pub mod access_log;
 pub mod apps;
 pub mod door;
+pub mod frames;
 pub mod http;
 pub mod http2;
 pub mod istiod;

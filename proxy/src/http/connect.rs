@@ -10,7 +10,7 @@ use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::route::{ClusterChoice, RouteMatch};
 use super::upgrade::Tunnel;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::upstream::connect::{Connected, connect};
 use crate::upstream::{Cluster, OpenConnection, PickContext};
 
@@ -25,8 +25,7 @@ pub(super) async fn run(
 ) -> Outcome {
     let route = Some(&**found.route);
     let dialled = match dial(exchange, choice, cluster).await {
-        Ok(dialled) if !out.is_multiplexed() => dialled,
-        Ok(_) => return exchange.fail(body, out, ErrorKind::UpstreamProtocol, route).await,
+        Ok(dialled) => dialled,
         Err(error) => {
             let transport = error.source.as_ref().map(ToString::to_string);
             let reply = exchange.local_reply(error.kind.reply(transport.as_deref(), false));
@@ -40,7 +39,8 @@ pub(super) async fn run(
     exchange.info.response_code = StatusCode::OK.as_u16();
     exchange.info.details = "via_upstream".into();
     match out.tunnel_head(&exchange.response) {
-        Ok(mut sink) => send_all(&mut sink, Cow::Borrowed(b"")).await,
+        Ok(mut sink) if !out.is_multiplexed() => send_all(&mut sink, Cow::Borrowed(b"")).await,
+        Ok(_) => {}
         Err(_) => return Outcome::Done,
     }
     let (connected, open) = dialled;

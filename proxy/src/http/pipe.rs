@@ -169,6 +169,11 @@ impl Pump {
         Self { source_done: matches!(size, BodySize::Empty), ..Self::default() }
     }
 
+    /// A pump that moves nothing and ends nothing.
+    pub fn idle() -> Self {
+        Self { source_done: true, finished: true, done: true, ..Self::default() }
+    }
+
     /// Whether everything has been read.
     pub fn source_done(&self) -> bool {
         self.source_done

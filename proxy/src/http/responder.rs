@@ -1,8 +1,10 @@
 //! The way back to the caller: HTTP/1 or HTTP/2, until the head is written; then it is a [`Sink`].
 
+use std::borrow::Cow;
 use std::task::{Context, Poll};
 
 use super::body::BodySize;
+use super::forward::send_all;
 use super::h1::server::{ServerConnection, WriteHead};
 use super::h2::{Reason, Respond};
 use super::head::ResponseHead;
@@ -68,6 +70,18 @@ impl Responder {
         }
     }
 
+    /// Writes the head after which the connection or stream is a tunnel. That the caller is gone shows there.
+    pub async fn switch(&mut self, head: &ResponseHead) {
+        match self {
+            Self::Http1 { .. } => {
+                if let Ok(mut sink) = self.head(head, BodySize::Empty, false) {
+                    send_all(&mut sink, Cow::Borrowed(b"")).await;
+                }
+            }
+            Self::Http2(respond) => drop(respond.head(head, false)),
+        }
+    }
+
     /// Writes the `200` to a CONNECT: what follows is no HTTP any more.
     ///
     /// # Errors
@@ -78,7 +92,7 @@ impl Responder {
                 connection.write_head(head, BodySize::Empty, WriteHead { tunnel: true, http10: *http10, ..WriteHead::default() });
                 Ok(Sink::H1Server(connection.clone()))
             }
-            Self::Http2(_) => self.head(head, BodySize::Empty, false),
+            Self::Http2(_) => self.head(head, BodySize::Unknown, false),
         }
     }
 

@@ -6,9 +6,11 @@ use bytes::BytesMut;
 
 use super::exchange::Exchange;
 use super::h1::server::ServerConnection;
+use super::h2;
 use super::head::Known;
 use crate::error::{ErrorKind, Side};
 use crate::flags::ResponseFlags;
+use crate::net::Stream;
 use crate::tcp::copy::{Copying, End, Limits};
 use crate::upstream::OpenConnection;
 use crate::upstream::connect::Connected;
@@ -25,12 +27,19 @@ enum Upstream {
     Upgraded(Http1Lease),
     /// After `200` to CONNECT.
     Dialled(Connected, OpenConnection),
+    /// After `200` to a CONNECT with `:protocol`.
+    Stream(h2::Tunnel),
 }
 
 impl Tunnel {
     /// A tunnel over an upgraded upstream connection.
     pub fn upgraded(upstream: Http1Lease, idle: Option<Duration>) -> Self {
         Self { upstream: Upstream::Upgraded(upstream), idle: idle.filter(|idle| !idle.is_zero()) }
+    }
+
+    /// A tunnel over a stream of an HTTP/2 connection.
+    pub fn over_stream(upstream: h2::Tunnel, idle: Option<Duration>) -> Self {
+        Self { upstream: Upstream::Stream(upstream), idle: idle.filter(|idle| !idle.is_zero()) }
     }
 
     /// A tunnel over a fresh connection.
@@ -40,14 +49,24 @@ impl Tunnel {
 
     /// Copies until both sides have finished; the exchange counts the bytes. `downstream` must be the last handle of its connection.
     pub async fn run(self, downstream: ServerConnection, exchange: &mut Exchange) {
-        let Ok((mut down, early_up)) = downstream.into_parts() else { return };
+        let Ok((down, early_up)) = downstream.into_parts() else { return };
+        self.copy(down, early_up, exchange).await;
+    }
+
+    /// As [`Self::run`], over a stream of an HTTP/2 connection.
+    pub async fn run_over(self, downstream: h2::Tunnel, exchange: &mut Exchange) {
+        self.copy(Stream::Http2(Box::new(downstream)), BytesMut::new(), exchange).await;
+    }
+
+    async fn copy(self, mut down: Stream, early_up: BytesMut, exchange: &mut Exchange) {
         let dialled = matches!(self.upstream, Upstream::Dialled(..));
         let (mut up, early_down, _permit) = match self.upstream {
             Upstream::Upgraded(lease) => match lease.into_parts() {
-                Some(parts) => parts,
+                Some((stream, early, permit)) => (stream, early, Some(permit)),
                 None => return,
             },
-            Upstream::Dialled(connected, permit) => (connected.stream, BytesMut::new(), permit),
+            Upstream::Dialled(connected, permit) => (connected.stream, BytesMut::new(), Some(permit)),
+            Upstream::Stream(stream) => (Stream::Http2(Box::new(stream)), BytesMut::new(), None),
         };
         let limits = Limits { idle: self.idle, max_duration: None };
         let info = &mut exchange.info;

@@ -1,9 +1,12 @@
 //! One attempt's conversation with an upstream, on either HTTP version.
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+
+use http::StatusCode;
 
 use super::body::BodySize;
 use super::h1::client::{ClientConnection, ClientFault};
+use super::h2;
 use super::h2::client::H2Response;
 use super::head::{Known, RequestHead, ResponseHead};
 use super::pipe::{Sink, Source};
@@ -21,8 +24,12 @@ pub(super) struct Upstream {
 }
 
 enum Response {
-    Http1 { connection: ClientConnection, reused: bool },
-    Http2(H2Response),
+    Http1 {
+        connection: ClientConnection,
+        reused: bool,
+    },
+    /// With what the request asks to switch to, if it does.
+    Http2(H2Response, Option<Box<[u8]>>),
 }
 
 impl Upstream {
@@ -40,8 +47,10 @@ impl Upstream {
             }
             Lease::Http2(connection, _) => {
                 connection.ready().await?;
-                let (out, response) = connection.send(head, size.is_empty());
-                (Sink::H2(out, true), Response::Http2(response))
+                // An upgrade stays open: what follows its head is a tunnel.
+                let upgrade = head.headers.get(Known::Upgrade).map(Box::from);
+                let (out, response) = connection.send(head, size.is_empty() && upgrade.is_none());
+                (Sink::H2(out, true), Response::Http2(response, upgrade))
             }
         };
         Ok(Self { sink, upload_failed: false, response, size: BodySize::Unknown })
@@ -63,7 +72,31 @@ impl Upstream {
                 }
                 Err(error) => Err(error.into()),
             }),
-            Response::Http2(response) => response.poll_head(cx, head),
+            Response::Http2(response, upgrade) => {
+                ready!(response.poll_head(cx, head))?;
+                if let Some(protocol) = upgrade
+                    && head.status == StatusCode::OK
+                {
+                    // In the words of HTTP/1 (RFC 8441 §5).
+                    head.status = StatusCode::SWITCHING_PROTOCOLS;
+                    head.headers.push_known(Known::Upgrade, protocol);
+                    head.headers.push_known(Known::Connection, b"upgrade");
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Whether the request's body is not to be sent, since its stream becomes a tunnel.
+    pub(super) fn awaits_tunnel(&self) -> bool {
+        matches!(self.response, Response::Http2(_, Some(_)))
+    }
+
+    /// The stream as a tunnel, once the upstream has agreed to one. HTTP/1 hands out its connection instead.
+    pub(super) fn into_tunnel(self) -> Option<h2::Tunnel> {
+        match (self.response, self.sink) {
+            (Response::Http2(mut response, Some(_)), Sink::H2(out, _)) => Some(h2::Tunnel::new(response.take_body()?, out)),
+            _ => None,
         }
     }
 
@@ -72,7 +105,7 @@ impl Upstream {
         match &mut self.response {
             Response::Http1 { .. } if self.size.is_empty() => (Source::Empty, self.size),
             Response::Http1 { connection, .. } => (Source::H1Client(connection.clone()), self.size),
-            Response::Http2(response) => match response.take_body() {
+            Response::Http2(response, _) => match response.take_body() {
                 Some(incoming) if !incoming.is_end() && !request_is_head => {
                     (Source::H2(incoming, false), content_length(head).map_or(BodySize::Unknown, BodySize::Known))
                 }

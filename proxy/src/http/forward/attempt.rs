@@ -51,13 +51,12 @@ impl Attempts<'_> {
         self.exchange.info.upstream = Some(lease.info());
         let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
         let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
-        let mut upload = Pump::new(self.body.size());
+        let mut upload = if upstream.awaits_tunnel() { Pump::idle() } else { Pump::new(self.body.size()) };
         loop {
             self.await_head(&mut upstream, &mut upload).await?;
             let status = self.exchange.response.status;
             if status == StatusCode::SWITCHING_PROTOCOLS {
-                drop(upstream);
-                return self.switch(lease).await;
+                return self.switch(lease, upstream).await;
             }
             if !status.is_informational() {
                 break;

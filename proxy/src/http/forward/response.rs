@@ -21,19 +21,23 @@ use crate::upstream::pool::Lease;
 
 impl Attempts<'_> {
     /// The upstream agreed to an upgrade: both connections become a tunnel.
-    pub(super) async fn switch(&mut self, lease: Lease) -> Result<Outcome, Failed> {
+    pub(super) async fn switch(&mut self, lease: Lease, upstream: Upstream) -> Result<Outcome, Failed> {
         let unasked = || Failed::Upstream { error: Error::new(ErrorKind::UpstreamProtocol), head_sent: true };
-        let Lease::Http1(lease) = lease else { return Err(unasked()) };
-        if self.out.is_multiplexed() || !self.exchange.wants_upgrade {
+        if !self.exchange.wants_upgrade {
             return Err(unasked());
         }
+        let idle = self.action.idle_timeout.or(self.exchange.connection.manager.config.stream_idle_timeout);
+        let tunnel = match lease {
+            Lease::Http1(lease) => {
+                drop(upstream);
+                Tunnel::upgraded(lease, idle)
+            }
+            Lease::Http2(..) => Tunnel::over_stream(upstream.into_tunnel().ok_or_else(unasked)?, idle),
+        };
         self.finish_head();
         self.exchange.info.bytes_received = self.body.received();
-        if let Ok(mut sink) = self.out.head(&self.exchange.response, BodySize::Empty, false) {
-            send_all(&mut sink, Cow::Borrowed(b"")).await;
-        }
-        let idle = self.action.idle_timeout.or(self.exchange.connection.manager.config.stream_idle_timeout);
-        Ok(Outcome::Tunnel(Box::new(Tunnel::upgraded(lease, idle))))
+        self.out.switch(&self.exchange.response).await;
+        Ok(Outcome::Tunnel(Box::new(tunnel)))
     }
 
     /// Sends the response downstream while the rest of the request may still go up.

@@ -32,7 +32,7 @@ const LAST_STREAM: u32 = (1 << 31) - 1;
 /// A connection that streams are opened on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct H2Connection {
-    core: Shared,
+    pub(super) core: Shared,
 }
 
 impl H2Connection {

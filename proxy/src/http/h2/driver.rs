@@ -15,6 +15,8 @@ use crate::net;
 const SCRATCH: usize = 16 * 1024;
 /// Unsent bytes from which nothing more is read: a peer that does not read is not listened to.
 const STALLED: usize = 256 * 1024;
+/// Bytes that are thrown away while a connection of ours closes.
+const DISCARD: usize = 1024 * 1024;
 
 thread_local! {
     static READ: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
@@ -55,13 +57,14 @@ impl Driver {
                     false
                 }
             };
-            let finished = {
+            let (broken, finished) = {
                 let core = self.core.borrow();
-                let idle = core.active == 0;
-                core.broken.is_some() || core.closed || idle && (core.last_accepted.is_some() || core.abandoned())
+                let unused = core.active == 0 && (core.last_accepted.is_some() || core.abandoned());
+                (core.broken.is_some() || core.closed, unused && flushed)
             };
-            if finished {
-                return if flushed { self.gone() } else { Poll::Pending };
+            // Nobody waits until a peer that broke the protocol has read what is left.
+            if broken || finished {
+                return self.gone();
             }
             if self.core.borrow().out.len() >= STALLED {
                 break;
@@ -119,18 +122,20 @@ impl Driver {
         polled
     }
 
-    /// Closes our half and waits until the peer has closed its own, so that it gets to read our last words.
+    /// Closes our half and waits until the peer has closed its own, so that it gets to read our last words. One that goes on
+    /// talking does not read.
     pub(super) async fn linger(mut self, limit: Duration) {
         let wait = async {
             std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await?;
-            let mut discard = [0; 1024];
-            loop {
+            let mut discard = [0; 4096];
+            for _ in 0..DISCARD / discard.len() {
                 let mut read = ReadBuf::new(&mut discard);
                 std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_read(cx, &mut read)).await?;
                 if read.filled().is_empty() {
-                    return io::Result::Ok(());
+                    break;
                 }
             }
+            io::Result::Ok(())
         };
         let _ = tokio::time::timeout(limit, wait).await;
     }

@@ -218,7 +218,13 @@ impl Builder {
                 if !self.cookie.is_empty() {
                     head.headers.push_known(Known::Cookie, &self.cookie);
                 }
-                request_is_complete(self.seen, self.http_scheme, head)
+                let complete = request_is_complete(self.seen, self.http_scheme, head);
+                if self.seen & seen::PROTOCOL != 0 {
+                    // An upgrade from here on, as on HTTP/1 (RFC 8441 §5).
+                    head.method = Method::GET;
+                    head.headers.push_known(Known::Connection, b"upgrade");
+                }
+                complete
             }
             // 101 has no meaning in HTTP/2 (RFC 9113 §8.6), and an informational answer is never the last one.
             Head::Response(head) => {

@@ -15,6 +15,7 @@ mod receive;
 mod send;
 pub mod server;
 mod stream;
+mod tunnel;
 mod validate;
 
 #[cfg(test)]
@@ -23,3 +24,4 @@ mod tests;
 pub use core::Failure;
 pub use frame::Reason;
 pub use stream::{Incoming, Outgoing, Respond};
+pub use tunnel::Tunnel;

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use super::Incoming;
 use super::core::{Core, Event, Options, Role, Shared};
 use super::driver::Driver;
 use super::message::Limits;
 use super::stream::{Handle, Respond};
+use super::{Incoming, Outgoing, Tunnel};
 use crate::config::HttpConnectionManager;
 use crate::flags::ResponseFlags;
 use crate::http::body::BodySize;
-use crate::http::exchange::{Exchange, handle};
+use crate::http::exchange::{Exchange, Outcome, handle};
 use crate::http::head::{RequestHead, ResponseHead, Version};
 use crate::http::manager::Connection;
 use crate::http::pipe::Source;
@@ -118,7 +118,8 @@ impl Server {
         }
         let settled = self.core.borrow().settled;
         ready!(self.timer.poll(cx, self.deadline()));
-        Poll::Ready(if settled { Next::Drain } else { Next::Close })
+        let over = !settled || matches!(self.phase, Phase::Ending);
+        Poll::Ready(if over { Next::Close } else { Next::Drain })
     }
 
     /// When the connection takes its next step to its end.
@@ -135,7 +136,8 @@ impl Server {
                 [idle, worn].into_iter().flatten().min()
             }
             Phase::Announced(at) => Some(at + self.config.drain_timeout),
-            Phase::Ending => None,
+            // All is said; the caller has to read it.
+            Phase::Ending => (core.active == 0).then(|| core.idle_since + self.config.delayed_close_timeout),
         }
     }
 
@@ -188,9 +190,12 @@ fn spawn(connection: &Rc<Connection>, core: &Shared, id: u32, head: RequestHead,
             BodySize::Empty => Source::Empty,
             _ => Source::H2(Incoming::new(stream.clone()), true),
         };
-        let mut out = Responder::Http2(Respond::new(stream));
+        let mut out = Responder::Http2(Respond::new(stream.clone()));
         let mut exchange = Exchange::new(connection, head, response);
-        let _ = handle(&mut exchange, RequestBody::new(source, size), &mut out).await;
+        if let Outcome::Tunnel(tunnel) = handle(&mut exchange, RequestBody::new(source, size), &mut out).await {
+            let ours = Tunnel::new(Incoming::new(stream.clone()), Outgoing::new(stream, false));
+            tunnel.run_over(ours, &mut exchange).await;
+        }
         let heads = exchange.finish();
         if let Responder::Http2(respond) = out {
             respond.recycle(heads);

@@ -1,12 +1,22 @@
 //! The machine fed with frames, without a socket.
 
-use super::core::{Core, Event, Failure, Options, Role};
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::ReadBuf;
+
+use super::client::H2Connection;
+use super::core::{Core, Event, Failure, Options, Role, Shared};
 use super::frame::{self, FrameHead, HEAD, flag, kind};
 use super::hpack::Encoder;
 use super::message::Limits;
+use super::stream::{Handle, Incoming, Respond};
+use super::tunnel::Tunnel;
 use crate::config::HeadersWithUnderscores;
 use crate::http::body::{BodySize, Frame};
-use crate::http::head::Pseudo;
+use crate::http::head::{Known, Pseudo, RequestHead, ResponseHead};
 
 const GET: [(&str, &str); 4] = [(":method", "GET"), (":scheme", "http"), (":authority", "a.b:80"), (":path", "/")];
 const POST: [(&str, &str); 4] = [(":method", "POST"), (":scheme", "http"), (":authority", "a.b:80"), (":path", "/")];
@@ -329,4 +339,77 @@ fn a_goaway_refuses_the_streams_that_were_not_looked_at() {
     core.receive(&raw(kind::GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]));
     assert_eq!((core.streams[&1].failure, core.streams[&3].failure), (None, Some(Failure::Refused)));
     assert!(core.going_away);
+}
+
+/// Hands what one side has written to the other.
+fn shuttle(from: &Shared, to: &Shared) {
+    let bytes = std::mem::take(from.borrow_mut().out.tail());
+    from.borrow_mut().out.clear();
+    to.borrow_mut().receive(&bytes);
+}
+
+#[test]
+fn an_upgrade_becomes_a_tunnel_on_both_ends() {
+    use tokio::io::{AsyncRead, AsyncWrite};
+    let quiet = &mut Context::from_waker(Waker::noop());
+    let (client, server) = (Rc::new(RefCell::new(core(Role::Client))), Rc::new(RefCell::new(core(Role::Server))));
+    server.borrow_mut().options.limits.connect_protocol = true;
+    let mut head = RequestHead::new();
+    head.set_authority(b"a.b:80");
+    head.set_path(b"/chat");
+    head.headers.push(b"connection", b"Upgrade");
+    head.headers.push(b"upgrade", b"websocket");
+    let (out, mut response) = H2Connection { core: client.clone() }.send(&head, false);
+    shuttle(&client, &server);
+    let Some(Event::Request { stream, head, size }) = server.borrow_mut().events.pop_front() else { panic!("no request") };
+    // RFC 8441 on the wire, an upgrade on either side of it.
+    assert_eq!((head.method.as_str(), head.path(), size), ("GET", &b"/chat"[..], BodySize::Unknown));
+    assert_eq!(head.pseudo_order, [Pseudo::Authority, Pseudo::Path, Pseudo::Method, Pseudo::Scheme]);
+    assert_eq!(head.headers.get(Known::Upgrade), Some(&b"websocket"[..]));
+    assert_eq!(head.headers.get(Known::Connection), Some(&b"upgrade"[..]));
+
+    let handle = Rc::new(Handle { core: server.clone(), id: stream });
+    let answer = ResponseHead::new(http::StatusCode::SWITCHING_PROTOCOLS);
+    let server_out = Respond::new(handle.clone()).head(&answer, false).unwrap();
+    shuttle(&server, &client);
+    let mut status = ResponseHead::default();
+    assert!(matches!(response.poll_head(quiet, &mut status), Poll::Ready(Ok(()))));
+    assert_eq!(status.status.as_u16(), 200);
+
+    let mut near = Tunnel::new(response.take_body().unwrap(), out);
+    let mut far = Tunnel::new(Incoming::new(handle), server_out);
+    let mut buffer = [0; 16];
+    assert!(matches!(Pin::new(&mut near).poll_write(quiet, b"ping"), Poll::Ready(Ok(4))));
+    shuttle(&client, &server);
+    let mut read = ReadBuf::new(&mut buffer);
+    assert!(Pin::new(&mut far).poll_read(quiet, &mut read).is_ready());
+    assert_eq!(read.filled(), b"ping");
+    assert!(matches!(Pin::new(&mut far).poll_write(quiet, b"pong"), Poll::Ready(Ok(4))));
+    assert!(Pin::new(&mut far).poll_shutdown(quiet).is_ready());
+    shuttle(&server, &client);
+    let mut read = ReadBuf::new(&mut buffer);
+    assert!(Pin::new(&mut near).poll_read(quiet, &mut read).is_ready());
+    assert_eq!(read.filled(), b"pong");
+    let mut read = ReadBuf::new(&mut buffer);
+    assert!(Pin::new(&mut near).poll_read(quiet, &mut read).is_ready());
+    assert!(read.filled().is_empty(), "the far end has closed its half");
+    drop((near, response));
+    shuttle(&client, &server);
+    assert!(Pin::new(&mut far).poll_read(quiet, &mut ReadBuf::new(&mut buffer)).is_ready(), "the near end is gone");
+}
+
+#[test]
+fn resets_that_the_caller_provokes_count_as_its_own() {
+    let mut core = core(Role::Server);
+    let mut sent = 0;
+    while core.broken.is_none() {
+        let id = 2 * sent + 1;
+        core.receive(&headers(id, false, &with(&POST, &[("content-length", "1")])));
+        core.receive(&raw(kind::DATA, 0, id, b"more"));
+        core.events.clear();
+        core.release(id);
+        sent += 1;
+        assert!(sent < 1000, "the flood goes on");
+    }
+    assert_eq!(sent, 250);
 }

@@ -104,15 +104,21 @@ impl Core {
         if head.stream == 0 || self.is_idle(head.stream) {
             return self.silent(0, STREAM_ERROR);
         }
-        if self.options.role == Role::Server && self.is_young(head.stream) {
+        self.count_reset(head.stream)?;
+        // A response that is complete stays readable: only the rest of the request is not wanted.
+        self.fail(head.stream, Failure::Reset(Reason(number_at(payload, 0))));
+        Ok(())
+    }
+
+    /// Counts a reset that is the caller's doing, whichever side says it (CVE-2023-44487, CVE-2025-8671). Too many end the
+    /// connection, as soon as no number of good streams could make up for them.
+    pub(super) fn count_reset(&mut self, id: u32) -> Step {
+        if self.options.role == Role::Server && self.is_young(id) {
             self.floods.premature += 1;
-            // As soon as no number of good streams could make up for it (CVE-2023-44487).
             if self.floods.premature * 2 >= self.floods.closed.max(PREMATURE_RESET_STREAMS) {
                 return self.goaway(Reason::NO_ERROR, "");
             }
         }
-        // A response that is complete stays readable: only the rest of the request is not wanted.
-        self.fail(head.stream, Failure::Reset(Reason(number_at(payload, 0))));
         Ok(())
     }
 

@@ -38,8 +38,7 @@ impl Core {
         let payload = Payload { stream: id, left: length, padding, end: head.has(flag::END_STREAM) };
         // Padding and its length are nobody's to release.
         self.refund(id, head.length - length);
-        self.begin_data(payload);
-        Ok(())
+        self.begin_data(payload)
     }
 
     /// Takes the bytes of a frame out of the windows.
@@ -53,7 +52,7 @@ impl Core {
             stream.recv_window -= bytes;
             if stream.recv_window < 0 {
                 self.floods.answers += 1;
-                self.abort(id, Reason::FLOW_CONTROL_ERROR);
+                self.abort(id, Reason::FLOW_CONTROL_ERROR)?;
             }
         }
         Ok(())
@@ -69,7 +68,7 @@ impl Core {
         }
     }
 
-    fn begin_data(&mut self, payload: Payload) {
+    fn begin_data(&mut self, payload: Payload) -> Step {
         let id = payload.stream;
         // A length that is wrong shows before its bytes do.
         let wrong = self.streams.get_mut(&id).filter(|stream| !stream.is_closed()).and_then(|stream| {
@@ -79,22 +78,25 @@ impl Core {
             Some(left.is_none() || payload.end && left != Some(0))
         });
         if wrong == Some(true) {
-            self.abort(id, Reason::PROTOCOL_ERROR);
+            self.abort(id, Reason::PROTOCOL_ERROR)?;
         }
         if payload.left + payload.padding > 0 {
             self.payload = Some(payload);
         } else if payload.end {
             self.end_remote(id);
         }
+        Ok(())
     }
 
     /// Resets a stream because of what the peer did on it.
-    fn abort(&mut self, id: u32, reason: Reason) {
+    fn abort(&mut self, id: u32, reason: Reason) -> Step {
+        self.count_reset(id)?;
         if self.streams.get(&id).is_some_and(|stream| !stream.is_closed()) {
             frame::number(self.out.tail(), kind::RST_STREAM, id, reason.0);
             // Envoy's words for its own reset, too.
             self.fail(id, Failure::Violation("http2.remote_reset"));
         }
+        Ok(())
     }
 
     /// Passes on what has come of a DATA frame.
