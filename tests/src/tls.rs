@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,6 +50,15 @@ impl Authority {
         Self { issuer: Issuer::new(params, key) }
     }
 
+    /// One whose root certificate is written to this file.
+    pub fn with_root(path: &Path) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        fs::write(path, params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { issuer: Issuer::new(params, key) }
+    }
+
     /// The root of a plane that keeps its state in this folder.
     pub fn of_plane(state: &Path) -> Self {
         let pem = fs::read(state.join("ca.pem")).unwrap();
@@ -67,13 +78,20 @@ impl Authority {
     }
 
     fn sign(&self, name: SanType, validity: Validity) -> Identity {
+        self.issue_with(vec![name], |params| {
+            if validity == Validity::Expired {
+                params.not_before = date_time_ymd(2020, 1, 1);
+                params.not_after = date_time_ymd(2021, 1, 1);
+            }
+        })
+    }
+
+    /// A certificate with these names and any other oddity.
+    pub fn issue_with(&self, sans: Vec<SanType>, change: impl FnOnce(&mut CertificateParams)) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![name];
-        if validity == Validity::Expired {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
+        params.subject_alt_names = sans;
+        change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         Identity { chain: vec![leaf.der().clone()], key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
     }
@@ -87,6 +105,20 @@ pub fn acceptor(identity: Identity, alpn: &[&str]) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
+impl Identity {
+    /// Writes it to `<name>.pem` and `<name>.key` of a folder.
+    pub fn write(&self, folder: &Path, name: &str) {
+        let pem = |label: &str, der: &[u8]| {
+            let text = BASE64_STANDARD.encode(der);
+            let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+            format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+        };
+        let chain: String = self.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
+        fs::write(folder.join(format!("{name}.pem")), chain).unwrap();
+        fs::write(folder.join(format!("{name}.key")), pem("PRIVATE KEY", self.key.secret_der())).unwrap();
+    }
+}
+
 /// Connects with TLS, showing this certificate and offering this ALPN; whoever answers is taken.
 ///
 /// # Errors
@@ -96,19 +128,32 @@ pub async fn connect(
     identity: Option<&Identity>,
     alpn: &[&str],
 ) -> io::Result<client::TlsStream<TcpStream>> {
+    let mut config = client(identity, rustls::DEFAULT_VERSIONS);
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    connect_as(address, &Arc::new(config)).await
+}
+
+/// A client that shows this certificate, speaks these versions and would resume a session.
+pub fn client(identity: Option<&Identity>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
+        .with_protocol_versions(versions)
+        .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(provider())));
-    let mut config = match identity {
+    match identity {
         Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key()).unwrap(),
         None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    }
+}
+
+/// Connects as this client.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_as(address: SocketAddr, client: &Arc<ClientConfig>) -> io::Result<client::TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
     let name = ServerName::from(address.ip());
-    within("a TLS handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+    within("a TLS handshake", TlsConnector::from(Arc::clone(client)).connect(name, stream)).await
 }
 
 /// Serial number of the certificate that the server showed, hex.

@@ -1,6 +1,7 @@
 //! Field by field, error by error, and everything that istiod sent in its captured scenarios.
 
 mod clusters;
+mod connections;
 mod conversions;
 mod errors;
 mod istiod;
