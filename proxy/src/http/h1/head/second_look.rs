@@ -68,7 +68,7 @@ pub(super) fn second_look(buf: &[u8], limits: &HeadLimits, error: httparse::Erro
     let start = &buf[blank..];
     // A request may still turn out well as long as it starts like a method, a response when only a field's line is odd.
     let hopeless =
-        if request { !start.first().is_some_and(u8::is_ascii_uppercase) } else { error != httparse::Error::HeaderName };
+        if request { start.first().is_some_and(|b| !b.is_ascii_uppercase()) } else { error != httparse::Error::HeaderName };
     if hopeless {
         return Err(HeadError::Malformed);
     }

@@ -218,6 +218,15 @@ fn a_head_that_is_cut_anywhere_is_waited_for() {
 }
 
 #[test]
+fn stray_crs_before_a_head_are_judged_with_it_wherever_it_is_cut() {
+    let text = "\r\n\n\r\rGET\t/ HTTP/1.1\r\nHost: h\r\n\r\n";
+    let whole = request(text).is_ok();
+    for cut in 0..text.len() {
+        assert_eq!(request(&text[..cut]).is_ok_and(|head| head.is_none()), whole, "{cut}");
+    }
+}
+
+#[test]
 fn progress_asks_for_a_parse_only_when_a_head_may_be_whole() {
     let limits = HeadLimits { max_bytes: 40, ..HeadLimits::default() };
     let text = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
