@@ -65,8 +65,10 @@ fn stream() -> StreamInfo {
     info.bytes_sent = 1024;
     info.upstream_host = Some("127.0.0.21:9080".into());
     info.upstream_cluster = Some("outbound|9080||details.bookinfo.svc.cluster.local".into());
-    info.upstream =
-        Some(Rc::new(UpstreamConnectionInfo { local: Some("127.0.0.1:51234".parse().unwrap()), peer: None, tls_version: None }));
+    info.upstream = Some(Rc::new(UpstreamConnectionInfo {
+        local: Some("127.0.0.1:51234".parse().unwrap()),
+        ..UpstreamConnectionInfo::default()
+    }));
     info.route_name = Some("default".into());
     info.attempts = 1;
     info

@@ -154,6 +154,7 @@ pub fn downstream_tls(certs: &Path) -> Arc<DownstreamTls> {
         trust: Some(CertificateSource::Files { certificates: certs.join("root.pem"), key: None }),
         require_client_certificate: true,
         sans: vec![SanMatcher::Any(StringMatcher::prefix("spiffe://cluster.local/"))],
+        pins: Vec::new(),
         alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
         versions: (TlsVersion::Tls13, TlsVersion::Tls13),
     })
@@ -168,6 +169,7 @@ pub fn upstream_tls(certs: &Path, alpn: &[&str]) -> Arc<UpstreamTls> {
         }),
         trust: Some(CertificateSource::Files { certificates: certs.join("root.pem"), key: None }),
         sans: vec![SanMatcher::Any(StringMatcher::exact("spiffe://cluster.local/ns/default/sa/server"))],
+        pins: Vec::new(),
         sni: "localhost".to_owned(),
         alpn: alpn.iter().map(|p| (*p).to_owned()).collect(),
         versions: (TlsVersion::Tls13, TlsVersion::Tls13),

@@ -55,13 +55,32 @@ pub enum Transport {
 pub struct Prefixed {
     prefix: Vec<u8>,
     at: usize,
+    /// Whether TLS is terminated on it.
+    tls: bool,
     inner: TcpStream,
 }
+
+/// TLS 1.3's `certificate_required` in the clear, which is how rustls tells a TLS 1.2 client too; TLS 1.2 does not know it.
+const CERTIFICATE_REQUIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 116];
+/// What such a client is told instead, as by BoringSSL: `handshake_failure`.
+const HANDSHAKE_FAILURE: [u8; 7] = [21, 3, 3, 0, 2, 2, 40];
 
 impl Prefixed {
     /// Gives `prefix` back to the reader before anything else.
     pub fn new(prefix: Vec<u8>, inner: TcpStream) -> Self {
-        Self { prefix, at: 0, inner }
+        Self { prefix, at: 0, tls: false, inner }
+    }
+
+    /// The same as the transport of a TLS server.
+    #[must_use]
+    pub fn for_tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// What to write in place of these bytes.
+    fn translated(tls: bool, buf: &[u8]) -> &[u8] {
+        if tls && buf == CERTIFICATE_REQUIRED { &HANDSHAKE_FAILURE } else { buf }
     }
 
     /// The socket.
@@ -239,11 +258,17 @@ impl AsyncRead for Prefixed {
 
 impl AsyncWrite for Prefixed {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        let buf = Self::translated(this.tls, buf);
+        Pin::new(&mut this.inner).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        match bufs {
+            [one] => Pin::new(&mut this.inner).poll_write(cx, Self::translated(this.tls, one)),
+            _ => Pin::new(&mut this.inner).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

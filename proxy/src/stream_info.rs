@@ -30,8 +30,8 @@ pub struct ConnectionInfo {
     pub tls_cipher: Option<&'static str>,
     /// The verified client certificate.
     pub peer: Option<Arc<PeerCertificate>>,
-    /// URI SAN of our own certificate on this connection, for `By=` and `%DOWNSTREAM_LOCAL_URI_SAN%`.
-    pub local_uri_san: Option<Arc<str>>,
+    /// Our own certificate on this connection.
+    pub local_certificate: Option<Arc<PeerCertificate>>,
     /// Why the TLS handshake failed (`%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`).
     pub transport_failure: Option<Arc<str>>,
     /// When it was accepted.
@@ -49,10 +49,15 @@ impl ConnectionInfo {
             tls_version: None,
             tls_cipher: None,
             peer: None,
-            local_uri_san: None,
+            local_certificate: None,
             transport_failure: None,
             start: Instant::now(),
         }
+    }
+
+    /// URI SAN of our own certificate, for `By=` and `%DOWNSTREAM_LOCAL_URI_SAN%`.
+    pub fn local_uri_san(&self) -> Option<&str> {
+        self.local_certificate.as_ref()?.uri_sans.first().map(String::as_str)
     }
 
     /// Whether the caller proved an identity.
@@ -62,14 +67,18 @@ impl ConnectionInfo {
 }
 
 /// Facts of an upstream connection, as its requests' logs show them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct UpstreamConnectionInfo {
     /// `%UPSTREAM_LOCAL_ADDRESS%`; `None` for Unix sockets.
     pub local: Option<SocketAddr>,
     /// The verified server certificate.
     pub peer: Option<Arc<PeerCertificate>>,
+    /// Our own certificate on this connection.
+    pub local_certificate: Option<Arc<PeerCertificate>>,
     /// TLS version; `None` in plaintext.
     pub tls_version: Option<&'static str>,
+    /// OpenSSL's name of the cipher suite.
+    pub tls_cipher: Option<&'static str>,
 }
 
 /// One request, or one TCP connection.

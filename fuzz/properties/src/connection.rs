@@ -1,5 +1,6 @@
 //! Two HTTP/1 connections with a proxy between them, in memory: what leaves on either side is counted by the strict reader.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 
 use skiff_proxy::config::{HttpConnectionManager, RouteSource, TrafficDirection};
@@ -125,7 +126,7 @@ async fn exchange(server: &ServerConnection, client: &ClientConnection, exchange
     let close = !server_keeps_alive(server);
     server.write_head(&response, start.body, WriteHead { close, request_is_head: is_head, http10, tunnel: false });
     exchange.statuses.push(response.status.as_u16());
-    while let Some(frame) = client.next_frame().await {
+    while let Some(frame) = poll_fn(|cx| client.poll_frame(cx)).await {
         match frame.ok()? {
             Frame::Data(data) => {
                 exchange.answer.extend_from_slice(&data);
@@ -146,7 +147,7 @@ fn server_keeps_alive(server: &ServerConnection) -> bool {
 }
 
 async fn send_body(server: &ServerConnection, client: &ClientConnection, exchange: &mut Exchange) -> Option<()> {
-    while let Some(frame) = server.next_frame().await {
+    while let Some(frame) = poll_fn(|cx| server.poll_frame(cx)).await {
         match frame.ok()? {
             Frame::Data(data) => {
                 exchange.body.extend_from_slice(&data);

@@ -107,6 +107,7 @@ impl Mesh {
             trust: Some(source("roots")),
             require_client_certificate: true,
             sans: vec![SanMatcher::Any(StringMatcher::prefix(PREFIX))],
+            pins: Vec::new(),
             alpn: Vec::new(),
             versions,
         };
@@ -115,6 +116,7 @@ impl Mesh {
             trust: None,
             sans: Vec::new(),
             sni: "server".to_owned(),
+            pins: Vec::new(),
             alpn: Vec::new(),
             versions,
         };

@@ -68,8 +68,21 @@ pub enum SanMatcher {
     Uri(StringMatcher),
     /// A DNS SAN.
     Dns(StringMatcher),
+    /// An e-mail address.
+    Email(StringMatcher),
+    /// An IP address, in its usual form.
+    Ip(StringMatcher),
     /// A SAN of any type (Envoy's deprecated `match_subject_alt_names`, which istiod still uses).
     Any(StringMatcher),
+}
+
+/// One certificate, or one key, that an accepted peer may have (Envoy `verify_certificate_hash`, `verify_certificate_spki`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum CertificatePin {
+    /// SHA-256 of the whole certificate.
+    Certificate([u8; 32]),
+    /// SHA-256 of its public key with the algorithm (SPKI).
+    Key([u8; 32]),
 }
 
 /// TLS protocol versions.
@@ -92,6 +105,8 @@ pub struct DownstreamTls {
     pub require_client_certificate: bool,
     /// Any of these must match a client certificate; empty accepts every one that [`Self::trust`] signed.
     pub sans: Vec<SanMatcher>,
+    /// A client certificate must be one of these as well; empty accepts every one.
+    pub pins: Vec<CertificatePin>,
     /// Protocols we accept, by our preference.
     pub alpn: Vec<String>,
     /// Lowest and highest version.
@@ -107,6 +122,8 @@ pub struct UpstreamTls {
     pub trust: Option<CertificateSource>,
     /// Any of these must match; empty accepts every server certificate that [`Self::trust`] signed.
     pub sans: Vec<SanMatcher>,
+    /// The server certificate must be one of these as well; empty accepts every one.
+    pub pins: Vec<CertificatePin>,
     /// Server name to send; empty sends none.
     pub sni: String,
     /// Protocols to offer.

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::task::{Context, Poll};
 
 use super::body::BodySize;
-use super::forward::send_all;
 use super::h1::server::{ServerConnection, WriteHead};
 use super::h2::{Reason, Respond};
 use super::head::ResponseHead;
+use super::pipe::send_all;
 use super::pipe::{Sink, h2_error};
 use crate::error::{Error, ErrorKind};
 

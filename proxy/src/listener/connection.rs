@@ -67,7 +67,7 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
             let mut client_cert = Vec::new();
             if let Some(peer) = &info.peer {
                 let details = manager.config.client_cert_details;
-                tls::forwarded_client_cert(peer, info.local_uri_san.as_deref(), details, &mut client_cert);
+                tls::forwarded_client_cert(peer, info.local_uri_san(), details, &mut client_cert);
             }
             let connection = Connection { info, manager: manager.clone(), worker, drain: listener.drain.clone(), client_cert };
             http::server::serve(Rc::new(connection), stream, alpn.as_deref()).await;
@@ -190,6 +190,16 @@ enum Plain {
     Seen(Prefixed),
 }
 
+impl Plain {
+    fn for_tls(self) -> Prefixed {
+        match self {
+            Self::Fresh(stream) => Prefixed::new(Vec::new(), stream),
+            Self::Seen(stream) => stream,
+        }
+        .for_tls()
+    }
+}
+
 /// Terminates TLS where the chain asks for it; a handshake that fails gives the facts of the connection with the reason.
 async fn secure(
     stream: Plain,
@@ -206,18 +216,14 @@ async fn secure(
         };
         return Ok((stream, info, http2));
     };
-    let stream = match stream {
-        Plain::Fresh(stream) => Prefixed::new(Vec::new(), stream),
-        Plain::Seen(stream) => stream,
-    };
-    let accept = Box::pin(context.accept(stream));
+    let accept = Box::pin(context.accept(stream.for_tls()));
     let reason = match tokio::time::timeout(chain.handshake_timeout, accept).await {
         Ok(Ok((stream, handshake))) => {
             let info = ConnectionInfo {
                 tls_version: Some(handshake.version),
                 tls_cipher: Some(handshake.cipher),
                 peer: handshake.peer,
-                local_uri_san: handshake.local_uri_san,
+                local_certificate: handshake.local,
                 ..(*info).clone()
             };
             return Ok((Stream::TlsServer(Box::new(stream)), Rc::new(info), handshake.alpn));

@@ -13,7 +13,7 @@ fn connection(uri: Option<&str>) -> ConnectionInfo {
         subject: "CN=productpage".into(),
         sha256: String::new(),
         serial: String::new(),
-        chain: vec![],
+        ..PeerCertificate::default()
     });
     ConnectionInfo {
         server_name: Some("Outbound.example".into()),

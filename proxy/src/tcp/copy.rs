@@ -233,6 +233,7 @@ impl Copying {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::task::LocalSet;
 
     use super::*;
 
@@ -243,26 +244,32 @@ mod tests {
 
     #[tokio::test]
     async fn a_half_close_is_passed_on_and_the_answer_still_arrives() {
-        let (mut client, mut downstream) = pair();
-        let (mut server, mut upstream) = pair();
-        let copy = tokio::spawn(async move {
-            let (mut received, mut sent) = (0, 0);
-            let early = (BytesMut::from(&b"early "[..]), BytesMut::new());
-            let end = copy_both_ways(&mut downstream, &mut upstream, early, Limits::default(), &mut received, &mut sent).await;
-            (matches!(end, End::Finished), received, sent)
-        });
-        client.write_all(b"request").await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut request = String::new();
-        server.read_to_string(&mut request).await.unwrap();
-        assert_eq!(request, "early request");
-        let answer = vec![7; 300_000];
-        let expected = answer.clone();
-        tokio::spawn(async move { server.write_all(&answer).await });
-        let mut got = Vec::new();
-        client.read_to_end(&mut got).await.unwrap();
-        assert_eq!(got, expected);
-        assert_eq!(copy.await.unwrap(), (true, 13, 300_000));
+        // A tunnel over HTTP/2 stays on its thread.
+        LocalSet::new()
+            .run_until(async {
+                let (mut client, mut downstream) = pair();
+                let (mut server, mut upstream) = pair();
+                let copy = tokio::task::spawn_local(async move {
+                    let (mut received, mut sent) = (0, 0);
+                    let early = (BytesMut::from(&b"early "[..]), BytesMut::new());
+                    let end =
+                        copy_both_ways(&mut downstream, &mut upstream, early, Limits::default(), &mut received, &mut sent).await;
+                    (matches!(end, End::Finished), received, sent)
+                });
+                client.write_all(b"request").await.unwrap();
+                client.shutdown().await.unwrap();
+                let mut request = String::new();
+                server.read_to_string(&mut request).await.unwrap();
+                assert_eq!(request, "early request");
+                let answer = vec![7; 300_000];
+                let expected = answer.clone();
+                tokio::spawn(async move { server.write_all(&answer).await });
+                let mut got = Vec::new();
+                client.read_to_end(&mut got).await.unwrap();
+                assert_eq!(got, expected);
+                assert_eq!(copy.await.unwrap(), (true, 13, 300_000));
+            })
+            .await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,8 +14,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::provider::{Providers, versions};
 use super::secrets::{Context, Materials, Publish};
-use super::verify::ServerVerifier;
-use super::{Handshake, Secrets, TlsError};
+use super::verify::{PeerRules, ServerVerifier};
+use super::{Handshake, PeerCertificate, Secrets, TlsError};
 use crate::config::{CertificateSource, UpstreamTls};
 
 /// ALPN lists that are kept ready beside the context's own; Istio's filter uses three.
@@ -39,7 +39,7 @@ struct Shared {
 struct Built {
     config: Arc<ClientConfig>,
     overrides: Mutex<Vec<Override>>,
-    local_uri_san: Option<Arc<str>>,
+    local: Option<Arc<PeerCertificate>>,
 }
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl ClientContext {
         let built = self.0.built.load_full().ok_or_else(|| io::Error::other(TlsError::NotReady))?;
         let stream = TlsConnector::from(built.config(alpn)).connect(self.server_name(), io).await?;
         let sni = (!self.0.tls.sni.is_empty()).then_some(self.0.tls.sni.as_str());
-        let handshake = Handshake::new(stream.get_ref().1, sni, built.local_uri_san.clone());
+        let handshake = Handshake::new(stream.get_ref().1, sni, built.local.clone());
         Ok((stream, handshake))
     }
 }
@@ -143,7 +143,7 @@ impl Shared {
         let (identity, trust) = (identity.flatten(), trust.flatten());
         let provider = &self.providers.client;
         let roots = trust.map(|trust| Arc::clone(&trust.roots));
-        let verifier = ServerVerifier::new(roots, Arc::clone(provider), &self.tls.sans);
+        let verifier = ServerVerifier::new(roots, Arc::clone(provider), PeerRules::new(&self.tls.sans, &self.tls.pins));
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&versions(self.tls.versions))
             .map_err(|error| TlsError::Config(error.to_string()))?
@@ -156,8 +156,8 @@ impl Shared {
         config.enable_sni = matches!(self.server_name, ServerName::DnsName(_));
         config.resumption = Resumption::disabled();
         config.alpn_protocols = wire(&self.tls.alpn);
-        let local_uri_san = identity.and_then(|identity| identity.uri_san.clone());
-        Ok(Some(Built { config: Arc::new(config), overrides: Mutex::default(), local_uri_san }))
+        let local = identity.and_then(|identity| identity.own.clone());
+        Ok(Some(Built { config: Arc::new(config), overrides: Mutex::default(), local }))
     }
 }
 

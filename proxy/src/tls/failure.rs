@@ -6,19 +6,30 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerInco
 
 use super::verify::SanError;
 
-/// Library number of SSL in BoringSSL's packed error codes.
+/// Library numbers in BoringSSL's packed error codes.
 const SSL: u32 = 16 << 24;
+const SYSTEM: u32 = 2 << 24;
 
 /// Envoy's text for a failed handshake, blanks as underscores, such as
-/// `TLS_error:|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end`.
+/// `TLS_error:|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end`; empty for a peer that only went away.
 ///
 /// Causes that BoringSSL has no counterpart of keep rustls's words in the same frame.
 pub fn failure_reason(error: &io::Error) -> String {
     let text = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(error) => tls_reason(error),
-        None => format!("TLS_error:_{error}"),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => String::new(),
+        None => match error.raw_os_error().and_then(|number| u32::try_from(number).ok()) {
+            Some(number) => frame(&format!("{}:system library:OPENSSL_internal:{}", SYSTEM + number, system(error))),
+            None => format!("TLS_error:_{error}"),
+        },
     };
     text.replace(char::is_whitespace, "_")
+}
+
+/// The system's words, without the number that Rust adds.
+fn system(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn tls_reason(error: &Error) -> String {
@@ -29,7 +40,10 @@ fn tls_reason(error: &Error) -> String {
         Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
             ssl(247, "WRONG_VERSION_NUMBER")
         }
-        Error::NoCertificatesPresented => ssl(192, "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
+        Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => ssl(223, "UNEXPECTED_MESSAGE"),
+        Error::NoCertificatesPresented => {
+            ssl(192, "PEER_DID_NOT_RETURN_A_CERTIFICATE:peer did not provide required client certificate")
+        }
         Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => ssl(184, "NO_SHARED_CIPHER"),
         Error::PeerIncompatible(
             PeerIncompatible::Tls12NotOffered
@@ -44,8 +58,16 @@ fn tls_reason(error: &Error) -> String {
     }
 }
 
+fn frame(entries: &str) -> String {
+    format!("TLS_error:|{entries}:TLS_error_end")
+}
+
+fn entry(reason: u32, text: &str) -> String {
+    format!("{}:SSL routines:OPENSSL_internal:{text}", SSL + reason)
+}
+
 fn ssl(reason: u32, text: &str) -> String {
-    format!("TLS_error:|{}:SSL routines:OPENSSL_internal:{text}:TLS_error_end", SSL + reason)
+    frame(&entry(reason, text))
 }
 
 fn verification(error: &CertificateError) -> String {
@@ -54,14 +76,26 @@ fn verification(error: &CertificateError) -> String {
     {
         return san.to_string();
     }
+    if let CertificateError::Revoked | CertificateError::UnknownRevocationStatus = error {
+        let why = if *error == CertificateError::Revoked { "certificate revoked" } else { "unable to get certificate CRL" };
+        return format!(
+            "X509_verify_cert: certificate verification error at depth 0: \
+             certificate revocation check against provided CRLs failed: {why}"
+        );
+    }
     let reason = match error {
         CertificateError::UnknownIssuer => "unable to get local issuer certificate",
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "certificate has expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "certificate is not yet valid",
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => "unsupported certificate purpose",
         CertificateError::BadSignature => "certificate signature failure",
-        CertificateError::Revoked => "certificate revoked",
         CertificateError::UnhandledCriticalExtension => "unhandled critical extension",
+        // What webpki has words of its own for.
+        CertificateError::Other(other) => match format!("{:?}", other.0).as_str() {
+            "UnsupportedCriticalExtension" => "unhandled critical extension",
+            "EndEntityUsedAsCa" | "CaUsedAsEndEntity" => "invalid CA certificate",
+            other => return format!("X509_verify_cert: {other}"),
+        },
         other => return format!("X509_verify_cert: {other}"),
     };
     format!("X509_verify_cert: certificate verification error at depth 0: {reason}")
@@ -96,7 +130,12 @@ fn alert_reason(alert: AlertDescription) -> String {
         AlertDescription::NoApplicationProtocol => "TLSV1_ALERT_NO_APPLICATION_PROTOCOL",
         other => return format!("TLS_error:|alert {}:TLS_error_end", u8::from(other)),
     };
-    ssl(1000 + u32::from(u8::from(alert)), name)
+    let said = entry(1000 + u32::from(u8::from(alert)), name);
+    // BoringSSL notes what the alert was the answer to; only a client ever hears this one.
+    match alert {
+        AlertDescription::HandshakeFailure => frame(&format!("{said}|{}", entry(154, "HANDSHAKE_FAILURE_ON_CLIENT_HELLO"))),
+        _ => frame(&said),
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +167,21 @@ mod tests {
             reason(Error::AlertReceived(AlertDescription::CertificateExpired)),
             frame(268_436_501, "SSLV3_ALERT_CERTIFICATE_EXPIRED")
         );
+        let answered = frame(
+            268_436_496,
+            "SSLV3_ALERT_HANDSHAKE_FAILURE|268435610:SSL_routines:OPENSSL_internal:HANDSHAKE_FAILURE_ON_CLIENT_HELLO",
+        );
+        assert_eq!(reason(Error::AlertReceived(AlertDescription::HandshakeFailure)), answered);
+        let missing = "PEER_DID_NOT_RETURN_A_CERTIFICATE:peer_did_not_provide_required_client_certificate";
+        assert_eq!(reason(Error::NoCertificatesPresented), frame(268_435_648, missing));
+        let revoked = "certificate_revocation_check_against_provided_CRLs_failed:_certificate_revoked";
+        let revoked = format!("{verify}_X509_verify_cert:_certificate_verification_error_at_depth_0:_{revoked}");
+        assert_eq!(reason(CertificateError::Revoked), frame(268_435_581, &revoked));
+        assert_eq!(
+            failure_reason(&io::Error::from_raw_os_error(104)),
+            "TLS_error:|33554536:system_library:OPENSSL_internal:Connection_reset_by_peer:TLS_error_end"
+        );
+        assert_eq!(failure_reason(&io::ErrorKind::UnexpectedEof.into()), "");
         assert_eq!(failure_reason(&io::Error::other("peer went away")), "TLS_error:_peer_went_away");
     }
 }

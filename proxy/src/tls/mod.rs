@@ -94,19 +94,19 @@ pub struct Handshake {
     pub server_name: Option<Box<str>>,
     /// The verified certificate of the other side.
     pub peer: Option<Arc<PeerCertificate>>,
-    /// URI SAN of our own certificate.
-    pub local_uri_san: Option<Arc<str>>,
+    /// Our own certificate.
+    pub local: Option<Arc<PeerCertificate>>,
 }
 
 impl Handshake {
-    fn new(connection: &rustls::CommonState, server_name: Option<&str>, local_uri_san: Option<Arc<str>>) -> Self {
+    fn new(connection: &rustls::CommonState, server_name: Option<&str>, local: Option<Arc<PeerCertificate>>) -> Self {
         Self {
             version: connection.protocol_version().map_or("", provider::version_name),
             cipher: connection.negotiated_cipher_suite().map_or("", |suite| provider::cipher_name(suite.suite())),
             alpn: connection.alpn_protocol().map(Into::into),
             server_name: server_name.map(Into::into),
             peer: peer_certificate(connection),
-            local_uri_san,
+            local,
         }
     }
 }

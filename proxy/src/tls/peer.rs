@@ -1,26 +1,35 @@
 //! Facts of the other side's certificate, and the `x-forwarded-client-cert` element made of them.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::x509::AttributeTypeAndValue;
+use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use super::provider;
 use super::verify::Sans;
 use crate::config::SetCurrentClientCertDetails;
 
-/// Facts of a verified peer certificate, extracted once per handshake.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Facts of a certificate: of a verified peer, extracted once per handshake, or our own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// URI SANs in order.
     pub uri_sans: Vec<String>,
     /// DNS SANs in order.
     pub dns_sans: Vec<String>,
+    /// E-mail SANs in order.
+    pub email_sans: Vec<String>,
+    /// IP address SANs in order, in their usual form.
+    pub ip_sans: Vec<String>,
     /// Subject as Envoy prints it (RFC 2253 order); empty when there is none.
     pub subject: String,
+    /// Issuer, in the same form.
+    pub issuer: String,
+    /// When it is valid: from, until.
+    pub validity: Option<(SystemTime, SystemTime)>,
     /// SHA-256 of the leaf, lower-case hex.
     pub sha256: String,
     /// Serial number, lower-case hex.
@@ -35,14 +44,29 @@ impl PeerCertificate {
         self.uri_sans.first().or(self.dns_sans.first()).unwrap_or(&self.subject)
     }
 
-    fn parse(chain: &[CertificateDer<'_>]) -> Option<Self> {
+    /// The certificate as `%DOWNSTREAM_PEER_CERT%` prints it: PEM, percent-encoded.
+    pub fn encoded(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        encoded_pem(&self.chain[..1.min(self.chain.len())], &mut out);
+        out
+    }
+
+    /// The facts of the first certificate of a chain; `None` when it cannot be parsed.
+    pub(super) fn parse(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let leaf = chain.first()?;
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         let sans = Sans::of(&certificate).ok()?;
         Some(Self {
             uri_sans: sans.uris,
             dns_sans: sans.dns,
-            subject: subject(&certificate),
+            email_sans: sans.emails,
+            ip_sans: sans.ips,
+            subject: name(certificate.subject()),
+            issuer: name(certificate.issuer()),
+            validity: Some((
+                system_time(certificate.validity().not_before.timestamp()),
+                system_time(certificate.validity().not_after.timestamp()),
+            )),
             sha256: hex(provider::sha256(leaf).as_ref()),
             serial: serial(&certificate),
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
@@ -127,6 +151,13 @@ pub(crate) fn encoded_pem(chain: &[CertificateDer<'_>], out: &mut Vec<u8>) {
     }
 }
 
+/// A point in time from seconds since 1970.
+pub(super) fn system_time(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}
+
 /// The serial number as `%DOWNSTREAM_PEER_SERIAL%` prints it.
 pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
     let raw = certificate.raw_serial();
@@ -138,10 +169,10 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
-/// The subject in RFC 2253 form: last attribute first, `CN=reviews,O=Golden`.
-pub(super) fn subject(certificate: &X509Certificate<'_>) -> String {
+/// A subject or an issuer in RFC 2253 form: last attribute first, `CN=reviews,O=Golden`.
+pub(super) fn name(name: &X509Name<'_>) -> String {
     let mut out = String::new();
-    let names: Vec<_> = certificate.subject().iter_rdn().collect();
+    let names: Vec<_> = name.iter_rdn().collect();
     for (index, rdn) in names.iter().rev().enumerate() {
         for (part, attribute) in rdn.iter().enumerate() {
             match (index, part) {

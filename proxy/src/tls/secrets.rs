@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -13,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::provider::Providers;
 use super::verify::Sans;
-use super::{TlsError, peer, source_name};
+use super::{PeerCertificate, TlsError, peer, source_name};
 use crate::CertificateStatus;
 use crate::config::{CertificateSource, InlinePem, Secret};
 
@@ -55,7 +54,7 @@ enum Material {
 #[derive(Debug)]
 pub(super) struct Identity {
     pub(super) resolver: Arc<SingleCertAndKey>,
-    pub(super) uri_san: Option<Arc<str>>,
+    pub(super) own: Option<Arc<PeerCertificate>>,
     status: CertificateStatus,
 }
 
@@ -185,12 +184,12 @@ impl Secrets {
         let leaf = chain.first().ok_or_else(|| TlsError::Empty(name.to_owned()))?;
         let leaf = parse(name, 0, leaf)?;
         let sans = Sans::of(&leaf).map_err(|error| certificate_error(name, 0, &error))?;
-        let uri_san = sans.uris.first().map(|uri| Arc::from(uri.as_str()));
         let status = status(name, &leaf, sans.uris.into_iter().chain(sans.dns).collect());
+        let own = PeerCertificate::parse(&chain).map(Arc::new);
         let certified = CertifiedKey::from_der(chain, key.clone_key(), &self.providers.server).map_err(key_error)?;
         // `from_der` lets a key pass whose public half it cannot derive; every key type of ours can.
         certified.keys_match().map_err(key_error)?;
-        Ok(Identity { resolver: Arc::new(certified.into()), uri_san, status })
+        Ok(Identity { resolver: Arc::new(certified.into()), own, status })
     }
 }
 
@@ -244,7 +243,7 @@ fn trust(name: &str, certificates: &[CertificateDer<'static>]) -> Result<Trust, 
     let mut statuses = Vec::with_capacity(certificates.len());
     for (index, der) in certificates.iter().enumerate() {
         let certificate = parse(name, index, der)?;
-        statuses.push(status(name, &certificate, vec![peer::subject(&certificate)]));
+        statuses.push(status(name, &certificate, vec![peer::name(certificate.subject())]));
         roots.add(der.clone()).map_err(|error| certificate_error(name, index, &error))?;
     }
     if roots.is_empty() {
@@ -300,13 +299,7 @@ fn status(name: &str, certificate: &X509Certificate<'_>, identities: Vec<String>
         name: name.to_owned(),
         identities,
         serial: peer::serial(certificate),
-        not_before: system_time(validity.not_before.timestamp()),
-        not_after: system_time(validity.not_after.timestamp()),
+        not_before: peer::system_time(validity.not_before.timestamp()),
+        not_after: peer::system_time(validity.not_after.timestamp()),
     }
-}
-
-fn system_time(seconds: i64) -> SystemTime {
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
-    time.unwrap_or(UNIX_EPOCH)
 }

@@ -13,8 +13,8 @@ use tokio_rustls::server::TlsStream;
 use super::hello::read_client_hello;
 use super::provider::{Providers, versions};
 use super::secrets::{Context, Materials, Publish};
-use super::verify::ClientVerifier;
-use super::{Handshake, Secrets, TlsError};
+use super::verify::{ClientVerifier, PeerRules};
+use super::{Handshake, PeerCertificate, Secrets, TlsError};
 use crate::config::{CertificateSource, DownstreamTls};
 
 /// Terminates TLS for one filter chain (Envoy `DownstreamTlsContext`); follows its secrets for as long as it lives.
@@ -33,7 +33,7 @@ struct Built {
     config: Arc<ServerConfig>,
     /// For clients whose protocols we know none of. rustls would refuse them; BoringSSL, and so Envoy, goes on without ALPN.
     without_alpn: Arc<ServerConfig>,
-    local_uri_san: Option<Arc<str>>,
+    local: Option<Arc<PeerCertificate>>,
 }
 
 impl ServerContext {
@@ -42,7 +42,7 @@ impl ServerContext {
     /// # Errors
     /// When the configuration contradicts itself, a file cannot be used, or a secret is not of the kind that is wanted.
     pub fn new(secrets: &Arc<Secrets>, tls: &DownstreamTls) -> Result<Self, TlsError> {
-        if tls.trust.is_none() && (tls.require_client_certificate || !tls.sans.is_empty()) {
+        if tls.trust.is_none() && (tls.require_client_certificate || !tls.sans.is_empty() || !tls.pins.is_empty()) {
             return Err(TlsError::Config("client certificates are asked for, but nothing says who signs them".to_owned()));
         }
         if versions(tls.versions).is_empty() {
@@ -81,7 +81,7 @@ impl ServerContext {
         };
         let stream = StartHandshake::from_parts(hello, io).into_stream(config).await?;
         let connection = stream.get_ref().1;
-        let handshake = Handshake::new(connection, connection.server_name(), built.local_uri_san.clone());
+        let handshake = Handshake::new(connection, connection.server_name(), built.local.clone());
         Ok((stream, handshake))
     }
 }
@@ -108,7 +108,7 @@ impl Shared {
                 Arc::clone(&trust.roots),
                 Arc::clone(provider),
                 self.tls.require_client_certificate,
-                &self.tls.sans,
+                PeerRules::new(&self.tls.sans, &self.tls.pins),
             )?),
             None => WebPkiClientVerifier::no_client_auth(),
         };
@@ -122,7 +122,7 @@ impl Shared {
         config.send_tls13_tickets = 0;
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = self.tls.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
-        Ok(Some(Built { config: Arc::new(config), without_alpn, local_uri_san: identity.uri_san.clone() }))
+        Ok(Some(Built { config: Arc::new(config), without_alpn, local: identity.own.clone() }))
     }
 }
 

@@ -18,7 +18,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
-use crate::config::{SanMatcher, StringMatch, StringMatcher};
+use super::provider::sha256;
+use crate::config::{CertificatePin, SanMatcher, StringMatch, StringMatcher};
 
 /// Why a certificate from a trusted signer is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum SanError {
     /// A SPIFFE id beside another URI SAN.
     #[error("a SPIFFE certificate must have exactly one URI SAN, certificate SANs are [{}]", .0.join(", "))]
     SeveralUris(Vec<String>),
+    /// Neither the certificate nor its key is one of those that are pinned.
+    #[error("cert hash and spki")]
+    NotPinned,
     /// A SAN with a control character, not in ASCII, of a broken encoding, or a DNS name that spells a URI.
     #[error("illegal character in a SAN")]
     IllegalCharacter,
@@ -48,7 +52,10 @@ impl From<SanError> for rustls::Error {
 pub(super) struct Sans {
     pub(super) uris: Vec<String>,
     pub(super) dns: Vec<String>,
-    others: Vec<String>,
+    pub(super) emails: Vec<String>,
+    pub(super) ips: Vec<String>,
+    /// All of them in the certificate's order, as Envoy's failure text has them.
+    all: Vec<String>,
 }
 
 impl Sans {
@@ -58,24 +65,21 @@ impl Sans {
             return Ok(sans);
         };
         for name in &extension.value.general_names {
-            match name {
-                GeneralName::URI(uri) => sans.uris.push(checked(uri)?),
-                GeneralName::DNSName(dns) => sans.dns.push(not_uri(checked(dns)?)?),
-                GeneralName::RFC822Name(mail) => sans.others.push(not_uri(checked(mail)?)?),
-                GeneralName::IPAddress(octets) => sans.others.extend(ip(octets).map(|ip| ip.to_string())),
+            let (names, name) = match name {
+                GeneralName::URI(uri) => (&mut sans.uris, checked(uri)?),
+                GeneralName::DNSName(dns) => (&mut sans.dns, not_uri(checked(dns)?)?),
+                GeneralName::RFC822Name(mail) => (&mut sans.emails, not_uri(checked(mail)?)?),
+                GeneralName::IPAddress(octets) => match ip(octets) {
+                    Some(ip) => (&mut sans.ips, ip.to_string()),
+                    None => continue,
+                },
                 GeneralName::Invalid(..) => return Err(SanError::IllegalCharacter),
-                _ => {}
-            }
+                _ => continue,
+            };
+            sans.all.push(name.clone());
+            names.push(name);
         }
         Ok(sans)
-    }
-
-    /// All of them, in Envoy's order for its failure text.
-    fn into_all(self) -> Vec<String> {
-        let mut all = self.dns;
-        all.extend(self.uris);
-        all.extend(self.others);
-        all
     }
 }
 
@@ -100,25 +104,39 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The SAN matchers of a context.
+/// Which of the certificates of trusted signers a context accepts.
 #[derive(Debug)]
-pub(super) struct SanRules(Vec<SanMatcher>);
+pub(super) struct PeerRules {
+    sans: Vec<SanMatcher>,
+    pins: Vec<CertificatePin>,
+}
 
-impl SanRules {
-    pub(super) fn new(matchers: &[SanMatcher]) -> Self {
-        Self(matchers.iter().cloned().map(with_whole_trust_domain).collect())
+impl PeerRules {
+    pub(super) fn new(matchers: &[SanMatcher], pins: &[CertificatePin]) -> Self {
+        Self { sans: matchers.iter().cloned().map(with_whole_trust_domain).collect(), pins: pins.to_vec() }
     }
 
     fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), SanError> {
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| SanError::Malformed)?;
+        if !self.pins.is_empty() {
+            let whole = sha256(leaf);
+            let key = sha256(certificate.public_key().raw);
+            let pinned = |pin: &CertificatePin| match pin {
+                CertificatePin::Certificate(hash) => whole.as_ref() == hash,
+                CertificatePin::Key(hash) => key.as_ref() == hash,
+            };
+            if !self.pins.iter().any(pinned) {
+                return Err(SanError::NotPinned);
+            }
+        }
         let sans = Sans::of(&certificate)?;
         if sans.uris.len() > 1 && sans.uris.iter().any(|uri| is_spiffe(uri)) {
-            return Err(SanError::SeveralUris(sans.into_all()));
+            return Err(SanError::SeveralUris(sans.all));
         }
-        if self.0.is_empty() || self.0.iter().any(|matcher| accepts(matcher, &sans)) {
+        if self.sans.is_empty() || self.sans.iter().any(|matcher| accepts(matcher, &sans)) {
             return Ok(());
         }
-        Err(SanError::NoMatch(sans.into_all()))
+        Err(SanError::NoMatch(sans.all))
     }
 }
 
@@ -130,8 +148,8 @@ fn is_spiffe(uri: &str) -> bool {
 
 /// A prefix that ends within a trust domain would accept `spiffe://cluster.local.evil/`: the domain is closed with a slash.
 fn with_whole_trust_domain(mut matcher: SanMatcher) -> SanMatcher {
-    let (SanMatcher::Uri(text) | SanMatcher::Dns(text) | SanMatcher::Any(text)) = &mut matcher;
-    if let StringMatch::Prefix(prefix) = &mut text.pattern
+    if let SanMatcher::Uri(text) | SanMatcher::Any(text) = &mut matcher
+        && let StringMatch::Prefix(prefix) = &mut text.pattern
         && is_spiffe(prefix)
         && prefix.len() > SPIFFE.len()
         && !prefix[SPIFFE.len()..].contains('/')
@@ -147,7 +165,9 @@ fn accepts(matcher: &SanMatcher, sans: &Sans) -> bool {
     match matcher {
         SanMatcher::Uri(wanted) => any(&sans.uris, wanted),
         SanMatcher::Dns(wanted) => dns(wanted),
-        SanMatcher::Any(wanted) => any(&sans.uris, wanted) || dns(wanted) || any(&sans.others, wanted),
+        SanMatcher::Email(wanted) => any(&sans.emails, wanted),
+        SanMatcher::Ip(wanted) => any(&sans.ips, wanted),
+        SanMatcher::Any(wanted) => any(&sans.uris, wanted) || dns(wanted) || any(&sans.emails, wanted) || any(&sans.ips, wanted),
     }
 }
 
@@ -165,7 +185,7 @@ fn dns_accepts(name: &str, wanted: &StringMatcher) -> bool {
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
-    sans: SanRules,
+    rules: PeerRules,
 }
 
 impl ClientVerifier {
@@ -173,12 +193,12 @@ impl ClientVerifier {
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
         required: bool,
-        sans: &[SanMatcher],
+        rules: PeerRules,
     ) -> Result<Self, TlsError> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let builder = if required { builder } else { builder.allow_unauthenticated() };
         let chain = builder.build().map_err(|error| TlsError::Config(error.to_string()))?;
-        Ok(Self { chain, sans: SanRules::new(sans) })
+        Ok(Self { chain, rules })
     }
 }
 
@@ -198,7 +218,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
-        self.sans.check(leaf)?;
+        self.rules.check(leaf)?;
         Ok(verified)
     }
 
@@ -225,17 +245,18 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Verifies server certificates; without roots it accepts any, as Envoy does without a validation context.
+/// Verifies server certificates; without roots it accepts any that is pinned, and any at all where none is, as Envoy does
+/// without a validation context.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     roots: Option<Arc<RootCertStore>>,
     provider: Arc<CryptoProvider>,
-    sans: SanRules,
+    rules: PeerRules,
 }
 
 impl ServerVerifier {
-    pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, sans: &[SanMatcher]) -> Self {
-        Self { roots, provider, sans: SanRules::new(sans) }
+    pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, rules: PeerRules) -> Self {
+        Self { roots, provider, rules }
     }
 }
 
@@ -252,7 +273,9 @@ impl ServerCertVerifier for ServerVerifier {
             let parsed = ParsedCertificate::try_from(leaf)?;
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
-            self.sans.check(leaf)?;
+        }
+        if self.roots.is_some() || !self.rules.pins.is_empty() {
+            self.rules.check(leaf)?;
         }
         Ok(ServerCertVerified::assertion())
     }

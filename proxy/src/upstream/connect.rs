@@ -108,7 +108,10 @@ fn keepalive_options(keepalive: config::TcpKeepalive) -> TcpKeepalive {
 }
 
 fn tls_failure(error: &io::Error) -> Error {
-    Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), tls::failure_reason(error)))
+    match tls::failure_reason(error) {
+        nothing if nothing.is_empty() => Error::new(ErrorKind::TlsFailure),
+        reason => Error::with_source(ErrorKind::TlsFailure, io::Error::new(error.kind(), reason)),
+    }
 }
 
 async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn: Option<&[String]>) -> Result<Connected, Error> {
@@ -121,9 +124,15 @@ async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn:
             net::Transport::Tcp(stream) => net::Stream::Tcp(stream),
             net::Transport::Unix(stream) => net::Stream::Unix(stream),
         };
-        return Ok(Connected { stream, info: UpstreamConnectionInfo { local, peer: None, tls_version: None }, alpn: None });
+        return Ok(Connected { stream, info: UpstreamConnectionInfo { local, ..UpstreamConnectionInfo::default() }, alpn: None });
     };
     let (stream, handshake) = context.connect(transport, alpn).await.map_err(|error| tls_failure(&error))?;
-    let info = UpstreamConnectionInfo { local, peer: handshake.peer, tls_version: Some(handshake.version) };
+    let info = UpstreamConnectionInfo {
+        local,
+        peer: handshake.peer,
+        local_certificate: handshake.local,
+        tls_version: Some(handshake.version),
+        tls_cipher: Some(handshake.cipher),
+    };
     Ok(Connected { stream: net::Stream::TlsClient(Box::new(stream)), info, alpn: handshake.alpn })
 }

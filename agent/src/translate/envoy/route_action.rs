@@ -52,6 +52,8 @@ pub(super) fn route_action(message: &pb::RouteAction) -> Outcome<config::RouteAc
             .iter()
             .map(|config| (http::upgrade_type(&config.upgrade_type), basic::flag(config.enabled.as_ref(), true)))
             .collect(),
+        // Stands on the route, not on its action.
+        request_body_buffer_limit: None,
     })
 }
 

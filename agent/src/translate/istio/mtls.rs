@@ -84,6 +84,7 @@ fn downstream_tls(scope: &Scope<'_>, http: bool) -> Arc<DownstreamTls> {
             .iter()
             .map(|domain| SanMatcher::Any(StringMatcher::prefix(format!("spiffe://{domain}/"))))
             .collect(),
+        pins: Vec::new(),
         alpn: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     })

@@ -14,7 +14,7 @@ use crate::http::exchange::Outcome;
 use crate::http::forwarding::set_upstream_service_time;
 use crate::http::h2::Reason;
 use crate::http::head::Known;
-use crate::http::pipe::{Pump, PumpError, Source, send_all};
+use crate::http::pipe::{Pump, PumpError, Source};
 use crate::http::upgrade::Tunnel;
 use crate::http::upstream::Upstream;
 use crate::upstream::pool::Lease;
@@ -32,6 +32,7 @@ impl Attempts<'_> {
                 drop(upstream);
                 Tunnel::upgraded(lease, idle)
             }
+            Lease::Own(..) => return Err(unasked()),
             Lease::Http2(..) => Tunnel::over_stream(upstream.into_tunnel().ok_or_else(unasked)?, idle),
         };
         self.finish_head();

@@ -47,6 +47,7 @@ mod tests {
             sha256: "8d14".into(),
             serial: "01".into(),
             chain: vec![vec![0xfb, 0xff, 0xfe, 0x00].into()],
+            ..PeerCertificate::default()
         }
     }
 

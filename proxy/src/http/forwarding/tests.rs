@@ -48,7 +48,7 @@ fn connection(mtls: bool) -> ConnectionInfo {
         subject: String::new(),
         sha256: "ca".into(),
         serial: "1".into(),
-        chain: Vec::new(),
+        ..PeerCertificate::default()
     };
     ConnectionInfo {
         tls_version: mtls.then_some("TLSv1.3"),

@@ -62,10 +62,12 @@ pub(super) enum Operator {
     UpstreamCluster,
     Address(Address, AddressPart),
     Peer(Side, PeerFact),
-    DownstreamLocalUriSan,
+    Own(Side, PeerFact),
+    DownstreamTransportFailureReason,
     DownstreamTlsVersion,
     DownstreamTlsCipher,
     UpstreamTlsVersion,
+    UpstreamTlsCipher,
     RequestedServerName {
         first: ServerName,
         host: Lookup,
@@ -125,13 +127,20 @@ pub(super) enum Side {
     Upstream,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What an operator names of a certificate.
+#[derive(Clone, Debug)]
 pub(super) enum PeerFact {
     UriSan,
     DnsSan,
+    EmailSan,
+    IpSan,
     Subject,
+    Issuer,
     Serial,
     Fingerprint256,
+    Certificate,
+    ValidFrom(TimeFormat),
+    ValidUntil(TimeFormat),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -218,9 +227,11 @@ impl Operator {
                 LogMoment::TcpPeriodic => b"TcpPeriodic",
             }),
             Self::ResponseCodeDetails { allow_whitespace: true } => out.text(Some(&info.details)),
-            Self::DownstreamLocalUriSan => out.text(info.connection.local_uri_san.as_deref()),
+            Self::Own(side, fact) => side.own(info).is_some_and(|own| fact.write(own, out)),
+            Self::DownstreamTransportFailureReason => out.one_word(info.connection.transport_failure.as_deref()),
             Self::DownstreamTlsVersion => out.text(info.connection.tls_version),
             Self::DownstreamTlsCipher => out.text(info.connection.tls_cipher),
+            Self::UpstreamTlsCipher => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_cipher)),
             Self::UpstreamTlsVersion => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_version)),
             Self::DynamicMetadata { filter, keys } => info.found_out(filter, keys).is_some_and(|value| write_value(value, out)),
             Self::Missing => false,
@@ -374,14 +385,27 @@ impl Side {
             Self::Upstream => info.upstream.as_ref()?.peer.as_deref(),
         }
     }
+
+    fn own(self, info: &StreamInfo) -> Option<&PeerCertificate> {
+        match self {
+            Self::Downstream => info.connection.local_certificate.as_deref(),
+            Self::Upstream => info.upstream.as_ref()?.local_certificate.as_deref(),
+        }
+    }
 }
 
 impl PeerFact {
-    fn write(self, peer: &PeerCertificate, out: &mut Output<'_>) -> bool {
+    fn write(&self, peer: &PeerCertificate, out: &mut Output<'_>) -> bool {
         let text = match self {
             Self::UriSan => return out.list(&peer.uri_sans),
             Self::DnsSan => return out.list(&peer.dns_sans),
+            Self::EmailSan => return out.list(&peer.email_sans),
+            Self::IpSan => return out.list(&peer.ip_sans),
+            Self::Certificate => return !peer.chain.is_empty() && out.untrusted(&peer.encoded()),
+            Self::ValidFrom(format) => return peer.validity.is_some_and(|(from, _)| format.write(from, out)),
+            Self::ValidUntil(format) => return peer.validity.is_some_and(|(_, until)| format.write(until, out)),
             Self::Subject => &peer.subject,
+            Self::Issuer => &peer.issuer,
             Self::Serial => &peer.serial,
             Self::Fingerprint256 => &peer.sha256,
         };

@@ -18,20 +18,9 @@ const WITHOUT_VALUE: &[&str] = &[
     "DOWNSTREAM_HEADER_BYTES_SENT",
     "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
-    "DOWNSTREAM_LOCAL_DNS_SAN",
-    "DOWNSTREAM_LOCAL_EMAIL_SAN",
-    "DOWNSTREAM_LOCAL_IP_SAN",
-    "DOWNSTREAM_LOCAL_SUBJECT",
-    "DOWNSTREAM_PEER_CERT",
-    "DOWNSTREAM_PEER_CERT_V_END",
-    "DOWNSTREAM_PEER_CERT_V_START",
-    "DOWNSTREAM_PEER_EMAIL_SAN",
     "DOWNSTREAM_PEER_FINGERPRINT_1",
-    "DOWNSTREAM_PEER_IP_SAN",
-    "DOWNSTREAM_PEER_ISSUER",
     "DOWNSTREAM_TLS_GROUP",
     "DOWNSTREAM_TLS_SESSION_ID",
-    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
     "DOWNSTREAM_WIRE_BYTES_RECEIVED",
     "DOWNSTREAM_WIRE_BYTES_SENT",
     "FILTER_CHAIN_NAME",
@@ -55,11 +44,8 @@ const WITHOUT_VALUE: &[&str] = &[
     "UPSTREAM_HEADER_BYTES_SENT",
     "UPSTREAM_LOCAL_CLOSE_REASON",
     "UPSTREAM_METADATA",
-    "UPSTREAM_PEER_CERT",
-    "UPSTREAM_PEER_ISSUER",
     "UPSTREAM_PROTOCOL",
     "UPSTREAM_SERVER_NAME",
-    "UPSTREAM_TLS_CIPHER",
     "UPSTREAM_TLS_SESSION_ID",
     "UPSTREAM_WIRE_BYTES_RECEIVED",
     "UPSTREAM_WIRE_BYTES_SENT",
@@ -192,15 +178,8 @@ impl<'a> Token<'a> {
             "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamCluster,
             "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Operator::UpstreamRequestAttemptCount,
             "UPSTREAM_TLS_VERSION" => Operator::UpstreamTlsVersion,
-            "UPSTREAM_PEER_SUBJECT" => Operator::Peer(Side::Upstream, PeerFact::Subject),
-            "UPSTREAM_PEER_URI_SAN" => Operator::Peer(Side::Upstream, PeerFact::UriSan),
-            "UPSTREAM_PEER_DNS_SAN" => Operator::Peer(Side::Upstream, PeerFact::DnsSan),
-            "DOWNSTREAM_PEER_SUBJECT" => Operator::Peer(Side::Downstream, PeerFact::Subject),
-            "DOWNSTREAM_PEER_URI_SAN" => Operator::Peer(Side::Downstream, PeerFact::UriSan),
-            "DOWNSTREAM_PEER_DNS_SAN" => Operator::Peer(Side::Downstream, PeerFact::DnsSan),
-            "DOWNSTREAM_PEER_SERIAL" => Operator::Peer(Side::Downstream, PeerFact::Serial),
-            "DOWNSTREAM_PEER_FINGERPRINT_256" => Operator::Peer(Side::Downstream, PeerFact::Fingerprint256),
-            "DOWNSTREAM_LOCAL_URI_SAN" => Operator::DownstreamLocalUriSan,
+            "UPSTREAM_TLS_CIPHER" => Operator::UpstreamTlsCipher,
+            "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Operator::DownstreamTransportFailureReason,
             "DOWNSTREAM_TLS_VERSION" => Operator::DownstreamTlsVersion,
             "DOWNSTREAM_TLS_CIPHER" => Operator::DownstreamTlsCipher,
             "ROUTE_NAME" => Operator::RouteName,
@@ -210,7 +189,7 @@ impl<'a> Token<'a> {
             "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(GrpcStatusStyle::Number),
             "ACCESS_LOG_TYPE" => Operator::AccessLogType,
             "UNIQUE_ID" => Operator::UniqueId,
-            name => return self.address(name),
+            name => return certificate(name).or_else(|| self.address(name)),
         })
     }
 
@@ -248,6 +227,7 @@ impl<'a> Token<'a> {
             ("QUERY_PARAM", Some(name)) if !name.is_empty() => Ok(Operator::QueryParam(name.into())),
             ("QUERY_PARAMS", None | Some("" | "ORIG")) => Ok(Operator::QueryParams { decoded: false }),
             ("QUERY_PARAMS", Some("DECODED")) => Ok(Operator::QueryParams { decoded: true }),
+            (name, _) if name.ends_with("_PEER_CERT_V_START") || name.ends_with("_PEER_CERT_V_END") => validity(name, params),
             ("PATH", _) => path(params.unwrap_or_default()),
             ("REQUESTED_SERVER_NAME", _) => server_name(params.unwrap_or_default()),
             ("RESPONSE_CODE_DETAILS", _) => {
@@ -275,6 +255,42 @@ impl<'a> Token<'a> {
             _ => Err("unknown operator".to_owned()),
         }
     }
+}
+
+/// The operators that name a fact of a certificate: the other side's, or our own.
+fn certificate(name: &str) -> Option<Operator> {
+    let (side, rest) = side(name)?;
+    let (whose, fact): (fn(Side, PeerFact) -> Operator, _) = match rest.split_once('_')? {
+        ("PEER", fact) => (Operator::Peer, fact),
+        ("LOCAL", fact) => (Operator::Own, fact),
+        _ => return None,
+    };
+    Some(whose(
+        side,
+        match fact {
+            "SUBJECT" => PeerFact::Subject,
+            "URI_SAN" => PeerFact::UriSan,
+            "DNS_SAN" => PeerFact::DnsSan,
+            "EMAIL_SAN" => PeerFact::EmailSan,
+            "IP_SAN" => PeerFact::IpSan,
+            "ISSUER" if rest.starts_with("PEER") => PeerFact::Issuer,
+            "SERIAL" if rest.starts_with("PEER") => PeerFact::Serial,
+            "FINGERPRINT_256" if rest.starts_with("PEER") => PeerFact::Fingerprint256,
+            "CERT" if rest.starts_with("PEER") => PeerFact::Certificate,
+            _ => return None,
+        },
+    ))
+}
+
+fn side(name: &str) -> Option<(Side, &str)> {
+    let downstream = name.strip_prefix("DOWNSTREAM_").map(|rest| (Side::Downstream, rest));
+    downstream.or_else(|| name.strip_prefix("UPSTREAM_").map(|rest| (Side::Upstream, rest)))
+}
+
+fn validity(name: &str, params: Option<&str>) -> Result<Operator, String> {
+    let format = time_format(params)?;
+    let (side, rest) = side(name).ok_or("unknown operator")?;
+    Ok(Operator::Peer(side, if rest.ends_with("START") { PeerFact::ValidFrom(format) } else { PeerFact::ValidUntil(format) }))
 }
 
 /// Reads `%` or `:N%`: the length, and how much was read.

@@ -31,11 +31,20 @@ fn certificate() -> PeerCertificate {
     PeerCertificate {
         uri_sans: vec!["spiffe://cluster.local/ns/bookinfo/sa/productpage".into(), "spiffe://second".into()],
         dns_sans: vec!["productpage".into()],
+        email_sans: vec!["a@b.c".into()],
+        ip_sans: vec!["10.0.0.1".into(), "::1".into()],
+        issuer: "O=mesh".into(),
+        validity: Some((UNIX_EPOCH + Duration::from_secs(86_400), UNIX_EPOCH + Duration::from_secs(2 * 86_400))),
         subject: "CN=\"a\nb\"".into(),
         sha256: "00ff".into(),
         serial: "1a".into(),
-        chain: Vec::new(),
+        ..PeerCertificate::default()
     }
+}
+
+fn own() -> PeerCertificate {
+    let uri = "spiffe://cluster.local/ns/bookinfo/sa/details";
+    PeerCertificate { uri_sans: vec![uri.into()], dns_sans: vec!["details".into()], ..PeerCertificate::default() }
 }
 
 /// A request that went well, as in golden `basic.quote_in_ua_text_log`.
@@ -55,7 +64,7 @@ fn info(connection: ConnectionInfo) -> StreamInfo {
     info.upstream_host = Some("127.0.0.1:29080".into());
     info.upstream_cluster = Some("inbound|9080||".into());
     info.upstream =
-        Some(Rc::new(UpstreamConnectionInfo { local: Some(socket("127.0.0.1:40001")), peer: None, tls_version: None }));
+        Some(Rc::new(UpstreamConnectionInfo { local: Some(socket("127.0.0.1:40001")), ..UpstreamConnectionInfo::default() }));
     info.route_name = Some("default".into());
     info.attempts = 1;
     info
@@ -336,7 +345,7 @@ fn tls_facts_are_there_on_mtls_only() {
     assert_eq!(render(format, &context(&plain, None, None)), "- - - - - - - -");
     let mutual = info(ConnectionInfo {
         peer: Some(Arc::new(certificate())),
-        local_uri_san: Some("spiffe://cluster.local/ns/bookinfo/sa/details".into()),
+        local_certificate: Some(Arc::new(own())),
         tls_version: Some("TLSv1.3"),
         tls_cipher: Some("TLS_AES_256_GCM_SHA384"),
         server_name: Some("details.test".into()),
@@ -347,6 +356,16 @@ fn tls_facts_are_there_on_mtls_only() {
         "spiffe://cluster.local/ns/bookinfo/sa/productpage,spiffe://second productpage 1a 00ff \
          spiffe://cluster.local/ns/bookinfo/sa/details TLSv1.3 TLS_AES_256_GCM_SHA384 details.test"
     );
+    assert_eq!(
+        render(
+            "%DOWNSTREAM_PEER_ISSUER% %DOWNSTREAM_PEER_IP_SAN% %DOWNSTREAM_PEER_EMAIL_SAN% %DOWNSTREAM_LOCAL_DNS_SAN% \
+             %DOWNSTREAM_PEER_CERT_V_START% %DOWNSTREAM_PEER_CERT_V_END(%Y-%m-%d)% %DOWNSTREAM_PEER_CERT% %UPSTREAM_TLS_CIPHER%",
+            &context(&mutual, None, None)
+        ),
+        "O=mesh 10.0.0.1,::1 a@b.c details 1970-01-02T00:00:00.000Z 1970-01-03 - -"
+    );
+    let failed = info(ConnectionInfo { transport_failure: Some("TLS_error:_no".into()), ..connection() });
+    assert_eq!(render("%DOWNSTREAM_TRANSPORT_FAILURE_REASON%", &context(&failed, None, None)), "TLS_error:_no");
     let request = request(&[]);
     assert_eq!(
         render("%REQUESTED_SERVER_NAME(HOST_FIRST)% %REQUESTED_SERVER_NAME(SNI_FIRST)%", &context(&mutual, Some(&request), None)),

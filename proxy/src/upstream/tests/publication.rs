@@ -75,6 +75,7 @@ fn tls(sni: &str) -> TransportSocket {
         certificate: None,
         trust: None,
         sans: Vec::new(),
+        pins: Vec::new(),
         sni: sni.into(),
         alpn: Vec::new(),
         versions: (Tls12, Tls13),

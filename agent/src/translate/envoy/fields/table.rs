@@ -839,7 +839,14 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ("envoy.extensions.transport_sockets.tls.v3.TlsCertificate", &["certificate_chain", "private_key"]),
     (
         "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext",
-        &["trusted_ca", "system_root_certs", "match_typed_subject_alt_names", "match_subject_alt_names"],
+        &[
+            "trusted_ca",
+            "system_root_certs",
+            "match_typed_subject_alt_names",
+            "match_subject_alt_names",
+            "verify_certificate_hash",
+            "verify_certificate_spki",
+        ],
     ),
     ("envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher", &["san_type", "matcher"]),
     ("envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig", &["name"]),

@@ -62,7 +62,11 @@ fn chain(chain: &FilterChain) -> Value {
 
 fn san(san: &SanMatcher) -> Value {
     match san {
-        SanMatcher::Any(matcher) | SanMatcher::Uri(matcher) | SanMatcher::Dns(matcher) => text(matcher),
+        SanMatcher::Any(matcher)
+        | SanMatcher::Uri(matcher)
+        | SanMatcher::Dns(matcher)
+        | SanMatcher::Email(matcher)
+        | SanMatcher::Ip(matcher) => text(matcher),
     }
 }
 
