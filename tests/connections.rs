@@ -217,7 +217,8 @@ async fn row_50_certificates_that_prove_nothing_are_refused() {
         ("SAN_matcher", odd(vec![dns("cluster.local")])),
         ("SAN_matcher,_certificate_SANs_are_[]", odd(vec![])),
         ("unsupported_certificate_purpose", authority.issue_with(vec![uri(CLIENT)], server_only)),
-        ("unable_to_get_local_issuer_certificate", Authority::stranger().issue(CLIENT, Validity::Always)),
+        // Another authority of the same name: its signature is what does not fit.
+        ("certificate_signature_failure", Authority::stranger().issue(CLIENT, Validity::Always)),
         ("certificate_has_expired", authority.issue(CLIENT, Validity::Expired)),
     ];
     let door = Door::open(bootstrap, &listener("", "", MUTUAL)).await;
@@ -255,8 +256,7 @@ async fn row_51_no_session_resumes() {
             assert_eq!(caller.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
         }
     }
-    door.closed(4.0).await;
-    assert_eq!(door.skiff.stdout.count(CLIENT), 4);
+    door.skiff.stdout.nth_line_with(CLIENT, 4).await;
 }
 
 /// A `ClientHello` with nothing but this server name.
@@ -282,7 +282,7 @@ async fn row_53_no_name_writes_a_log_line_of_its_own() {
         caller.write_all(&hello(name)).await.unwrap();
         let _ = rest(&mut caller).await;
         let line = door.skiff.stdout.nth_line_with("TcpConnectionEnd", at + 1).await;
-        assert!(!line.contains("forged") || line.contains(" INVALID:"), "{line}");
+        assert!(!line.contains("forged") || line.contains(" invalid:"), "{line}");
         assert_eq!(line.matches('"').count(), 2, "{line}");
     }
     let forged = authority.issue_with(vec![uri(CLIENT)], |params| {

@@ -189,7 +189,7 @@ async fn case_48_malformed_requests_close_the_connection_and_are_logged() {
     const FIELD: &str = "http2.invalid.header.field";
     const MESSAGING: &str = "http2.violation.of.messaging.rule";
     let door = Door::open().await;
-    let cases: Vec<(&str, Vec<(&str, &str)>, &str)> = vec![
+    let cases = [
         ("an upper-case name", with(&GET, &[("X-Up", "1")]), FIELD),
         ("connection", with(&GET, &[("connection", "close")]), FIELD),
         ("transfer-encoding", with(&GET, &[("transfer-encoding", "chunked")]), FIELD),

@@ -34,7 +34,9 @@ impl HttpUri {
         if authority.as_str().contains('@') {
             return wrong("no user and password");
         }
-        if authority.as_str().ends_with(':') || authority.port().is_some() && authority.port_u16().is_none_or(|port| port == 0) {
+        // Behind the host there is nothing or a port; one that is too large is none to the parser.
+        let has_port = authority.as_str().len() > authority.host().len();
+        if has_port && authority.port_u16().is_none_or(|port| port == 0) {
             return wrong("a port from 1 to 65535");
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();

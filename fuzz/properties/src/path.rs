@@ -65,7 +65,8 @@ fn check_canonical(path: &[u8], options: PathOptions) {
         assert!(!text.contains("%2e") && !text.contains("%00"), "{text:?}");
     }
     if options.merge_slashes {
-        assert!(!text.contains("//"), "{text:?}");
+        // As in Envoy, a path of nothing but slashes keeps two.
+        assert!(!text.contains("//") || text == "//", "{text:?}");
     }
     if options.escaped_slashes != EscapedSlashesAction::KeepUnchanged {
         assert!(!text.contains("%2f") && !text.contains("%5c"), "{text:?}");

@@ -26,6 +26,7 @@ pub(in super::super) struct MeshConfig {
     pub(in super::super) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     #[serde(default)]
     pub(in super::super) path_normalization: PathNormalization,
+    #[serde(default)]
     pub(in super::super) extension_providers: Vec<ExtensionProvider>,
     #[serde(flatten)]
     pub(in super::super) other: BTreeMap<String, Ignored>,

@@ -384,7 +384,7 @@ fn keys_that_cannot_be_had_are_errors_of_the_rule() {
         assert_eq!(errors(rule), format!("{at}: {expected}"));
     }
     for (rule, expected) in [
-        ("{issuer: i, jwksUri: 'file:///keys'}", "\"file:///keys\": expected http or https"),
+        ("{issuer: i, jwksUri: 'file:///keys'}", "\"file:///keys\": expected an absolute http or https URI"),
         ("{issuer: i, jwksUri: 'http://169.254.169.254/'}", "\"http://169.254.169.254/\": expected no link-local address"),
     ] {
         assert_eq!(errors(rule), format!("{at}.jwksUri: {expected}"));
