@@ -95,7 +95,7 @@ impl Session {
         requests
     }
 
-    /// Asks for what is wanted and has not been asked for; also to be called when a time of [`super::resources::Publication`] has come.
+    /// Asks for what is wanted and has not been asked for; also to be called when a time of a publication has come.
     pub fn subscribe(&mut self, resources: &mut Resources, now: Instant) -> Vec<Request> {
         let mut requests = Vec::new();
         requests.extend(self.want(Kind::Endpoints, resources));

@@ -116,7 +116,7 @@ pub enum ClusterDiscovery {
 /// Names to resolve.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DnsCluster {
-    /// Endpoints whose address is [`EndpointAddress::Name`].
+    /// Endpoints whose address is [`super::EndpointAddress::Name`].
     pub endpoints: Arc<ClusterLoadAssignment>,
     /// How often they are resolved (Envoy: 5 s).
     pub refresh: Duration,

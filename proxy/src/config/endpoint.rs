@@ -66,7 +66,7 @@ pub struct LocalityEndpoints {
     pub locality: Locality,
     /// 0 is used first.
     pub priority: u32,
-    /// Weight of the locality; only used with [`Cluster::locality_weighted`].
+    /// Weight of the locality; only used with [`super::Cluster::locality_weighted`].
     pub weight: Option<NonZeroU32>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,

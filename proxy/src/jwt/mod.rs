@@ -87,7 +87,7 @@ pub struct JwtContext<'a> {
     pub resolve: Resolve<'a>,
     /// Keys that are in use already.
     pub remote_keys: &'a RemoteKeySets,
-    /// Runs [`RemoteKeys::run`] on a worker.
+    /// Runs `RemoteKeys::run` on a worker.
     pub start: &'a dyn Fn(Weak<RemoteKeys>),
 }
 

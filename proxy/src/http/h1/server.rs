@@ -286,7 +286,7 @@ impl ServerConnection {
     }
 
     /// Resolves when the caller is gone for sure: the connection was reset, or writing failed. A FIN alone does not say so; see
-    /// [`Probe`]. At most 64 KiB are read ahead.
+    /// `Probe`. At most 64 KiB are read ahead.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.inner.borrow_mut().poll_closed(cx)
     }
