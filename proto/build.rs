@@ -1,6 +1,9 @@
 //! Compiles our `.proto` files with protox, so that no protoc has to be installed, and cuts the descriptors of Envoy's
 //! messages to what skiff reads.
 
+#[path = "build/schema.rs"]
+mod schema;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,12 +54,15 @@ const ENVOY_FILES: &[&str] = &[
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=../Cargo.lock");
     let files = protox::compile(["istio/v1/auth/ca.proto", "skiff/onboarding/v1alpha1/onboarding.proto"], ["proto"])?;
     tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("envoy.bin");
-    std::fs::write(out, envoy_descriptors()?.encode_to_vec())?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let descriptors = envoy_descriptors()?;
+    std::fs::write(out.join("envoy_schema.rs"), schema::tables(&descriptors)?)?;
+    std::fs::write(out.join("envoy.bin"), descriptors.encode_to_vec())?;
     Ok(())
 }
 

@@ -11,6 +11,8 @@ pub use envoy_types::pb::{envoy, google, xds};
 /// They come from the same release of `envoy-types` as the Rust types and carry the names that the JSON form needs.
 pub const ENVOY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
 
+pub mod schema;
+
 /// Istio's packages.
 pub mod istio {
     /// Version 1.
