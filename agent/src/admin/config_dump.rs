@@ -1,0 +1,451 @@
+//! `/config_dump` in Envoy's shape ([`admin.v3.ConfigDump`](https://www.envoyproxy.io/docs/envoy/latest/api-v3/admin/v3/config_dump.proto)),
+//! for `istioctl proxy-config` and those who know it from Envoy.
+//!
+//! In a mesh it holds the resources as istiod sent them, each with its version, and beside it what was refused since. Other
+//! sidecars have no such resources: theirs holds skiff's own model. The dump is made one resource at a time while it is sent, so
+//! that ten thousand services do not have to fit into memory as text.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use pem::Pem;
+use regex::Regex;
+use serde_json::{Map, Value, json};
+use skiff_proto::envoy::config::core::v3::{BuildVersion, node::UserAgentVersionType};
+use skiff_proto::envoy::r#type::v3::SemanticVersion;
+use skiff_proxy::PublicCertificates;
+use skiff_proxy::config::Snapshot;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Admin, FromIstiod, dump};
+use crate::page::Body;
+use crate::translate::envoy::{any_to_json, message_to_json};
+use crate::xds::{Content, Kind, Refusal, Shown};
+
+const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
+const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+/// The type of skiff's own model in a dump; tools that read Envoy's dumps pass over it.
+const MODEL: &str = "type.googleapis.com/skiff.v1.ConfigDump";
+/// What Envoy shows instead of a private key.
+const REDACTED: &str = "[redacted]";
+/// Of a mask, in names.
+const MAX_MASK: usize = 256;
+
+/// What is asked for.
+pub(super) struct Wanted<'a> {
+    /// A repeated field of one of the dumps, whose elements are the configs then.
+    pub(super) resource: Option<&'a str>,
+    /// Paths of fields to show, separated by commas.
+    pub(super) mask: Option<&'a str>,
+    /// Of resources to show.
+    pub(super) names: Option<Regex>,
+    /// Endpoints too.
+    pub(super) include_endpoints: bool,
+}
+
+/// A part of the dump: a message with fields that are made one element at a time.
+struct Section {
+    type_name: &'static str,
+    fixed: Map<String, Value>,
+    lists: Vec<List>,
+}
+
+/// A repeated field.
+struct List {
+    field: &'static str,
+    /// The message type of its elements, inside that of the section.
+    element: &'static str,
+    source: Source,
+}
+
+/// Where the elements come from.
+enum Source {
+    /// Resources of a kind: those that are served, or those that wait for others.
+    Resources { kind: Kind, warm: bool, last: Option<String> },
+    /// Made already; few. By name.
+    Ready(VecDeque<(String, Value)>),
+}
+
+/// The body of the answer.
+///
+/// # Errors
+/// With what could have been asked for, when there is no such resource.
+pub(super) fn body(admin: &Admin, wanted: Wanted<'_>) -> Result<Body, String> {
+    let mask = wanted.mask.map(Mask::parse).transpose()?;
+    let mut sections = sections(admin, wanted.include_endpoints || wanted.resource.is_some());
+    let only = wanted.resource.map(str::to_owned);
+    if let Some(resource) = &only {
+        let known = sections.iter().flat_map(|section| &section.lists).map(|list| list.field);
+        let known: Vec<&str> = known.collect();
+        if !known.contains(&resource.as_str()) {
+            return Err(format!("{resource} not found in config dump: expected {}", known.join(", ")));
+        }
+        for section in &mut sections {
+            section.lists.retain(|list| list.field == resource);
+        }
+        sections.retain(|section| !section.lists.is_empty());
+    }
+    let dump = Dump {
+        view: View { mesh: admin.mesh.clone(), snapshot: admin.proxy.snapshot(), names: wanted.names },
+        mask,
+        as_configs: only.is_some(),
+        sections: sections.into(),
+        stage: Stage::Begin,
+        configs: 0,
+        elements: 0,
+    };
+    let pieces = stream::unfold(dump, async |mut dump| {
+        let piece = dump.next()?;
+        // One resource after the other must not keep everything else of the agent waiting.
+        tokio::task::yield_now().await;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(piece))), dump))
+    });
+    Ok(StreamBody::new(pieces).boxed_unsync())
+}
+
+fn sections(admin: &Admin, include_endpoints: bool) -> Vec<Section> {
+    let mut sections = vec![bootstrap(admin)];
+    match &admin.mesh {
+        Some(mesh) => {
+            let list = |field, element, kind, warm| List { field, element, source: Source::Resources { kind, warm, last: None } };
+            let section = |type_name, kind: Option<Kind>, lists| {
+                let version = kind.and_then(|kind| mesh.originals.version(kind));
+                let fixed = version.map(|(version, _)| ("version_info".to_owned(), Value::from(&*version))).into_iter().collect();
+                Section { type_name, fixed, lists }
+            };
+            sections.push(section(
+                "ClustersConfigDump",
+                Some(Kind::Cluster),
+                vec![
+                    list("dynamic_active_clusters", "DynamicCluster", Kind::Cluster, true),
+                    list("dynamic_warming_clusters", "DynamicCluster", Kind::Cluster, false),
+                ],
+            ));
+            if include_endpoints {
+                let endpoints = list("dynamic_endpoint_configs", "DynamicEndpointConfig", Kind::Endpoints, true);
+                sections.push(section("EndpointsConfigDump", None, vec![endpoints]));
+            }
+            let listeners = list("dynamic_listeners", "DynamicListener", Kind::Listener, true);
+            sections.push(section("ListenersConfigDump", Some(Kind::Listener), vec![listeners]));
+            let routes = list("dynamic_route_configs", "DynamicRouteConfig", Kind::Routes, true);
+            sections.push(section("RoutesConfigDump", None, vec![routes]));
+        }
+        None => sections.push(model(admin)),
+    }
+    let secrets = admin.proxy.public_certificates().iter().map(|secret| (secret.name.clone(), dynamic_secret(secret))).collect();
+    let list = List { field: "dynamic_active_secrets", element: "DynamicSecret", source: Source::Ready(secrets) };
+    sections.push(Section { type_name: "SecretsConfigDump", fixed: Map::new(), lists: vec![list] });
+    sections
+}
+
+fn bootstrap(admin: &Admin) -> Section {
+    let node = match &admin.mesh {
+        Some(mesh) => {
+            let mut node = (*mesh.node).clone();
+            // istioctl makes "Envoy Version" of it.
+            node.user_agent_version_type =
+                Some(UserAgentVersionType::UserAgentBuildVersion(BuildVersion { version: Some(own_version()), metadata: None }));
+            message_to_json(&node)
+        }
+        None => json!({"id": admin.node.id, "cluster": admin.node.cluster, "user_agent_name": "skiff"}),
+    };
+    let fixed = Map::from_iter([("bootstrap".to_owned(), json!({"node": node}))]);
+    Section { type_name: "BootstrapConfigDump", fixed, lists: Vec::new() }
+}
+
+fn own_version() -> SemanticVersion {
+    let number = |text: &str| text.parse().unwrap_or_default();
+    SemanticVersion {
+        major_number: number(env!("CARGO_PKG_VERSION_MAJOR")),
+        minor_number: number(env!("CARGO_PKG_VERSION_MINOR")),
+        patch: number(env!("CARGO_PKG_VERSION_PATCH")),
+    }
+}
+
+/// skiff's own model of the configuration.
+fn model(admin: &Admin) -> Section {
+    let dump = dump::config(&admin.proxy.snapshot(), &admin.proxy.certificates(), None);
+    let fixed = match dump {
+        Ok(Value::Object(dump)) => dump,
+        Ok(_) | Err(_) => Map::new(),
+    };
+    Section { type_name: MODEL, fixed, lists: Vec::new() }
+}
+
+/// Envoy's `DynamicSecret`: what is public of it.
+fn dynamic_secret(secret: &PublicCertificates) -> Value {
+    let pem: String = secret.certificates.iter().map(|der| pem::encode(&Pem::new("CERTIFICATE", der.to_vec()))).collect();
+    let certificates = json!({"inline_bytes": STANDARD.encode(pem.replace("\r\n", "\n"))});
+    let mut content = json!({"@type": SECRET, "name": secret.name});
+    if secret.is_trust {
+        content["validation_context"] = json!({"trusted_ca": certificates});
+    } else {
+        content["tls_certificate"] =
+            json!({"certificate_chain": certificates, "private_key": {"inline_bytes": STANDARD.encode(REDACTED)}});
+    }
+    json!({"name": secret.name, "secret": content})
+}
+
+/// Makes the elements.
+struct View {
+    mesh: Option<FromIstiod>,
+    snapshot: Arc<Snapshot>,
+    names: Option<Regex>,
+}
+
+impl View {
+    fn wants(&self, name: &str) -> bool {
+        self.names.as_ref().is_none_or(|names| names.is_match(name))
+    }
+
+    fn next(&self, source: &mut Source) -> Option<Value> {
+        match source {
+            Source::Ready(ready) => loop {
+                let (name, value) = ready.pop_front()?;
+                if self.wants(&name) {
+                    return Some(value);
+                }
+            },
+            Source::Resources { kind, warm, last } => loop {
+                let shown = self.mesh.as_ref()?.originals.after(*kind, last.as_deref())?;
+                *last = Some(shown.name.clone());
+                if self.wants(&shown.name) && self.is_warm(*kind, &shown) == *warm {
+                    return Some(resource(*kind, &shown));
+                }
+            },
+        }
+    }
+
+    /// Only clusters are told apart: Envoy shows the others in one list.
+    fn is_warm(&self, kind: Kind, shown: &Shown) -> bool {
+        kind != Kind::Cluster || shown.accepted.is_some() && self.snapshot.clusters.contains_key(&shown.name)
+    }
+}
+
+/// One element: Envoy's `DynamicCluster`, `DynamicListener`, `DynamicRouteConfig`, `DynamicEndpointConfig`.
+fn resource(kind: Kind, shown: &Shown) -> Value {
+    let field = match kind {
+        Kind::Cluster => "cluster",
+        Kind::Endpoints => "endpoint_config",
+        Kind::Listener => "listener",
+        Kind::Routes => "route_config",
+    };
+    let state = |content: &Content| {
+        let Content { version, at, bytes } = content;
+        json!({"version_info": &**version, field: any_to_json(&kind.type_url(), bytes), "last_updated": timestamp(*at)})
+    };
+    let mut element = match (kind, &shown.accepted) {
+        (Kind::Listener, Some(content)) => json!({"name": shown.name, "active_state": state(content)}),
+        (Kind::Listener, None) => json!({"name": shown.name}),
+        (_, Some(content)) => state(content),
+        // istioctl takes it for granted that there is a resource, if only with a name.
+        (_, None) => json!({field: named(kind, &shown.name)}),
+    };
+    if let Some(refusal) = &shown.refused {
+        element["error_state"] = error_state(kind, refusal);
+    }
+    element
+}
+
+fn named(kind: Kind, name: &str) -> Value {
+    let key = if kind == Kind::Endpoints { "cluster_name" } else { "name" };
+    json!({"@type": kind.type_url(), key: name})
+}
+
+/// Envoy's `UpdateFailureState`.
+fn error_state(kind: Kind, refusal: &Refusal) -> Value {
+    let Content { version, at, bytes } = &refusal.content;
+    let mut state = json!({"details": refusal.reason, "version_info": &**version, "last_update_attempt": timestamp(*at)});
+    if !bytes.is_empty() {
+        state["failed_configuration"] = any_to_json(&kind.type_url(), bytes);
+    }
+    state
+}
+
+fn timestamp(at: SystemTime) -> String {
+    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
+}
+
+/// The text of a dump, piece by piece.
+struct Dump {
+    view: View,
+    mask: Option<Mask>,
+    /// The elements themselves are the configs.
+    as_configs: bool,
+    sections: VecDeque<Section>,
+    stage: Stage,
+    /// Written so far.
+    configs: usize,
+    /// Of the current list, written so far.
+    elements: usize,
+}
+
+enum Stage {
+    Begin,
+    Section,
+    List,
+    Done,
+}
+
+impl Dump {
+    fn next(&mut self) -> Option<String> {
+        match self.stage {
+            Stage::Begin => {
+                self.stage = if self.as_configs { Stage::List } else { Stage::Section };
+                Some("{\n\"configs\": [\n".to_owned())
+            }
+            Stage::Section => Some(self.section()),
+            Stage::List => Some(self.element()),
+            Stage::Done => None,
+        }
+    }
+
+    fn end(&mut self) -> String {
+        self.stage = Stage::Done;
+        "\n]\n}\n".to_owned()
+    }
+
+    fn separator(&mut self) -> &'static str {
+        self.configs += 1;
+        if self.configs > 1 { ",\n" } else { "" }
+    }
+
+    /// What a section begins with.
+    fn section(&mut self) -> String {
+        let separator = if self.sections.is_empty() { "" } else { self.separator() };
+        let Some(section) = self.sections.front_mut() else { return self.end() };
+        self.stage = Stage::List;
+        let prefix = if section.type_name == MODEL { "" } else { ADMIN };
+        let mut fixed = std::mem::take(&mut section.fixed);
+        if let Some(mask) = &self.mask {
+            fixed = mask.apply(fixed);
+            section.lists.retain(|list| mask.inside(list.field).is_some());
+        }
+        fixed.insert("@type".to_owned(), format!("{prefix}{}", section.type_name).into());
+        let text = format!("{:#}", Value::Object(fixed));
+        format!("{separator}{}", text.trim_end_matches('}').trim_end())
+    }
+
+    /// An element, or what ends a list or a section.
+    fn element(&mut self) -> String {
+        let Some(section) = self.sections.front_mut() else { return self.end() };
+        let Some(list) = section.lists.first_mut() else {
+            self.sections.pop_front();
+            self.stage = Stage::Section;
+            return if self.as_configs { String::new() } else { "\n}".to_owned() };
+        };
+        let Some(mut element) = self.view.next(&mut list.source) else {
+            section.lists.remove(0);
+            let close = if self.elements > 0 && !self.as_configs { "\n]" } else { "" };
+            self.elements = 0;
+            return close.to_owned();
+        };
+        if self.as_configs {
+            let of_type = format!("{ADMIN}{}.{}", section.type_name, list.element);
+            if let (Some(mask), Value::Object(object)) = (&self.mask, &mut element) {
+                *object = mask.apply(std::mem::take(object));
+            }
+            element["@type"] = of_type.into();
+            return format!("{}{element:#}", self.separator());
+        }
+        if let (Some(mask), Value::Object(object)) = (self.mask.as_ref().and_then(|mask| mask.inside(list.field)), &mut element) {
+            *object = mask.apply(std::mem::take(object));
+        }
+        self.elements += 1;
+        if self.elements == 1 { format!(",\n\"{}\": [\n{element:#}", list.field) } else { format!(",\n{element:#}") }
+    }
+}
+
+/// A field mask: names to keep, and what to keep inside of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Mask(BTreeMap<String, Self>);
+
+impl Mask {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.split(['.', ',']).count() > MAX_MASK {
+            return Err(format!("mask: expected at most {MAX_MASK} names"));
+        }
+        let mut mask = Self::default();
+        for path in text.split(',').filter(|path| !path.is_empty()) {
+            path.split('.').fold(&mut mask, |at, name| at.0.entry(name.to_owned()).or_default());
+        }
+        Ok(mask)
+    }
+
+    /// What is kept inside of a field; `None` when the field is not kept.
+    fn inside(&self, field: &str) -> Option<&Self> {
+        if self.0.is_empty() { Some(self) } else { self.0.get(field) }
+    }
+
+    fn apply(&self, object: Map<String, Value>) -> Map<String, Value> {
+        if self.0.is_empty() {
+            return object;
+        }
+        let kept = object.into_iter().filter_map(|(key, value)| match self.0.get(&key) {
+            Some(inside) => Some((key, inside.apply_to(value))),
+            // What an Any is stays with it.
+            None => (key == "@type").then_some((key, value)),
+        });
+        kept.collect()
+    }
+
+    fn apply_to(&self, value: Value) -> Value {
+        match value {
+            Value::Object(object) => Value::Object(self.apply(object)),
+            Value::Array(items) => items.into_iter().map(|item| self.apply_to(item)).collect(),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_keep_what_they_name() {
+        let mask = Mask::parse("cluster.name,cluster.lb,version_info").unwrap();
+        let Value::Object(element) = json!({
+            "version_info": "1",
+            "last_updated": "now",
+            "cluster": {"@type": "x", "name": "a", "lb": [{"deep": 1}], "other": 2},
+        }) else {
+            panic!()
+        };
+        assert_eq!(
+            Value::Object(mask.apply(element)),
+            json!({"version_info": "1", "cluster": {"@type": "x", "name": "a", "lb": [{"deep": 1}]}})
+        );
+        assert!(mask.inside("cluster").is_some() && mask.inside("last_updated").is_none());
+        assert!(Mask::default().inside("anything").is_some());
+        assert!(Mask::parse(&"a.".repeat(MAX_MASK)).is_err());
+    }
+
+    #[test]
+    fn a_refused_resource_shows_why() {
+        let content = |bytes: &[u8]| Content { version: "7".into(), at: SystemTime::UNIX_EPOCH, bytes: bytes.to_vec() };
+        let refused = Some(Refusal { reason: "no".to_owned(), content: content(b"") });
+        let shown = Shown { name: "l".to_owned(), accepted: None, refused: refused.clone() };
+        let state = json!({"details": "no", "version_info": "7", "last_update_attempt": "1970-01-01T00:00:00Z"});
+        assert_eq!(resource(Kind::Listener, &shown), json!({"name": "l", "error_state": state}));
+        let shown = Shown { name: "e".to_owned(), accepted: Some(content(b"\x0a\x01e")), refused };
+        assert_eq!(
+            resource(Kind::Endpoints, &shown),
+            json!({
+                "version_info": "7",
+                "last_updated": "1970-01-01T00:00:00Z",
+                "endpoint_config": {"@type": Kind::Endpoints.type_url(), "cluster_name": "e"},
+                "error_state": state,
+            })
+        );
+    }
+}
