@@ -5,7 +5,7 @@
 //! sidecars have no such resources: theirs holds skiff's own model. The dump is made one resource at a time while it is sent, so
 //! that ten thousand services do not have to fit into memory as text.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,8 +21,8 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 use skiff_proto::envoy::config::core::v3::{BuildVersion, node::UserAgentVersionType};
 use skiff_proto::envoy::r#type::v3::SemanticVersion;
-use skiff_proxy::PublicCertificates;
 use skiff_proxy::config::Snapshot;
+use skiff_proxy::{ClusterStatus, Proxy, PublicCertificates};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -35,6 +35,8 @@ const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 /// The type of skiff's own model in a dump; tools that read Envoy's dumps pass over it.
 const MODEL: &str = "type.googleapis.com/skiff.v1.ConfigDump";
+/// Field of the endpoints.
+const ENDPOINTS: &str = "dynamic_endpoint_configs";
 /// What Envoy shows instead of a private key.
 const REDACTED: &str = "[redacted]";
 /// Of a mask, in names.
@@ -81,7 +83,8 @@ enum Source {
 /// With what could have been asked for, when there is no such resource.
 pub(super) fn body(admin: &Admin, wanted: Wanted<'_>) -> Result<Body, String> {
     let mask = wanted.mask.map(Mask::parse).transpose()?;
-    let mut sections = sections(admin, wanted.include_endpoints || wanted.resource.is_some());
+    let includes_endpoints = wanted.include_endpoints || wanted.resource == Some(ENDPOINTS);
+    let mut sections = sections(admin, includes_endpoints || wanted.resource.is_some());
     let only = wanted.resource.map(str::to_owned);
     if let Some(resource) = &only {
         let known = sections.iter().flat_map(|section| &section.lists).map(|list| list.field);
@@ -95,7 +98,12 @@ pub(super) fn body(admin: &Admin, wanted: Wanted<'_>) -> Result<Body, String> {
         sections.retain(|section| !section.lists.is_empty());
     }
     let dump = Dump {
-        view: View { mesh: admin.mesh.clone(), snapshot: admin.proxy.snapshot(), names: wanted.names },
+        view: View {
+            mesh: admin.mesh.clone(),
+            snapshot: admin.proxy.snapshot(),
+            unhealthy: if includes_endpoints { unhealthy(&admin.proxy) } else { HashMap::new() },
+            names: wanted.names,
+        },
         mask,
         as_configs: only.is_some(),
         sections: sections.into(),
@@ -131,7 +139,7 @@ fn sections(admin: &Admin, include_endpoints: bool) -> Vec<Section> {
                 ],
             ));
             if include_endpoints {
-                let endpoints = list("dynamic_endpoint_configs", "DynamicEndpointConfig", Kind::Endpoints, true);
+                let endpoints = list(ENDPOINTS, "DynamicEndpointConfig", Kind::Endpoints, true);
                 sections.push(section("EndpointsConfigDump", None, vec![endpoints]));
             }
             let listeners = list("dynamic_listeners", "DynamicListener", Kind::Listener, true);
@@ -199,7 +207,32 @@ fn dynamic_secret(secret: &PublicCertificates) -> Value {
 struct View {
     mesh: Option<FromIstiod>,
     snapshot: Arc<Snapshot>,
+    /// Endpoints that are not healthy, by cluster and address, in the words of `core.v3.HealthStatus`.
+    unhealthy: HashMap<(String, String), &'static str>,
     names: Option<Regex>,
+}
+
+/// As Envoy's, a dump says how endpoints are, not how they were sent.
+fn unhealthy(proxy: &Proxy) -> HashMap<(String, String), &'static str> {
+    let of_cluster = |cluster: ClusterStatus| {
+        let unhealthy = cluster.endpoints.into_iter().filter(|endpoint| endpoint.health != "healthy");
+        unhealthy.map(move |endpoint| ((cluster.name.clone(), endpoint.address), health_status(&endpoint.health)))
+    };
+    proxy.clusters().into_iter().flat_map(of_cluster).collect()
+}
+
+/// The coarse form of the flags of `/clusters`.
+fn health_status(flags: &str) -> &'static str {
+    let has = |wanted: &[&str]| flags.split('/').any(|flag| wanted.contains(&flag));
+    if has(&["eds_status_draining"]) {
+        "DRAINING"
+    } else if has(&["failed_active_hc", "failed_outlier_check", "failed_eds_health"]) {
+        "UNHEALTHY"
+    } else if has(&["degraded_active_hc", "degraded_eds_health"]) {
+        "DEGRADED"
+    } else {
+        "HEALTHY"
+    }
 }
 
 impl View {
@@ -219,9 +252,25 @@ impl View {
                 let shown = self.mesh.as_ref()?.originals.after(*kind, last.as_deref())?;
                 *last = Some(shown.name.clone());
                 if self.wants(&shown.name) && self.is_warm(*kind, &shown) == *warm {
-                    return Some(resource(*kind, &shown));
+                    let mut resource = resource(*kind, &shown);
+                    if *kind == Kind::Endpoints {
+                        self.put_health(&shown.name, &mut resource["endpoint_config"]);
+                    }
+                    return Some(resource);
                 }
             },
+        }
+    }
+
+    fn put_health(&self, cluster: &str, assignment: &mut Value) {
+        let localities = assignment.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten();
+        let endpoints = localities.filter_map(|locality| locality.get_mut("lb_endpoints")?.as_array_mut()).flatten();
+        for endpoint in endpoints {
+            let address = &endpoint["endpoint"]["address"]["socket_address"];
+            let (Some(ip), Some(port)) = (address["address"].as_str(), address["port_value"].as_u64()) else { continue };
+            let address = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+            let status = self.unhealthy.get(&(cluster.to_owned(), address));
+            endpoint["health_status"] = (*status.unwrap_or(&"HEALTHY")).into();
         }
     }
 
@@ -428,6 +477,27 @@ mod tests {
         assert!(mask.inside("cluster").is_some() && mask.inside("last_updated").is_none());
         assert!(Mask::default().inside("anything").is_some());
         assert!(Mask::parse(&"a.".repeat(MAX_MASK)).is_err());
+    }
+
+    #[test]
+    fn endpoints_are_shown_as_they_are() {
+        for (flags, status) in [
+            ("healthy", "HEALTHY"),
+            ("/failed_outlier_check/degraded_eds_health", "UNHEALTHY"),
+            ("/degraded_active_hc", "DEGRADED"),
+            ("/failed_active_hc/eds_status_draining", "DRAINING"),
+            ("/pending_active_hc", "HEALTHY"),
+        ] {
+            assert_eq!(health_status(flags), status, "{flags}");
+        }
+        let key = ("a".to_owned(), "[::1]:80".to_owned());
+        let view = View { mesh: None, snapshot: Arc::default(), unhealthy: HashMap::from([(key, "UNHEALTHY")]), names: None };
+        let at = |ip: &str| json!({"endpoint": {"address": {"socket_address": {"address": ip, "port_value": 80}}}});
+        let mut assignment = json!({"endpoints": [{"lb_endpoints": [at("::1"), at("127.0.0.1"), {"endpoint": {}}]}]});
+        view.put_health("a", &mut assignment);
+        let shown = &assignment["endpoints"][0]["lb_endpoints"];
+        assert_eq!((&shown[0]["health_status"], &shown[1]["health_status"]), (&json!("UNHEALTHY"), &json!("HEALTHY")));
+        assert_eq!(shown[2].get("health_status"), None);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) fn lines(admin: &Admin, server: &[(&str, u64)], wanted: impl Fn(&str)
     number("listener_manager.workers_started", 1);
     number("listener_manager.total_listeners_active", count(&|state| *state == ListenerState::Active));
     number("listener_manager.total_listeners_draining", count(&|state| *state == ListenerState::Draining));
-    number("cluster_manager.active_clusters", admin.proxy.clusters().len());
+    number("cluster_manager.active_clusters", admin.proxy.snapshot().clusters.len());
     let connections: u64 = listeners.iter().map(|listener| listener.connections).sum();
     stats.push(("server.total_connections".to_owned(), connections.to_string()));
     for kind in [Kind::Cluster, Kind::Listener] {
