@@ -38,9 +38,10 @@ const DETAILS_CLUSTER: &str = "outbound|9080||details.bookinfo.svc.cluster.local
 
 /// ratings in a mesh with a fake istiod.
 struct Joined {
-    mesh: Mesh,
     istiod: Istiod,
     ratings: Skiff,
+    // Gives its addresses back when nobody is on them any more.
+    mesh: Mesh,
 }
 
 impl Joined {
@@ -49,7 +50,7 @@ impl Joined {
         let istiod = start_istiod(&mesh).await;
         let ratings = spawn(&mesh, variables);
         ratings.ready().await;
-        Self { mesh, istiod, ratings }
+        Self { istiod, ratings, mesh }
     }
 
     fn at(&self, port: u16) -> SocketAddr {
