@@ -5,7 +5,10 @@
 //! sidecars have no such resources: theirs holds skiff's own model. The dump is made one resource at a time while it is sent, so
 //! that ten thousand services do not have to fit into memory as text.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod mask;
+mod text;
+
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -26,6 +29,8 @@ use skiff_proxy::{ClusterStatus, Proxy, PublicCertificates};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use self::mask::Mask;
+use self::text::Dump;
 use super::{Admin, FromIstiod, dump};
 use crate::page::Body;
 use crate::translate::envoy::{any_to_json, message_to_json};
@@ -39,8 +44,6 @@ const MODEL: &str = "type.googleapis.com/skiff.v1.ConfigDump";
 const ENDPOINTS: &str = "dynamic_endpoint_configs";
 /// What Envoy shows instead of a private key.
 const REDACTED: &str = "[redacted]";
-/// Of a mask, in names.
-const MAX_MASK: usize = 256;
 
 /// What is asked for.
 pub(super) struct Wanted<'a> {
@@ -97,20 +100,13 @@ pub(super) fn body(admin: &Admin, wanted: Wanted<'_>) -> Result<Body, String> {
         }
         sections.retain(|section| !section.lists.is_empty());
     }
-    let dump = Dump {
-        view: View {
-            mesh: admin.mesh.clone(),
-            snapshot: admin.proxy.snapshot(),
-            unhealthy: if includes_endpoints { unhealthy(&admin.proxy) } else { HashMap::new() },
-            names: wanted.names,
-        },
-        mask,
-        as_configs: only.is_some(),
-        sections: sections.into(),
-        stage: Stage::Begin,
-        configs: 0,
-        elements: 0,
+    let view = View {
+        mesh: admin.mesh.clone(),
+        snapshot: admin.proxy.snapshot(),
+        unhealthy: if includes_endpoints { unhealthy(&admin.proxy) } else { HashMap::new() },
+        names: wanted.names,
     };
+    let dump = Dump::new(view, mask, sections, only.is_some());
     let pieces = stream::unfold(dump, async |mut dump| {
         let piece = dump.next()?;
         // One resource after the other must not keep everything else of the agent waiting.
@@ -324,160 +320,9 @@ fn timestamp(at: SystemTime) -> String {
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
 }
 
-/// The text of a dump, piece by piece.
-struct Dump {
-    view: View,
-    mask: Option<Mask>,
-    /// The elements themselves are the configs.
-    as_configs: bool,
-    sections: VecDeque<Section>,
-    stage: Stage,
-    /// Written so far.
-    configs: usize,
-    /// Of the current list, written so far.
-    elements: usize,
-}
-
-enum Stage {
-    Begin,
-    Section,
-    List,
-    Done,
-}
-
-impl Dump {
-    fn next(&mut self) -> Option<String> {
-        match self.stage {
-            Stage::Begin => {
-                self.stage = if self.as_configs { Stage::List } else { Stage::Section };
-                Some("{\n\"configs\": [\n".to_owned())
-            }
-            Stage::Section => Some(self.section()),
-            Stage::List => Some(self.element()),
-            Stage::Done => None,
-        }
-    }
-
-    fn end(&mut self) -> String {
-        self.stage = Stage::Done;
-        "\n]\n}\n".to_owned()
-    }
-
-    fn separator(&mut self) -> &'static str {
-        self.configs += 1;
-        if self.configs > 1 { ",\n" } else { "" }
-    }
-
-    /// What a section begins with.
-    fn section(&mut self) -> String {
-        let separator = if self.sections.is_empty() { "" } else { self.separator() };
-        let Some(section) = self.sections.front_mut() else { return self.end() };
-        self.stage = Stage::List;
-        let prefix = if section.type_name == MODEL { "" } else { ADMIN };
-        let mut fixed = std::mem::take(&mut section.fixed);
-        if let Some(mask) = &self.mask {
-            fixed = mask.apply(fixed);
-            section.lists.retain(|list| mask.inside(list.field).is_some());
-        }
-        fixed.insert("@type".to_owned(), format!("{prefix}{}", section.type_name).into());
-        let text = format!("{:#}", Value::Object(fixed));
-        format!("{separator}{}", text.trim_end_matches('}').trim_end())
-    }
-
-    /// An element, or what ends a list or a section.
-    fn element(&mut self) -> String {
-        let Some(section) = self.sections.front_mut() else { return self.end() };
-        let Some(list) = section.lists.first_mut() else {
-            self.sections.pop_front();
-            self.stage = Stage::Section;
-            return if self.as_configs { String::new() } else { "\n}".to_owned() };
-        };
-        let Some(mut element) = self.view.next(&mut list.source) else {
-            section.lists.remove(0);
-            let close = if self.elements > 0 && !self.as_configs { "\n]" } else { "" };
-            self.elements = 0;
-            return close.to_owned();
-        };
-        if self.as_configs {
-            let of_type = format!("{ADMIN}{}.{}", section.type_name, list.element);
-            if let (Some(mask), Value::Object(object)) = (&self.mask, &mut element) {
-                *object = mask.apply(std::mem::take(object));
-            }
-            element["@type"] = of_type.into();
-            return format!("{}{element:#}", self.separator());
-        }
-        if let (Some(mask), Value::Object(object)) = (self.mask.as_ref().and_then(|mask| mask.inside(list.field)), &mut element) {
-            *object = mask.apply(std::mem::take(object));
-        }
-        self.elements += 1;
-        if self.elements == 1 { format!(",\n\"{}\": [\n{element:#}", list.field) } else { format!(",\n{element:#}") }
-    }
-}
-
-/// A field mask: names to keep, and what to keep inside of them.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Mask(BTreeMap<String, Self>);
-
-impl Mask {
-    fn parse(text: &str) -> Result<Self, String> {
-        if text.split(['.', ',']).count() > MAX_MASK {
-            return Err(format!("mask: expected at most {MAX_MASK} names"));
-        }
-        let mut mask = Self::default();
-        for path in text.split(',').filter(|path| !path.is_empty()) {
-            path.split('.').fold(&mut mask, |at, name| at.0.entry(name.to_owned()).or_default());
-        }
-        Ok(mask)
-    }
-
-    /// What is kept inside of a field; `None` when the field is not kept.
-    fn inside(&self, field: &str) -> Option<&Self> {
-        if self.0.is_empty() { Some(self) } else { self.0.get(field) }
-    }
-
-    fn apply(&self, object: Map<String, Value>) -> Map<String, Value> {
-        if self.0.is_empty() {
-            return object;
-        }
-        let kept = object.into_iter().filter_map(|(key, value)| match self.0.get(&key) {
-            Some(inside) => Some((key, inside.apply_to(value))),
-            // What an Any is stays with it.
-            None => (key == "@type").then_some((key, value)),
-        });
-        kept.collect()
-    }
-
-    fn apply_to(&self, value: Value) -> Value {
-        match value {
-            Value::Object(object) => Value::Object(self.apply(object)),
-            Value::Array(items) => items.into_iter().map(|item| self.apply_to(item)).collect(),
-            other => other,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn masks_keep_what_they_name() {
-        let mask = Mask::parse("cluster.name,cluster.lb,version_info").unwrap();
-        let Value::Object(element) = json!({
-            "version_info": "1",
-            "last_updated": "now",
-            "cluster": {"@type": "x", "name": "a", "lb": [{"deep": 1}], "other": 2},
-        }) else {
-            panic!()
-        };
-        assert_eq!(
-            Value::Object(mask.apply(element)),
-            json!({"version_info": "1", "cluster": {"@type": "x", "name": "a", "lb": [{"deep": 1}]}})
-        );
-        assert!(mask.inside("cluster").is_some() && mask.inside("last_updated").is_none());
-        assert!(Mask::default().inside("anything").is_some());
-        assert!(Mask::parse(&"a.".repeat(MAX_MASK)).is_err());
-    }
 
     #[test]
     fn endpoints_are_shown_as_they_are() {
