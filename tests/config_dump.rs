@@ -135,7 +135,6 @@ fn istioctl_reads(dump: &str, clusters: &str) {
         let mut command = std::process::Command::new(&istioctl);
         let output = command.args(["proxy-config", what, "--file"]).arg(file.path()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        println!("istioctl proxy-config {what}:\n{text}");
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && text.contains(says), "{what}: {complaint}{text}");
     }
