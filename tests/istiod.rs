@@ -17,11 +17,12 @@ const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 /// ratings in a mesh with a fake istiod; details from documents, as any sidecar of the mesh.
 struct Joined {
-    mesh: Mesh,
     istiod: Istiod,
     ratings: Skiff,
     details: Skiff,
     app: App,
+    // Gives its addresses back when nobody is on them any more.
+    mesh: Mesh,
 }
 
 impl Joined {
@@ -36,7 +37,7 @@ impl Joined {
         let ratings = mesh.spawn_without_documents(RATINGS, &[&[("PROXY_CONFIG", proxy_config.as_str())], variables].concat());
         ratings.ready().await;
         details.ready().await;
-        Self { mesh, istiod, ratings, details, app }
+        Self { istiod, ratings, details, app, mesh }
     }
 
     async fn new() -> Self {

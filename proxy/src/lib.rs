@@ -20,5 +20,6 @@ pub mod tls;
 pub mod upstream;
 
 pub use proxy::{
-    ApplyReport, CertificateStatus, ClusterStatus, EndpointStatus, ListenerState, ListenerStatus, Options, Proxy, Rejected,
+    ApplyReport, CertificateStatus, ClusterStatus, EndpointStatus, ListenerState, ListenerStatus, Options, Proxy,
+    PublicCertificates, Rejected,
 };

@@ -97,6 +97,7 @@ impl Mesh {
             let config = SidecarConfig {
                 node,
                 admin_address: member.admin,
+                status: None,
                 drain_deadline: DRAIN_DEADLINE,
                 // Two data planes share the machine with everything else.
                 proxy: skiff_proxy::Options { workers: 1, ..skiff_proxy::Options::default() },

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -107,6 +108,10 @@ pub struct EndpointStatus {
     pub weight: u32,
     /// `region/zone/sub_zone`.
     pub locality: String,
+    /// Its host name, empty where it has none.
+    pub hostname: String,
+    /// 0 is asked first.
+    pub priority: u32,
 }
 
 /// A certificate on the admin page.
@@ -122,6 +127,17 @@ pub struct CertificateStatus {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+}
+
+/// The public part of a secret: nothing of it is confidential.
+#[derive(Clone, Debug)]
+pub struct PublicCertificates {
+    /// Secret name.
+    pub name: String,
+    /// Roots of trust rather than a chain of our own.
+    pub is_trust: bool,
+    /// The chain, leaf first, or the roots.
+    pub certificates: Vec<CertificateDer<'static>>,
 }
 
 /// A running data plane. Cheap to clone; the last clone that is dropped stops it.
@@ -238,6 +254,11 @@ impl Proxy {
     /// All certificates in force.
     pub fn certificates(&self) -> Vec<CertificateStatus> {
         self.inner.secrets.certificates()
+    }
+
+    /// The public part of the secrets in force.
+    pub fn public_certificates(&self) -> Vec<PublicCertificates> {
+        self.inner.secrets.public()
     }
 
     /// Stops accepting, tells peers to go elsewhere (`connection: close`, GOAWAY), finishes what is in flight. Inbound

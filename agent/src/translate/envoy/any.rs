@@ -7,11 +7,11 @@ use super::outcome::{Outcome, invalid};
 
 /// `xds.type.v3.TypedStruct`: a message as a Struct, for types that not everybody has compiled in.
 #[derive(Clone, PartialEq, Message)]
-struct TypedStruct {
+pub(super) struct TypedStruct {
     #[prost(string, tag = "1")]
-    type_url: String,
+    pub(super) type_url: String,
     #[prost(message, optional, tag = "2")]
-    value: Option<Struct>,
+    pub(super) value: Option<Struct>,
 }
 
 /// Whether `name` is one of the wrappers that name another type.

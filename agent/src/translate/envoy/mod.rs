@@ -24,6 +24,7 @@ mod route;
 mod route_action;
 mod tcp;
 mod tls;
+mod to_json;
 
 use std::fmt;
 
@@ -36,6 +37,7 @@ use skiff_proxy::config;
 pub(crate) use self::json::from_json;
 pub(crate) use self::outcome::Invalid;
 use self::outcome::Outcome;
+pub(crate) use self::to_json::{any_to_json, message_to_json};
 
 /// A resource that is not taken over: what ADS answers with a NACK and `skiff check bootstrap` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
