@@ -205,6 +205,7 @@ pub fn start(
 }
 
 fn translate(json: &Map<String, Json>) -> Bootstrap {
+    let _descriptors = envoy::descriptors();
     let mut bootstrap = Bootstrap::default();
     for (key, value) in json {
         match key.as_str() {

@@ -20,6 +20,7 @@ use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use pem::Pem;
+use prost_reflect::DescriptorPool;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use skiff_proto::envoy::config::core::v3::{BuildVersion, node::UserAgentVersionType};
@@ -33,7 +34,7 @@ use self::mask::Mask;
 use self::text::Dump;
 use super::{Admin, FromIstiod, dump};
 use crate::page::Body;
-use crate::translate::envoy::{any_to_json, message_to_json};
+use crate::translate::envoy::{any_to_json, descriptors, message_to_json};
 use crate::xds::{Content, Kind, Refusal, Shown};
 
 const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
@@ -105,6 +106,7 @@ pub(super) fn body(admin: &Admin, wanted: Wanted<'_>) -> Result<Body, String> {
         snapshot: admin.proxy.snapshot(),
         unhealthy: if includes_endpoints { unhealthy(&admin.proxy) } else { HashMap::new() },
         names: wanted.names,
+        _descriptors: descriptors(),
     };
     let dump = Dump::new(view, mask, sections, only.is_some());
     let pieces = stream::unfold(dump, async |mut dump| {
@@ -206,6 +208,8 @@ struct View {
     /// Endpoints that are not healthy, by cluster and address, in the words of `core.v3.HealthStatus`.
     unhealthy: HashMap<(String, String), &'static str>,
     names: Option<Regex>,
+    /// Held until the dump is written.
+    _descriptors: Arc<DescriptorPool>,
 }
 
 /// As Envoy's, a dump says how endpoints are, not how they were sent.
@@ -336,7 +340,13 @@ mod tests {
             assert_eq!(health_status(flags), status, "{flags}");
         }
         let key = ("a".to_owned(), "[::1]:80".to_owned());
-        let view = View { mesh: None, snapshot: Arc::default(), unhealthy: HashMap::from([(key, "UNHEALTHY")]), names: None };
+        let view = View {
+            mesh: None,
+            snapshot: Arc::default(),
+            unhealthy: HashMap::from([(key, "UNHEALTHY")]),
+            names: None,
+            _descriptors: descriptors(),
+        };
         let at = |ip: &str| json!({"endpoint": {"address": {"socket_address": {"address": ip, "port_value": 80}}}});
         let mut assignment = json!({"endpoints": [{"lb_endpoints": [at("::1"), at("127.0.0.1"), {"endpoint": {}}]}]});
         view.put_health("a", &mut assignment);

@@ -34,7 +34,7 @@ use skiff_proto::envoy::config::{cluster::v3 as cds, endpoint::v3 as eds, listen
 use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as sds;
 use skiff_proxy::config;
 
-pub(crate) use self::json::from_json;
+pub(crate) use self::json::{descriptors, from_json};
 pub(crate) use self::outcome::Invalid;
 use self::outcome::Outcome;
 pub(crate) use self::to_json::{any_to_json, message_to_json};

@@ -10,14 +10,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::any::{self, TypedStruct};
-use super::json::POOL;
+use super::json::descriptors;
 
 /// Messages inside each other that are written; what is nested deeper is left out.
 const MAX_DEPTH: usize = 64;
 
 /// A message of type `T` as JSON; null when its descriptor is not built in.
 pub(crate) fn message_to_json<T: Message + prost::Name>(message: &T) -> Json {
-    let descriptor = POOL.get_message_by_name(&T::full_name());
+    let descriptor = descriptors().get_message_by_name(&T::full_name());
     let decoded = descriptor.and_then(|descriptor| DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).ok());
     decoded.map_or(Json::Null, |decoded| message_at(&decoded, MAX_DEPTH))
 }
@@ -36,7 +36,7 @@ fn any_at(type_url: &str, bytes: &[u8], depth: usize) -> Json {
         let value = inner.value.map_or_else(|| json!({}), |value| structure(value, depth));
         return json!({"@type": type_url, "type_url": inner.type_url, "value": value});
     }
-    let decoded = POOL
+    let decoded = descriptors()
         .get_message_by_name(name)
         .and_then(|descriptor| DynamicMessage::decode(descriptor, bytes).ok())
         .filter(|_| depth > 0);
