@@ -78,7 +78,7 @@ impl Tunnel {
         let closed = ErrorKind::DownstreamClosed.reply(None, false);
         match (end, copying.first_ended()) {
             (End::Finished, Some(Side::Upstream)) if dialled => {}
-            (End::Finished, None) | (End::MaxDuration | End::Paused, _) => {}
+            (End::Finished, None) | (End::MaxDuration | End::Paused | End::Introduced, _) => {}
             (End::Downstream(_), _) | (End::Finished, Some(Side::Downstream | Side::Local)) => {
                 info.flags |= closed.flag;
                 info.details = closed.details;

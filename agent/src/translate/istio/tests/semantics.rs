@@ -408,7 +408,9 @@ fn custom(provider: &str) -> String {
 fn a_custom_policy_asks_its_provider_about_what_it_matches() {
     let built = with(&[("mesh.yaml", PROVIDERS), ("policy.yaml", &custom("http"))]);
     let filters = &http(&built.snapshot.listeners["127.0.0.21_9080"]).filters;
-    let [HttpFilter::Rbac(rbac), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else { panic!("{filters:?}") };
+    let [HttpFilter::PeerMetadata(_), HttpFilter::Rbac(rbac), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else {
+        panic!("{filters:?}")
+    };
     assert!(rbac.rules.is_none() && rbac.shadow_stat_prefix == "istio_ext_authz_");
     let shadow = rbac.shadow_rules.as_ref().unwrap();
     assert_eq!(shadow.action, RbacAction::Deny);
