@@ -345,4 +345,34 @@ mod tests {
         server.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"one two");
     }
+
+    #[tokio::test]
+    async fn a_preamble_is_taken_off_and_told_while_the_other_side_is_heard() {
+        let (mut client, mut downstream) = pair();
+        let (mut server, mut upstream) = pair();
+        let mut copying = Copying::new((BytesMut::from(&b"ours, "[..]), BytesMut::new()));
+        copying.expect_preamble(Side::Upstream);
+        let (mut received, mut sent) = (0, 0);
+        let preamble = [&[0x3d, 0x23, 0x04, 0x67, 0, 0, 0, 5], &b"theirs"[..]].concat();
+        server.write_all(&preamble[..9]).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        let mut heard = [0; 11];
+        {
+            let mut run =
+                std::pin::pin!(copying.run(&mut downstream, &mut upstream, Limits::default(), None, &mut received, &mut sent));
+            tokio::select! {
+                end = &mut run => panic!("half a preamble is none: {end:?}"),
+                read = server.read_exact(&mut heard) => drop(read.unwrap()),
+            }
+            assert_eq!(&heard, b"ours, hello");
+            server.write_all(&preamble[9..]).await.unwrap();
+            assert!(matches!(run.await, End::Introduced));
+        }
+        assert_eq!(copying.introduced(Side::Upstream), Some(Some(b"their".to_vec())));
+        assert_eq!((copying.introduced(Side::Upstream), copying.introduced(Side::Downstream)), (None, None));
+        drop((client, server));
+        let end = copying.run(&mut downstream, &mut upstream, Limits::default(), None, &mut received, &mut sent).await;
+        assert!(matches!(end, End::Finished | End::Downstream(_)), "{end:?}");
+        assert_eq!((received, sent), (5, 1), "only what is passed on counts");
+    }
 }

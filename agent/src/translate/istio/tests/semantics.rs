@@ -182,7 +182,7 @@ fn principals_hold_in_every_trust_domain_of_the_mesh() {
     let rule = "{rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b, other/ns/a/sa/b]}}]}]}";
     let built = with(&[("mesh.yaml", mesh), ("policy.yaml", &policy(rule))]);
     let listener = &built.snapshot.listeners["127.0.0.21_9080"];
-    let HttpFilter::Rbac(rbac) = &http(listener).filters[0] else { panic!("{:?}", http(listener).filters) };
+    let HttpFilter::Rbac(rbac) = &http(listener).filters[1] else { panic!("{:?}", http(listener).filters) };
     let name = |name: &str| Principal::Authenticated(Some(StringMatcher::exact(name)));
     let expected = Principal::And(vec![Principal::Or(vec![
         name("spiffe://cluster.local/ns/a/sa/b"),
