@@ -82,6 +82,22 @@ async fn joins_and_carries_traffic(delta: &str) {
     let line = joined.ratings.stdout.line_with("joined").await;
     assert!(line.contains(DETAILS_CLUSTER), "{line}");
     joined.details.stdout.line_with("joined").await;
+    // Both say who they are, whether documents or istiod configured them.
+    let sides = [
+        ("source_workload", "ratings-v1"),
+        ("source_workload_namespace", "bookinfo"),
+        ("source_app", "ratings"),
+        ("source_canonical_service", "ratings"),
+        ("source_cluster", "Kubernetes"),
+        ("destination_workload", "details-v1"),
+        ("destination_app", "details"),
+        ("destination_version", "v1"),
+        ("destination_service", "details.bookinfo.svc.cluster.local"),
+        ("response_code", "200"),
+    ];
+    for sidecar in [&joined.ratings, &joined.details] {
+        assert_eq!(sidecar.metrics().await.only("istio_requests_total", &sides).value, 1.0);
+    }
     assert_eq!(joined.metric("skiff_xds_connected").await, 1.0);
 }
 

@@ -11,6 +11,7 @@ pub mod http;
 pub mod jwt;
 pub mod listener;
 pub mod net;
+pub mod peer;
 mod proxy;
 pub mod rbac;
 pub mod stream_info;

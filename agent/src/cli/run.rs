@@ -25,6 +25,7 @@ use crate::identity::{
     read_certificates,
 };
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
+use crate::translate::envoy::local_node;
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
 
@@ -152,9 +153,15 @@ impl RunArgs {
         let node = node(&workload);
         let control_plane = self.control_plane.resolve(environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
+        let node_config = NodeConfig {
+            metadata: environment.node_metadata()?,
+            proxy_config: environment.proxy_config.clone(),
+            pilot_san: Vec::new(),
+        };
+        let local = local_node(&node_config.node(&workload, &node.id, &node.cluster));
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(environment, &workload, &node, identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(environment, &workload, (&node, node_config), identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
                     "no SKIFF_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
@@ -174,6 +181,7 @@ impl RunArgs {
                 max_connections: self.max_connections,
                 max_series: self.max_series,
                 access_log_queue: self.access_log_queue,
+                node: local,
             },
             histograms: &HISTOGRAM_BUCKETS,
         };
@@ -334,7 +342,7 @@ impl ControlPlane {
         &self,
         environment: &Environment,
         workload: &Workload,
-        node: &Node,
+        (node, node_config): (&Node, NodeConfig),
         identity: Option<&IdentityManager>,
     ) -> Result<ConfigurationSource, Failure> {
         let connector = connector(environment, environment.discovery_address(), self.security.clone());
@@ -346,11 +354,7 @@ impl ControlPlane {
         let probe = probe.map(|probe: &Json| {
             Probe::deserialize(probe).map_err(|error| Failure::Configuration(format!("PROXY_CONFIG.readinessProbe: {error}")))
         });
-        let node_config = NodeConfig {
-            metadata: environment.node_metadata()?,
-            proxy_config: environment.proxy_config.clone(),
-            pilot_san: vec![connector.authority.clone()],
-        };
+        let node_config = NodeConfig { pilot_san: vec![connector.authority.clone()], ..node_config };
         let connection = Connection {
             node: node_config.node(workload, &node.id, &node.cluster),
             connector,

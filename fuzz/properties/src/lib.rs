@@ -13,6 +13,7 @@ pub mod http1;
 pub mod http2;
 pub mod input;
 pub mod path;
+pub mod peer;
 pub mod proxy;
 pub mod rbac;
 pub mod routes;
@@ -38,6 +39,7 @@ pub const ALL: &[(&str, Property)] = &[
     ("http_sniff", tls::http_sniff),
     ("istio", translate::istio),
     ("path", path::path),
+    ("peer", peer::peer),
     ("proxy", proxy::proxy),
     ("rbac", rbac::rbac),
     ("resource", translate::resource),

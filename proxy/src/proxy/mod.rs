@@ -17,7 +17,8 @@ pub(crate) use self::worker::{Connection, Worker};
 
 use self::publish::Published;
 use self::worker::{Command, Handle};
-use crate::config::{Secret, Snapshot};
+use crate::config::{Node, Secret, Snapshot};
+use crate::peer::Local;
 use crate::telemetry::access_log::{LogOptions, LogWriter};
 use crate::telemetry::metrics::{ProxyMetrics, Registry};
 use crate::tls::{Secrets, TlsError};
@@ -34,11 +35,13 @@ pub struct Options {
     pub max_series: usize,
     /// Lines waiting to be written above which further ones are dropped and counted.
     pub access_log_queue: usize,
+    /// Who we are: what peers are told, and the labels of our side in Istio's metrics.
+    pub node: Node,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 0, max_connections: 20_000, max_series: 10_000, access_log_queue: 8 * 1024 }
+        Self { workers: 0, max_connections: 20_000, max_series: 10_000, access_log_queue: 8 * 1024, node: Node::default() }
     }
 }
 
@@ -156,6 +159,7 @@ struct Inner {
 /// What workers and publication have in common.
 pub(crate) struct Shared {
     options: Options,
+    local: Local,
     workers: Vec<Handle>,
     metrics: Arc<ProxyMetrics>,
     /// Open downstream connections.
@@ -196,6 +200,7 @@ impl Proxy {
         let queue = LogOptions { max_lines: options.access_log_queue, ..LogOptions::default() };
         let logs = LogWriter::start(queue, metrics.access_log_dropped.clone())?;
         let shared = Arc::new(Shared {
+            local: Local::new(options.node.clone()),
             options: options.clone(),
             workers,
             metrics,

@@ -15,6 +15,7 @@ use skiff_proto::schema;
 
 use self::table::{HONOURED, IGNORED};
 use self::wire::Value;
+use super::any;
 use super::outcome::Invalid;
 
 /// Messages inside of messages; prost decodes no deeper.
@@ -144,6 +145,8 @@ impl Walk {
             return;
         }
         let Ok(any) = Any::decode(bytes) else { return };
+        // What a TypedStruct holds that its type does not is told by the translation.
+        let Ok(any) = any::open(&any) else { return };
         let name = any.type_url.rsplit('/').next().unwrap_or_default();
         let Some(schema) = schema::Message::named(name) else { return };
         // A type that is known by its name only rejects the resource in the translation, with a better reason.

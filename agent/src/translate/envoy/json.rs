@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use base64::Engine;
 use prost::Message;
@@ -35,6 +35,18 @@ pub(crate) fn from_json<T: Message + prost::Name + Default>(json: &Json) -> Outc
         return invalid(format!("no descriptor of {}", T::full_name()));
     };
     message(&descriptor, json)?.transcode_to().or_else(|error| invalid(error.to_string()))
+}
+
+/// Descriptors of the filters that Istio adds: these alone come as a `TypedStruct`, and [`descriptors`] take megabytes.
+#[expect(clippy::expect_used, reason = "the descriptors are built into the program and every test decodes them")]
+static FILTERS: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(skiff_proto::FILTER_DESCRIPTORS).expect("the descriptors were made by our build script")
+});
+
+/// The encoded message of this type that `json` stands for; `None` when it is no filter of Istio's.
+pub(super) fn encoded(name: &str, json: &Json) -> Outcome<Option<Vec<u8>>> {
+    let descriptor = FILTERS.get_message_by_name(name);
+    descriptor.map(|descriptor| Ok(message(&descriptor, json)?.encode_to_vec())).transpose()
 }
 
 fn message(descriptor: &MessageDescriptor, json: &Json) -> Outcome<DynamicMessage> {
@@ -201,7 +213,9 @@ fn any(json: &Json) -> Outcome<skiff_proto::google::protobuf::Any> {
             return invalid("is missing").at("type_url");
         };
         let fields = rest.get("value").and_then(Json::as_object).cloned().unwrap_or_default();
-        return Ok(skiff_proto::google::protobuf::Any { type_url: inner.clone(), value: structure(&fields).encode_to_vec() });
+        let known = encoded(inner.rsplit('/').next().unwrap_or_default(), &Json::Object(fields.clone())).at("value")?;
+        let value = known.unwrap_or_else(|| structure(&fields).encode_to_vec());
+        return Ok(skiff_proto::google::protobuf::Any { type_url: inner.clone(), value });
     }
     let value = match descriptors().get_message_by_name(name) {
         Some(descriptor) => message(&descriptor, &Json::Object(rest))?.encode_to_vec(),
