@@ -6,12 +6,14 @@
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
+//! - [`collector`]: who takes spans and log records.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 pub mod access_log;
 pub mod apps;
 pub mod bootstrap;
+pub mod collector;
 pub mod door;
 pub mod frames;
 pub mod http;

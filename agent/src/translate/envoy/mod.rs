@@ -28,6 +28,7 @@ mod stats;
 mod tcp;
 mod tls;
 mod to_json;
+mod tracing;
 
 use std::fmt;
 
