@@ -149,7 +149,7 @@ fn tcp_filter(scope: &Scope<'_>, ingress: &Ingress) -> TcpProxy {
         stat_prefix: name.clone(),
         clusters: vec![WeightedCluster::only(name)],
         idle_timeout: Some(TCP_IDLE),
-        access_log: scope.access_log.clone(),
+        access_log: scope.inbound.access_log.clone(),
         stats: Some(Arc::clone(&scope.inbound_stats)),
         ..TcpProxy::default()
     };
@@ -185,7 +185,8 @@ fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option
     http.filters.extend(jwt.cloned());
     http.filters.extend(authz::http_filters(scope));
     http.filters.extend([HttpFilter::Fault, HttpFilter::Cors]);
-    http.access_log = scope.access_log.clone();
+    http.access_log = scope.inbound.access_log.clone();
+    http.tracing = scope.inbound.tracing.clone();
     http.stats = Some(Arc::clone(&scope.inbound_stats));
     http
 }
