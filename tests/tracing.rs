@@ -5,6 +5,7 @@ use skiff_tests::apps::{App, Speaks};
 use skiff_tests::bootstrap::Bootstrap;
 use skiff_tests::collector::{Collector, hex};
 use skiff_tests::http::{exchange, get_request};
+use skiff_tests::mesh::{DETAILS, Mesh, Running};
 use skiff_tests::skiff::Skiff;
 use skiff_tests::wait::eventually;
 
@@ -281,4 +282,155 @@ async fn an_expression_chooses_lines_and_records() {
     assert!(line.ends_with(&hex(&logs[1].record.trace_id)), "{line}");
     assert!(logs[0].record.time_unix_nano <= logs[1].record.time_unix_nano);
     scene.counted("skiff_otel_logs_exported_total", 2.0).await;
+}
+
+const MESH: &str = "
+trustDomain: cluster.local
+rootNamespace: istio-system
+extensionProviders:
+- name: text
+  envoyFileAccessLog: {logFormat: {text: \"%REQ(X-REQUEST-ID)% %RESPONSE_CODE% %TRACE_ID%\"}}
+- name: records
+  envoyOtelAls: {service: otel.bookinfo.svc.cluster.local, port: 4317, logFormat: {text: \"%RESPONSE_CODE%\", labels: {id: \"%REQ(X-REQUEST-ID)%\"}}}
+- name: otel
+  opentelemetry: {service: otel.bookinfo.svc.cluster.local, port: 4317}
+- name: zipkin
+  zipkin: {service: zipkin.bookinfo.svc.cluster.local, port: 9411, headers: [{name: x-team, value: shop}]}
+defaultProviders: {tracing: [otel]}
+";
+
+const TELEMETRY: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: otel, namespace: bookinfo}
+spec:
+  hosts: [otel.bookinfo.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 4317, name: grpc-otlp, protocol: GRPC}]
+  endpoints: [{address: 127.0.0.81}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: zipkin, namespace: bookinfo}
+spec:
+  hosts: [zipkin.bookinfo.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 9411, name: http, protocol: HTTP}]
+  endpoints: [{address: 127.0.0.82}]
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: mesh, namespace: istio-system}
+spec:
+  accessLogging:
+  - providers: [{name: text}]
+  - providers: [{name: records}]
+    filter: {expression: \"response.code >= 400\"}
+  tracing:
+  - randomSamplingPercentage: 100
+    customTags: {tenant: {header: {name: x-tenant, defaultValue: nobody}}}
+";
+
+/// Two sidecars that are told so in Istio's words.
+async fn mesh(telemetry: &str) -> Running {
+    let mesh = Mesh::prepare().await;
+    mesh.write("mesh.yaml", MESH);
+    mesh.write("telemetry.yaml", telemetry);
+    mesh.run().await
+}
+
+#[tokio::test]
+async fn a_call_through_two_sidecars_is_one_trace() {
+    let running = mesh(TELEMETRY).await;
+    let collector = Collector::start(running.mesh.network.at(81, 4317)).await;
+    let ask = async |path: &str, id: &str| {
+        let headers = format!("x-request-id: {id}\r\nx-tenant: acme\r\n");
+        exchange(running.egress(), &get_request(DETAILS, path, &headers)).await
+    };
+    // A decision for 9998 of 10,000 that are all of them.
+    const ID: &str = "0000270e-0000-4000-8000-000000000001";
+    assert_eq!(ask("/details/0", ID).await.status, 200);
+    let traced = ID.replace("-4000-", "-9000-");
+    let mut spans = collector.spans(2).await;
+    spans.sort_by_key(|span| span.parent().len());
+    let [client, server] = &spans[..] else { panic!("{spans:?}") };
+    assert_eq!((client.parent(), server.parent(), server.trace()), (String::new(), client.id(), client.trace()));
+    let name = "details.bookinfo.svc.cluster.local:9080/*";
+    assert_eq!((&*client.span.name, &*server.span.name), (name, name));
+    assert_eq!((client.span.kind, server.span.kind), (3, 2));
+    assert_eq!((&*client.resource["service.name"], &*server.resource["service.name"]), ("ratings.bookinfo", "details.bookinfo"));
+    for (span, cluster, node, service) in [
+        (client, format!("outbound|9080||{}", name.split_once(':').unwrap().0), "ratings-v1", "ratings"),
+        (server, "inbound|9080||".to_owned(), "details-v1", "details"),
+    ] {
+        assert_eq!((span.tag("upstream_cluster"), span.tag("guid:x-request-id")), (&*cluster, &*traced));
+        assert!(span.tag("node_id").starts_with("sidecar~") && span.tag("node_id").contains(node), "{:?}", span.tags);
+        assert_eq!((span.tag("istio.canonical_service"), span.tag("istio.namespace")), (service, "bookinfo"));
+        assert_eq!((span.tag("istio.mesh_id"), span.tag("tenant")), ("cluster.local", "acme"));
+    }
+    let parent = running.app.last_request().header("traceparent").unwrap().to_owned();
+    assert_eq!(parent, format!("00-{}-{}-01", server.trace(), server.id()));
+    for sidecar in [&running.ratings, &running.details] {
+        let line = sidecar.stdout.line_with(&traced).await;
+        assert_eq!(line, format!("{traced} 200 {}", client.trace()));
+        let exported = async || (sidecar.metrics().await.sum("skiff_trace_spans_exported_total", &[]) == 1.0).then_some(());
+        eventually("the span is counted", exported).await;
+    }
+    // Only what failed is a record, with the trace that it belongs to.
+    const LOST: &str = "00000001-0000-4000-8000-000000000002";
+    let answer =
+        exchange(running.egress(), &get_request("reviews.bookinfo:9080", "/", &format!("x-request-id: {LOST}\r\n"))).await;
+    assert_eq!(answer.status, 503);
+    let logs = collector.logs(1).await;
+    let [record] = &logs[..] else { panic!("{logs:?}") };
+    assert_eq!((&*record.body, &*record.attributes["id"]), ("503", &*LOST.replace("-4000-", "-9000-")));
+    let failed = collector.spans(3).await.pop().unwrap();
+    assert_eq!((failed.trace(), failed.id()), (hex(&record.record.trace_id), hex(&record.record.span_id)));
+    assert_eq!((failed.tag("http.status_code"), failed.tag("response_flags"), failed.tag("error")), ("503", "UH", "true"));
+    assert_eq!(failed.span.status.as_ref().map(|status| status.code), Some(2));
+    // What is in flight at the end is sent.
+    assert_eq!(ask("/details/0", "00000001-0000-4000-8000-000000000003").await.status, 200);
+    let Running { mut ratings, details: _details, .. } = running;
+    ratings.terminate().await;
+    assert_eq!(ratings.exit_code().await, 0);
+    assert!(collector.spans(4).await.iter().any(|span| span.tag("guid:x-request-id").ends_with("3") && span.span.kind == 3));
+}
+
+#[tokio::test]
+async fn zipkin_gets_json_and_applications_get_b3() {
+    let telemetry =
+        TELEMETRY.replace("  - randomSamplingPercentage", "  - providers: [{name: zipkin}]\n    randomSamplingPercentage");
+    let running = mesh(&telemetry).await;
+    let collector = App::start(running.mesh.network.at(82, 9411), Speaks::Http);
+    assert_eq!(exchange(running.egress(), &get_request(DETAILS, "/details/0", "")).await.status, 200);
+    let sent = eventually("both sidecars send their span", async || {
+        let sent = collector.requests();
+        (sent.len() == 2).then_some(sent)
+    });
+    let mut spans = Vec::new();
+    for message in sent.await {
+        assert_eq!((message.start.as_str(), message.header("x-team")), ("POST /api/v2/spans HTTP/1.1", Some("shop")));
+        assert_eq!(message.header("content-type"), Some("application/json"));
+        spans.extend(serde_json::from_slice::<Vec<serde_json::Value>>(&message.body).unwrap());
+    }
+    spans.sort_by_key(|span| span["kind"].to_string());
+    let [client, server] = &spans[..] else { panic!("{spans:?}") };
+    assert_eq!((client["kind"].as_str(), server["kind"].as_str()), (Some("CLIENT"), Some("SERVER")));
+    assert_eq!((&client["parentId"], &server["parentId"]), (&serde_json::Value::Null, &client["id"]));
+    assert_eq!((client["traceId"].as_str().unwrap().len(), &server["traceId"]), (32, &client["traceId"]));
+    assert_eq!(server["name"], "details.bookinfo.svc.cluster.local:9080/*");
+    assert_eq!(server["localEndpoint"]["serviceName"], "details.bookinfo");
+    assert_eq!((&server["tags"]["http.status_code"], &server["tags"]["tenant"]), (&"200".into(), &"nobody".into()));
+    assert!(client["timestamp"].as_u64().unwrap() > 1_000_000_000_000_000 && client["duration"].as_u64().unwrap() > 0);
+    let request = running.app.last_request();
+    let told = |name: &str| request.header(name).map(serde_json::Value::from);
+    assert_eq!((told("x-b3-traceid"), told("x-b3-spanid")), (Some(server["traceId"].clone()), Some(server["id"].clone())));
+    assert_eq!((told("x-b3-parentspanid"), told("x-b3-sampled")), (Some(client["id"].clone()), Some("1".into())));
+    assert_eq!(request.header("traceparent"), None);
+    let line = running.ratings.stdout.line_with(client["traceId"].as_str().unwrap()).await;
+    assert!(line.contains(" 200 "), "{line}");
+    let exported = async || (running.ratings.metrics().await.sum("skiff_trace_spans_exported_total", &[]) == 1.0).then_some(());
+    eventually("the span is counted", exported).await;
 }
