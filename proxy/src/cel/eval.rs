@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::MAX_STEPS;
-use super::parse::{Function, Literal, Macro, Node, Operator};
+use super::node::{Function, Literal, Macro, Node, Operator};
 use super::value::{Failure, Outcome, Value};
 use crate::stream_info::FormatContext;
 

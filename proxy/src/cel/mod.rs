@@ -15,6 +15,7 @@
 mod attribute;
 mod eval;
 mod lex;
+mod node;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ mod value;
 
 use crate::stream_info::FormatContext;
 use eval::Evaluation;
-use parse::Node;
+use node::Node;
 
 /// Bytes of an expression.
 pub const MAX_SOURCE: usize = 4096;

@@ -4,7 +4,8 @@
 //! Logs are in the order of their providers' names. Two things differ: the clusters of collectors are there whatever the Sidecar
 //! imports, so that spans arrive (istiod leaves them out, and Envoy drops), and `istio.canonical_*` are the workload's own labels.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod merge;
+
 use std::sync::Arc;
 
 use skiff_proxy::config::{
@@ -12,6 +13,7 @@ use skiff_proxy::config::{
     Tracing, TracingProvider, Zipkin,
 };
 
+use self::merge::{Logging, TracingSpec, merge_logs, merge_tracing};
 use super::documents::{Documents, Resource};
 use super::registry::{self, Service};
 use super::schema::mesh::{
@@ -19,7 +21,7 @@ use super::schema::mesh::{
     ZipkinTracer,
 };
 use super::schema::selects;
-use super::schema::telemetry::{self as schema, LogFilter, Mode};
+use super::schema::telemetry::{self as schema, Mode};
 use super::values::{GoDuration, Port};
 use super::{Output, Selection, Workload, clusters};
 
@@ -47,17 +49,6 @@ pub(super) struct Telemetry<'a, 'o> {
     pub(super) root_namespace: &'a str,
     pub(super) services: &'a [Service<'a>],
     pub(super) output: &'o mut Output,
-}
-
-/// What the resources say of the spans of one side.
-struct TracingSpec<'a> {
-    provider: Option<&'a str>,
-    disabled: bool,
-    sampling: Option<Fraction>,
-    custom_tags: Option<&'a BTreeMap<String, schema::CustomTag>>,
-    use_request_id: bool,
-    istio_tags: bool,
-    no_context_propagation: bool,
 }
 
 impl<'a> Telemetry<'a, '_> {
@@ -307,71 +298,6 @@ impl<'a> Telemetry<'a, '_> {
             dry_run("deny_policy.result", "deny_shadow_engine_result"),
         ]
     }
-}
-
-fn merge_tracing<'a>(entries: &[&'a schema::Tracing], default: Option<&'a str>, mode: Mode) -> TracingSpec<'a> {
-    let mut spec = TracingSpec {
-        provider: default,
-        disabled: false,
-        sampling: None,
-        custom_tags: None,
-        use_request_id: true,
-        istio_tags: true,
-        no_context_propagation: false,
-    };
-    for entry in entries.iter().filter(|entry| entry.matches.holds(mode)) {
-        // One tracer at a time, so the first of a list.
-        spec.provider = entry.providers.first().map(|provider| provider.name.as_str()).or(spec.provider);
-        spec.disabled = entry.disable_span_reporting.unwrap_or(spec.disabled);
-        spec.sampling = entry.random_sampling_percentage.map(|share| share.0).or(spec.sampling);
-        spec.custom_tags = entry.custom_tags.as_ref().or(spec.custom_tags);
-        spec.use_request_id = entry.use_request_id_for_trace_sampling.unwrap_or(spec.use_request_id);
-        spec.istio_tags = entry.enable_istio_tags.unwrap_or(spec.istio_tags);
-        spec.no_context_propagation = entry.disable_context_propagation.unwrap_or(spec.no_context_propagation);
-    }
-    spec
-}
-
-/// What the resources say of one provider of logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Logging<'a> {
-    On(Option<&'a LogFilter>),
-    Off,
-}
-
-/// The providers of one side, by name. The last level that names any replaces those of the levels before; an entry without
-/// providers means those of the entry before it.
-fn merge_logs<'a>(levels: &[&'a [schema::AccessLogging]], defaults: &'a [String], mode: Mode) -> BTreeMap<&'a str, Logging<'a>> {
-    let defaults: Vec<&str> = defaults.iter().map(String::as_str).collect();
-    if levels.is_empty() {
-        return defaults.into_iter().map(|name| (name, Logging::On(None))).collect();
-    }
-    let names = |entry: &'a schema::AccessLogging| entry.providers.iter().map(|provider| provider.name.as_str());
-    let mut in_scope: BTreeSet<&str> = defaults.iter().copied().collect();
-    let mut filters: BTreeMap<&str, Option<&LogFilter>> = BTreeMap::new();
-    for level in levels {
-        let concerned = || level.iter().filter(|entry| entry.matches.holds(mode));
-        filters.extend(concerned().flat_map(|entry| names(entry).map(|name| (name, entry.filter.as_ref()))));
-        let named: BTreeSet<&str> = concerned().flat_map(names).collect();
-        if !named.is_empty() {
-            in_scope = named;
-        }
-    }
-    let mut merged = BTreeMap::new();
-    let mut before = defaults;
-    for entry in levels.iter().copied().flatten() {
-        if !entry.providers.is_empty() {
-            before = names(entry).collect();
-        }
-        if !entry.matches.holds(mode) {
-            continue;
-        }
-        for name in before.iter().filter(|name| in_scope.contains(*name)) {
-            let off = entry.disabled == Some(true);
-            merged.insert(*name, if off { Logging::Off } else { Logging::On(filters.get(name).copied().flatten()) });
-        }
-    }
-    merged
 }
 
 fn file_log(mesh: &MeshConfig, name: &str, log: &FileAccessLog) -> (LogFormat, AccessLogSink) {

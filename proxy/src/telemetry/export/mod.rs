@@ -6,6 +6,8 @@
 //! counted: nobody's request ever waits for one.
 
 pub(crate) mod otlp;
+#[cfg(test)]
+mod tests;
 mod zipkin;
 
 use std::rc::Rc;
@@ -57,6 +59,8 @@ pub(crate) struct Exporter {
     counters: ExportCounters,
     /// A batch is on its way.
     sending: AtomicBool,
+    /// The last batch was lost.
+    failing: AtomicBool,
     /// What waits is to leave at once.
     hurry: AtomicBool,
     /// The first record of a batch has come, many wait, or the exporter is gone.
@@ -153,9 +157,17 @@ impl Exporter {
             let records = batch.records as u64;
             // What a collector refuses of a batch it tells as a number of its own choice.
             let refused = match self.export(batch.bytes, pool).await {
-                Ok(refused) => refused.min(records),
+                Ok(refused) => {
+                    if self.failing.swap(false, Ordering::Relaxed) {
+                        tracing::info!(cluster = self.service.cluster, "records can be exported again");
+                    }
+                    refused.min(records)
+                }
                 Err(error) => {
-                    tracing::warn!(cluster = self.service.cluster, records, %error, "records cannot be exported and are dropped");
+                    // Said once: the counter goes on.
+                    if !self.failing.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(cluster = self.service.cluster, %error, "records cannot be exported and are dropped");
+                    }
                     records
                 }
             };
@@ -212,6 +224,7 @@ impl Exporters {
             pending: Mutex::default(),
             counters: counters.clone(),
             sending: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
             wake: Arc::default(),
             settled: Notify::new(),
