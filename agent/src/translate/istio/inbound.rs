@@ -150,7 +150,7 @@ fn tcp_filter(scope: &Scope<'_>, ingress: &Ingress) -> TcpProxy {
         clusters: vec![WeightedCluster::only(name)],
         idle_timeout: Some(TCP_IDLE),
         access_log: scope.inbound.access_log.clone(),
-        stats: Some(Arc::clone(&scope.inbound_stats)),
+        stats: scope.inbound.stats.clone(),
         ..TcpProxy::default()
     };
     apply_tcp_pool(&mut proxy, connection_pool(scope, ingress));
@@ -187,7 +187,7 @@ fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option
     http.filters.extend([HttpFilter::Fault, HttpFilter::Cors]);
     http.access_log = scope.inbound.access_log.clone();
     http.tracing = scope.inbound.tracing.clone();
-    http.stats = Some(Arc::clone(&scope.inbound_stats));
+    http.stats = scope.inbound.stats.clone();
     http
 }
 

@@ -134,7 +134,7 @@ fn listener(
         http.filters = vec![peer::outbound(), HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
         http.access_log = scope.outbound.access_log.clone();
         http.tracing = scope.outbound.tracing.clone();
-        http.stats = Some(Arc::clone(&scope.outbound_stats));
+        http.stats = scope.outbound.stats.clone();
         http.http_proxy = protocol == Protocol::HttpProxy;
         listener.filter_chains = vec![chain(String::new(), FilterChainMatch::default(), NetworkFilter::Http(Arc::new(http)))];
         return Some(listener);
@@ -317,7 +317,7 @@ impl TcpListener<'_, '_> {
             clusters,
             idle_timeout: Some(TCP_IDLE),
             access_log: self.scope.outbound.access_log.clone(),
-            stats: Some(Arc::clone(&self.scope.outbound_stats)),
+            stats: self.scope.outbound.stats.clone(),
             ..TcpProxy::default()
         }
     }

@@ -1,9 +1,8 @@
 //! What one workload sees of the mesh: the input of every later step of the translation.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use skiff_proxy::config::{AccessLog, AccessLogFilter, IstioStats, Reporter};
+use skiff_proxy::config::{AccessLog, AccessLogFilter};
 
 use super::de::FieldError;
 use super::documents::{DocumentError, Documents, Resource};
@@ -26,13 +25,11 @@ pub(super) struct Scope<'a> {
     pub(super) root_namespace: String,
     pub(super) sidecar: Option<&'a Resource<Sidecar>>,
     pub(super) services: Vec<Service<'a>>,
-    /// Logs and spans of what comes in and of what goes out.
+    /// Logs, spans and metrics of what comes in and of what goes out.
     pub(super) inbound: Side,
     pub(super) outbound: Side,
     /// Services that take them.
     pub(super) collectors: Selection,
-    pub(super) inbound_stats: Arc<IstioStats>,
-    pub(super) outbound_stats: Arc<IstioStats>,
 }
 
 impl<'a> Scope<'a> {
@@ -57,9 +54,6 @@ impl<'a> Scope<'a> {
             inbound,
             outbound,
             collectors,
-            // The host header of a caller is no name for a series.
-            inbound_stats: Arc::new(IstioStats { disable_host_header_fallback: true, ..IstioStats::new(Reporter::Destination) }),
-            outbound_stats: Arc::new(IstioStats::new(Reporter::Source)),
             mesh,
             root_namespace,
         })
@@ -137,6 +131,4 @@ fn choose_sidecar<'a>(
     }
     let root = || documents.sidecars.iter().filter(|sidecar| sidecar.namespace == root_namespace);
     own().find(|sidecar| labels(sidecar).is_none()).or_else(|| root().find(|sidecar| labels(sidecar).is_none()))
-}
-
 }

@@ -1,16 +1,17 @@
-//! Telemetry resources, and what MeshConfig says where there are none: logs and spans of each side of a sidecar.
+//! Telemetry resources, and what MeshConfig says where there are none: logs, spans and metrics of each side of a sidecar.
 //!
 //! As istiod merges them: what the root namespace says, then the workload's own namespace, then resources that select the workload.
 //! Logs are in the order of their providers' names. Two things differ: the clusters of collectors are there whatever the Sidecar
 //! imports, so that spans arrive (istiod leaves them out, and Envoy drops), and `istio.canonical_*` are the workload's own labels.
 
 mod merge;
+mod metrics;
 
 use std::sync::Arc;
 
 use skiff_proxy::config::{
-    AccessLog, AccessLogFilter, AccessLogSink, CustomTag, ExportService, Fraction, LogFormat, OpenTelemetry, OtelLog, TagValue,
-    Tracing, TracingProvider, Zipkin,
+    AccessLog, AccessLogFilter, AccessLogSink, CustomTag, ExportService, Fraction, IstioStats, LogFormat, OpenTelemetry, OtelLog,
+    TagValue, Tracing, TracingProvider, Zipkin,
 };
 
 use self::merge::{Logging, TracingSpec, merge_logs, merge_tracing};
@@ -39,6 +40,8 @@ pub(super) struct Side {
     /// For requests and TCP connections.
     pub(super) access_log: Vec<AccessLog>,
     pub(super) tracing: Option<Arc<Tracing>>,
+    /// Istio's metrics.
+    pub(super) stats: Option<Arc<IstioStats>>,
 }
 
 /// What the sides are made of.
@@ -55,12 +58,10 @@ impl<'a> Telemetry<'a, '_> {
     /// One side; `mode` is [`Mode::Server`] for what comes in. Services that it needs go to `collectors`.
     pub(super) fn side(&mut self, mode: Mode, collectors: &mut Selection) -> Side {
         let applicable = self.applicable();
-        for resource in &applicable {
-            self.warn_of_metrics(resource);
-        }
         let access_log = self.access_log(&applicable, mode, collectors);
         let tracing = self.tracing(&applicable, mode, collectors);
-        Side { access_log, tracing: tracing.map(Arc::new) }
+        let stats = self.stats(&applicable, mode);
+        Side { access_log, tracing: tracing.map(Arc::new), stats: stats.map(Arc::new) }
     }
 
     /// The resources that count for the workload, the least specific first.
@@ -77,14 +78,6 @@ impl<'a> Telemetry<'a, '_> {
             selector.is_some_and(|selector| selects(&selector.match_labels, &self.workload.labels))
         });
         wide.chain(selected).collect()
-    }
-
-    fn warn_of_metrics(&mut self, resource: &Resource<schema::Telemetry>) {
-        for metrics in &resource.spec.metrics {
-            for one in &metrics.value.overrides {
-                self.output.warn(resource.remark(format_args!("{}: not supported by skiff, metrics stay as they are", one.path)));
-            }
-        }
     }
 
     fn provider(&self, name: &str) -> Option<&'a ExtensionProvider> {

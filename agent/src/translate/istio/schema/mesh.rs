@@ -54,7 +54,7 @@ pub(in super::super) struct ExtensionProvider {
     pub(in super::super) zipkin: Option<ZipkinTracer>,
     /// Prometheus, which needs nothing, and those that skiff does not have.
     #[serde(flatten)]
-    pub(in super::super) _other: BTreeMap<String, Ignored>,
+    pub(in super::super) other: BTreeMap<String, Ignored>,
 }
 
 /// Who serves where a Telemetry resource names nobody.
@@ -63,8 +63,7 @@ pub(in super::super) struct ExtensionProvider {
 pub(in super::super) struct DefaultProviders {
     #[serde(default)]
     pub(in super::super) tracing: Vec<String>,
-    #[serde(default, rename = "metrics")]
-    pub(in super::super) _metrics: Vec<String>,
+    pub(in super::super) metrics: Option<Vec<String>>,
     #[serde(default)]
     pub(in super::super) access_logging: Vec<String>,
 }

@@ -32,6 +32,13 @@ impl Telemetry {
     }
 }
 
+impl Mode {
+    /// Whether a resource for this mode concerns a side.
+    pub(in super::super) fn holds(self, side: Self) -> bool {
+        self == Self::ClientAndServer || self == side
+    }
+}
+
 /// Which of its two sides a sidecar is asked about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -52,7 +59,7 @@ pub(in super::super) struct ModeMatch {
 impl ModeMatch {
     /// Whether it holds for a side.
     pub(in super::super) fn holds(self, side: Mode) -> bool {
-        self.mode == Mode::ClientAndServer || self.mode == side
+        self.mode.holds(side)
     }
 }
 
@@ -132,7 +139,6 @@ impl<'de> Deserialize<'de> for Expression {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "read so that mistakes are errors; what it says is not served")]
 pub(in super::super) struct Metrics {
     #[serde(default)]
     pub(in super::super) providers: Vec<ProviderRef>,
@@ -143,28 +149,26 @@ pub(in super::super) struct Metrics {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "read so that mistakes are errors; what it says is not served")]
 pub(in super::super) struct MetricsOverride {
     #[serde(default, rename = "match")]
-    matches: MetricSelector,
-    disabled: Option<bool>,
+    pub(in super::super) matches: MetricSelector,
+    pub(in super::super) disabled: Option<bool>,
     #[serde(default)]
-    tag_overrides: BTreeMap<String, TagOverride>,
+    pub(in super::super) tag_overrides: BTreeMap<String, TagOverride>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "read so that mistakes are errors; what it says is not served")]
 pub(in super::super) struct MetricSelector {
-    metric: Option<Metric>,
-    custom_metric: Option<String>,
+    pub(in super::super) metric: Option<Metric>,
+    pub(in super::super) custom_metric: Option<String>,
     #[serde(default)]
-    mode: Mode,
+    pub(in super::super) mode: Mode,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Metric {
+pub(in super::super) enum Metric {
     AllMetrics,
     RequestCount,
     RequestDuration,
@@ -180,17 +184,16 @@ enum Metric {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "read so that mistakes are errors; what it says is not served")]
-struct TagOverride {
+pub(in super::super) struct TagOverride {
     #[serde(default)]
-    operation: Operation,
+    pub(in super::super) operation: Operation,
     #[serde(default)]
-    value: String,
+    pub(in super::super) value: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Operation {
+pub(in super::super) enum Operation {
     #[default]
     Upsert,
     Remove,

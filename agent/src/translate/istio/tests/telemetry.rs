@@ -51,6 +51,7 @@ fn logs_and_spans_are_those_that_istiod_sends() {
         assert_eq!(ours.len(), theirs.len());
         for (ours, theirs) in ours.into_iter().zip(theirs) {
             assert_eq!(ours.access_log, theirs.access_log);
+            assert_eq!(ours.stats, theirs.stats);
             assert_eq!(ours.tracing.as_deref().cloned(), theirs.tracing.as_deref().map(with_own_names));
             seen += 1;
         }
@@ -195,13 +196,41 @@ fn spans_are_merged_from_mesh_to_workload() {
 }
 
 #[test]
+fn metrics_are_merged_from_mesh_to_workload() {
+    let stats = |telemetry: &str| {
+        let translation = with(telemetry, "");
+        sides(&translation).map(|manager| manager.stats.clone())
+    };
+    assert!(stats("").iter().all(|stats| stats.as_ref().is_some_and(|stats| stats.overrides.is_empty())));
+    let off = resource("m", "istio-system", "{metrics: [{overrides: [{match: {mode: SERVER}, disabled: true}]}]}");
+    assert!(matches!(stats(&off), [None, Some(_)]));
+    let one = resource(
+        "own",
+        "bookinfo",
+        "{metrics: [{reportingInterval: 10s, overrides: [{match: {metric: REQUEST_SIZE, mode: SERVER}, disabled: true}, {match: {metric: ALL_METRICS, mode: CLIENT}, tagOverrides: {a: {value: \"'b'\"}}}]}]}",
+    );
+    let [server, client] = stats(&format!("{off}{one}")).map(Option::unwrap);
+    let dropped: Vec<_> =
+        server.overrides.iter().map(|change| (change.metric.map(config::IstioMetric::name), change.drop)).collect();
+    assert_eq!(dropped, [(Some("istio_request_bytes"), true)]);
+    assert_eq!(client.overrides.len(), 10);
+    let constant = config::Dimension::Constant("b".to_owned());
+    assert!(client.overrides.iter().all(|change| change.dimensions.get("a") == Some(&constant) && !change.drop));
+    assert_eq!(client.tcp_reporting_duration, Some(std::time::Duration::from_secs(10)));
+    // Who has metrics elsewhere has none here.
+    assert_eq!(stats(&resource("m", "istio-system", "{metrics: [{providers: [{name: stackdriver}]}]}")), [None, None]);
+}
+
+#[test]
 fn what_cannot_be_served_is_said_by_name() {
     let warned = |telemetry: &str, mesh: &str, expected: &str| {
         let warnings = with(telemetry, mesh).warnings;
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{expected}: {warnings:?}");
     };
-    let spec = "{metrics: [{overrides: [{match: {metric: REQUEST_SIZE}, disabled: true}]}]}";
-    warned(&resource("m", "istio-system", spec), "", "spec.metrics[0].overrides[0]: not supported by skiff");
+    let spec = "{metrics: [{overrides: [{match: {customMetric: my_metric}, disabled: true}]}]}";
+    warned(&resource("m", "istio-system", spec), "", "spec.metrics[0].overrides[0]: metric \"my_metric\" is none of Istio's");
+    let spec = "{metrics: [{overrides: [{match: {metric: REQUEST_COUNT}, tagOverrides: {a: {value: size(request.path)}}}]}]}";
+    warned(&resource("m", "istio-system", spec), "", "metric requests_total: dimensions[\"a\"]: expected a quoted text");
     let spec = "{accessLogging: [{providers: [{name: nobody}]}]}";
     warned(&resource("m", "istio-system", spec), "", "\"nobody\": MeshConfig has none that skiff can use");
     let spec = "{tracing: [{providers: [{name: json-log}]}]}";
