@@ -25,6 +25,12 @@ const BOOTSTRAP: &str = r#"
     load_assignment:
       cluster_name: app
       endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.4, port_value: 8080}}}}]}]
+  - name: dead
+    type: STATIC
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: dead
+      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.9, port_value: 9}}}}]}]
   - name: otel
     type: STATIC
     connect_timeout: 1s
@@ -91,6 +97,8 @@ const BOOTSTRAP: &str = r#"
               routes:
               - match: {path: /teapot}
                 direct_response: {status: 418}
+              - match: {prefix: /dead}
+                route: {cluster: dead, retry_policy: {retry_on: connect-failure, num_retries: 1}}
               - match: {prefix: /plain}
                 route: {cluster: ingress}
               - match: {prefix: /}
@@ -167,6 +175,8 @@ async fn a_request_is_one_trace_through_all_proxies() {
     // The name of the caller's route is the call's on both sides; SPAN_KIND_CLIENT is 3, SPAN_KIND_SERVER 2.
     assert_eq!((&*client.span.name, client.span.kind), ("reviews:9080/*", 3));
     assert_eq!((&*server.span.name, server.span.kind), ("reviews:9080/*", 2));
+    // Sampled, and whether the parent is in another process.
+    assert_eq!((client.span.flags, server.span.flags), (0x101, 0x301));
     assert!(client.span.start_time_unix_nano <= server.span.start_time_unix_nano);
     assert!(client.span.end_time_unix_nano > client.span.start_time_unix_nano);
     assert_eq!(client.resource["service.name"], "shop.bookinfo");
@@ -218,6 +228,25 @@ async fn attempts_upstream_may_have_spans_of_their_own() {
     assert_eq!((request.span.kind, attempt.span.kind, server.span.kind), (2, 3, 2));
     assert_eq!((attempt.tag("http.status_code"), attempt.tag("upstream_cluster")), ("200", "ingress"));
     assert_eq!(attempt.tag("upstream_address"), scene.bootstrap.network.at(3, 9080).to_string());
+}
+
+#[tokio::test]
+async fn attempts_that_fail_say_why() {
+    let scene = Scene::open(100, true).await;
+    let collector = scene.collector().await;
+    assert_eq!(scene.get("/dead", "").await, 503);
+    let spans = collector.spans(3).await;
+    let (mut attempts, request): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.span.name == "router dead egress");
+    attempts.sort_by_key(|span| span.span.start_time_unix_nano);
+    assert_eq!((request[0].tag("response_flags"), request[0].tag("http.status_code")), ("URX,UF", "503"));
+    for (attempt, retries) in attempts.iter().zip(["-", "1"]) {
+        assert_eq!(attempt.parent(), request[0].id());
+        assert_eq!(attempt.tag("retry.count"), retries);
+        let said = ["error", "error.reason", "http.protocol", "http.status_code", "response_flags"].map(|name| attempt.tag(name));
+        assert_eq!(said, ["true", "remote connection failure", "-", "0", "UF"]);
+    }
+    assert!(scene.skiff.stdout.line_with("bad /dead").await.starts_with("bad /dead 503 /dead "));
+    scene.counted("skiff_trace_spans_exported_total", 3.0).await;
 }
 
 #[tokio::test]

@@ -288,7 +288,7 @@ impl Exchange {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
-        self.finish_attempt_span(true);
+        self.finish_attempt_span(Some(ErrorKind::DownstreamClosed));
         let manager = &self.connection.manager;
         let context = self.format_context();
         manager.access_log.log(&context);

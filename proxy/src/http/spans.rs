@@ -1,8 +1,11 @@
 //! The spans of an exchange: begun, told to the next hop, ended.
 
 use super::exchange::Exchange;
+use super::head::Version;
 use super::route::Route;
-use crate::telemetry::trace::{DECORATOR, StatusTags};
+use crate::error::ErrorKind;
+use crate::telemetry::trace::{AttemptEnd, DECORATOR};
+use crate::upstream::pool::Protocol;
 
 impl Exchange {
     /// Begins the request's span, if requests have some here.
@@ -31,13 +34,20 @@ impl Exchange {
         self.attempt_span = Some(attempt);
     }
 
-    /// Ends it; `failed` unless its whole response came.
-    pub(super) fn finish_attempt_span(&mut self, failed: bool) {
+    /// Ends it; `failure` says why its whole response did not come.
+    pub(super) fn finish_attempt_span(&mut self, failure: Option<ErrorKind>) {
         let Some(span) = self.attempt_span.take() else { return };
         let Some(tracer) = &self.connection.manager.tracer else { return };
-        let code = if failed { 0 } else { self.response.status.as_u16() };
-        let status = StatusTags { code, failed, retries: self.info.attempts.saturating_sub(1) };
-        tracer.finish_upstream(&span, &self.format_context(), status);
+        let configured = self.cluster.as_ref().map(|cluster| cluster.current().config().protocol);
+        let protocol = configured.filter(|_| self.info.upstream.is_some()).map(|configured| {
+            match Protocol::of(configured, self.request.version) {
+                Protocol::Http1 => Version::Http11,
+                Protocol::Http2 => Version::Http2,
+            }
+        });
+        let code = if failure.is_some() { 0 } else { self.response.status.as_u16() };
+        let end = AttemptEnd { code, failure, retries: self.info.attempts.saturating_sub(1), protocol };
+        tracer.finish_upstream(&span, &self.format_context(), end);
     }
 
     /// A callee may name the call for its caller's span, in the response.

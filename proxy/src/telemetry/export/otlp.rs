@@ -35,6 +35,14 @@ impl Signal {
             Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         }
     }
+
+    /// As Envoy, only spans say who made them.
+    fn scope(self) -> Vec<u8> {
+        match self {
+            Self::Traces => Scope { name: "skiff".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }.encode_to_vec(),
+            Self::Logs => Vec::new(),
+        }
+    }
 }
 
 /// `opentelemetry.proto.trace.v1.Span`.
@@ -60,6 +68,8 @@ pub(crate) struct Span {
     pub(crate) attributes: Vec<KeyValue>,
     #[prost(message, optional, tag = "15")]
     pub(crate) status: Option<Status>,
+    #[prost(fixed32, tag = "16")]
+    pub(crate) flags: u32,
 }
 
 /// `opentelemetry.proto.trace.v1.Status`.
@@ -137,6 +147,15 @@ struct Resource {
     attributes: Vec<KeyValue>,
 }
 
+/// `opentelemetry.proto.common.v1.InstrumentationScope`: who makes the spans.
+#[derive(Clone, PartialEq, Message)]
+struct Scope {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    version: String,
+}
+
 /// `ExportTraceServiceResponse` and `ExportLogsServiceResponse`, which are alike.
 #[derive(Clone, PartialEq, Message)]
 struct Response {
@@ -167,6 +186,9 @@ const RECORDS: u32 = 2;
 /// Field of the resource in `ResourceSpans` and `ResourceLogs`, and of those in the request.
 const RESOURCE: u32 = 1;
 
+/// Field of the scope in `ScopeSpans` and `ScopeLogs`.
+const SCOPE: u32 = 1;
+
 /// A span or log record as [`super::Exporter::push`] takes it.
 pub(crate) fn record(message: &impl Message, out: &mut Vec<u8>) {
     prefix(RECORDS, message.encoded_len(), out);
@@ -179,15 +201,20 @@ fn prefix(field: u32, length: usize, out: &mut Vec<u8>) {
     encode_varint(length as u64, out);
 }
 
-/// The whole request: one resource, one scope without a name, all records.
-fn request(resource: &[u8], records: &[u8]) -> Vec<u8> {
+/// The whole request: one resource, one scope, all records.
+fn request(resource: &[u8], scope: &[u8], records: &[u8]) -> Vec<u8> {
     let nested = |length: usize| 1 + encoded_len_varint(length as u64) + length;
-    let inner = nested(resource.len()) + nested(records.len());
+    let scoped = if scope.is_empty() { 0 } else { nested(scope.len()) } + records.len();
+    let inner = nested(resource.len()) + nested(scoped);
     let mut out = Vec::with_capacity(nested(inner));
     prefix(RESOURCE, inner, &mut out);
     prefix(RESOURCE, resource.len(), &mut out);
     out.extend_from_slice(resource);
-    prefix(RECORDS, records.len(), &mut out);
+    prefix(RECORDS, scoped, &mut out);
+    if !scope.is_empty() {
+        prefix(SCOPE, scope.len(), &mut out);
+        out.extend_from_slice(scope);
+    }
     out.extend_from_slice(records);
     out
 }
@@ -202,7 +229,7 @@ pub(super) async fn export(
     cluster: &Arc<Cluster>,
     limits: Limits,
 ) -> Result<u64, Error> {
-    let request = request(resource, records);
+    let request = request(resource, &signal.scope(), records);
     let answer = match &service.http_path {
         None => {
             let head = grpc::head(signal.method(), &service.authority, &service.headers, limits.timeout);
@@ -244,7 +271,9 @@ mod tests {
         assert_eq!(&resource[..], [10, 8, 10, 1, b'a', 18, 3, 10, 1, b'2']);
         let one = [18, 5, 42, 3, 10, 1, b'b'];
         let expected = [&[10, 28, 10, 10][..], &resource, &[18, 14], &one, &one].concat();
-        assert_eq!(request(&resource, &records), expected);
+        assert_eq!(request(&resource, b"", &records), expected);
+        let expected = [&[10, 31, 10, 10][..], &resource, &[18, 17, 10, 1, b's'], &one, &one].concat();
+        assert_eq!(request(&resource, b"s", &records), expected);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::config::{self, OpenTelemetry, TracingProvider, TrafficDirection};
 use crate::http::head::{RequestHead, Version};
 use crate::stream_info::{FormatContext, LocalInfo};
 
-pub(crate) use self::tags::StatusTags;
+pub(crate) use self::tags::AttemptEnd;
 
 /// What a tracing block is compiled into.
 #[derive(Debug)]
@@ -44,6 +44,8 @@ pub struct ActiveSpan {
     name: String,
     /// The span of the client has the same id.
     shared: bool,
+    /// The span before is another process'.
+    remote: bool,
     is_client: bool,
     start: SystemTime,
     /// What the caller is told of the span's name.
@@ -57,6 +59,7 @@ pub(crate) struct Finished<'a> {
     pub(crate) state: &'a [u8],
     pub(crate) name: &'a str,
     pub(crate) shared: bool,
+    pub(crate) remote: bool,
     pub(crate) is_client: bool,
     pub(crate) start: SystemTime,
     pub(crate) end: SystemTime,
@@ -164,7 +167,8 @@ impl Tracer {
         });
         let is_client = self.is_egress && !self.config.spawn_upstream_span;
         let ids = SpanIds { trace, span: own, sampled };
-        Box::new(ActiveSpan { ids, parent: before, state, name: String::new(), shared, is_client, start, told: None })
+        let remote = before.is_some();
+        Box::new(ActiveSpan { ids, parent: before, state, name: String::new(), shared, remote, is_client, start, told: None })
     }
 
     /// Begins the span of an attempt upstream.
@@ -175,6 +179,7 @@ impl Tracer {
             state: of.state.clone(),
             name: format!("router {cluster} egress"),
             shared: false,
+            remote: false,
             is_client: true,
             start: SystemTime::now(),
             told: None,
@@ -207,17 +212,26 @@ impl Tracer {
     }
 
     /// Exports the span of an attempt that is over.
-    pub(crate) fn finish_upstream(&self, span: &ActiveSpan, stream: &FormatContext<'_>, status: StatusTags) {
+    pub(crate) fn finish_upstream(&self, span: &ActiveSpan, stream: &FormatContext<'_>, end: AttemptEnd) {
         if span.ids.sampled {
-            let tags = tags::of_attempt(&self.tags, stream, status);
+            let tags = tags::of_attempt(&self.tags, stream, end);
             self.export_span(span, SystemTime::now(), tags);
         }
     }
 
     fn export_span(&self, span: &ActiveSpan, end: SystemTime, tags: Tags) {
-        let ActiveSpan { ids, parent, state, name, shared, is_client, start, .. } = span;
-        let (ids, parent, shared, is_client, start) = (*ids, *parent, *shared, *is_client, *start);
-        let finished = Finished { ids, parent, state, name: tags::bounded(name), shared, is_client, start, end, tags };
+        let finished = Finished {
+            ids: span.ids,
+            parent: span.parent,
+            state: &span.state,
+            name: tags::bounded(&span.name),
+            shared: span.shared,
+            remote: span.remote,
+            is_client: span.is_client,
+            start: span.start,
+            end,
+            tags,
+        };
         let mut record = Vec::with_capacity(2048);
         match &self.config.provider {
             TracingProvider::OpenTelemetry(_) => otlp::record(&to_otlp(finished), &mut record),
@@ -248,6 +262,11 @@ impl ActiveSpan {
     }
 }
 
+/// `SpanFlags`: the W3C flag of what is exported, and whether the span before is another process'.
+const SAMPLED: u32 = 1;
+const HAS_IS_REMOTE: u32 = 0x100;
+const IS_REMOTE: u32 = 0x200;
+
 fn to_otlp(span: Finished<'_>) -> otlp::Span {
     let code: u16 = span.tags.get("http.status_code").and_then(|code| code.parse().ok()).unwrap_or(0);
     let failed = code >= 500 || code >= 400 && span.is_client;
@@ -262,6 +281,7 @@ fn to_otlp(span: Finished<'_>) -> otlp::Span {
         end_time_unix_nano: nanoseconds(span.end),
         attributes: span.tags.into_iter().map(|(key, value)| otlp::KeyValue::text(key, value)).collect(),
         status: failed.then_some(otlp::Status { code: otlp::STATUS_ERROR }),
+        flags: SAMPLED | HAS_IS_REMOTE | if span.remote { IS_REMOTE } else { 0 },
     }
 }
 

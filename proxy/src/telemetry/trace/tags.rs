@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use super::protocol;
 use crate::config::{self, CustomTag, TagValue};
-use crate::http::head::{HeaderName, Known, RequestHead};
+use crate::error::ErrorKind;
+use crate::flags::ResponseFlags;
+use crate::http::head::{HeaderName, Known, RequestHead, Version};
 use crate::stream_info::{FormatContext, LocalInfo};
 use crate::telemetry::format::{Format, FormatError};
 use crate::telemetry::grpc_status;
@@ -61,13 +63,15 @@ pub(super) fn bounded(text: &str) -> &str {
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StatusTags {
+pub(crate) struct AttemptEnd {
     /// The status of its response; 0 when there was none.
     pub(crate) code: u16,
-    /// It ended without its whole response.
-    pub(crate) failed: bool,
+    /// Why it ended without its whole response.
+    pub(crate) failure: Option<ErrorKind>,
     /// Attempts before it.
     pub(crate) retries: u32,
+    /// What the endpoint was spoken to in; `None` when it was not reached.
+    pub(crate) protocol: Option<Version>,
 }
 
 /// Envoy's tags of a request, then the configured ones.
@@ -82,26 +86,31 @@ pub(super) fn of_request(config: &config::Tracing, local: &LocalInfo, custom: &C
     tags.set("peer.address", info.connection.remote.ip().to_string());
     tags.set("request_size", info.bytes_received.to_string());
     tags.set("response_size", info.bytes_sent.to_string());
-    common(stream, info.response_code, custom, &mut tags);
+    common(stream, info.response_code, info.flags, custom, &mut tags);
     grpc_response(stream, &mut tags);
     tags
 }
 
 /// Envoy's tags of an attempt, then the configured ones.
-pub(super) fn of_attempt(custom: &CustomTags, stream: &FormatContext<'_>, status: StatusTags) -> Tags {
+pub(super) fn of_attempt(custom: &CustomTags, stream: &FormatContext<'_>, end: AttemptEnd) -> Tags {
     let mut tags = Tags::default();
-    tags.set("http.protocol", protocol(stream.request.map(|head| head.version)));
+    let mut flags = ResponseFlags::NONE;
+    if end.retries > 0 {
+        tags.set("retry.count", end.retries.to_string());
+    }
+    if let Some(kind) = end.failure {
+        flags = kind.reply(None, false).flag;
+        tags.set("error", "true");
+        if let Some(reason) = kind.reset_reason() {
+            tags.set("error.reason", reason);
+        }
+    }
+    tags.set("http.protocol", protocol(end.protocol));
     if let Some(host) = &stream.info.upstream_host {
         tags.set("upstream_address", host);
         tags.set("peer.address", host);
     }
-    if status.retries > 0 {
-        tags.set("retry.count", status.retries.to_string());
-    }
-    common(stream, status.code, custom, &mut tags);
-    if status.failed {
-        tags.set("error", "true");
-    }
+    common(stream, end.code, flags, custom, &mut tags);
     tags
 }
 
@@ -133,7 +142,7 @@ fn or_dash(value: Option<&[u8]>) -> Cow<'_, str> {
     value.map_or(Cow::Borrowed("-"), String::from_utf8_lossy)
 }
 
-fn common(stream: &FormatContext<'_>, code: u16, custom: &CustomTags, tags: &mut Tags) {
+fn common(stream: &FormatContext<'_>, code: u16, flags: ResponseFlags, custom: &CustomTags, tags: &mut Tags) {
     let info = stream.info;
     tags.set("component", "proxy");
     if let Some(cluster) = &info.upstream_cluster {
@@ -141,7 +150,7 @@ fn common(stream: &FormatContext<'_>, code: u16, custom: &CustomTags, tags: &mut
         tags.set("upstream_cluster.name", cluster);
     }
     tags.set("http.status_code", code.to_string());
-    let flags: Vec<&str> = info.flags.short_names().collect();
+    let flags: Vec<&str> = flags.short_names().collect();
     tags.set("response_flags", if flags.is_empty() { "-".to_owned() } else { flags.join(",") });
     if code == 0 || code >= 500 {
         tags.set("error", "true");
