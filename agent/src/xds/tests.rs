@@ -1,37 +1,21 @@
 //! The protocol against what istiod sent and istio-agent answered (`testdata/xds`), and what is warm when.
 
+mod captures;
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::{Message, Name};
 use skiff_proto::envoy::config::cluster::v3::Cluster;
 use skiff_proto::envoy::config::core::v3::Node;
-use skiff_proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-};
+use skiff_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, Resource};
 use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config::Snapshot;
 
+use super::recorded::{response, stream as recorded};
 use super::resources::{INITIAL_FETCH_TIMEOUT, REMOVAL_DELAY};
 use super::{Handled, Kind, Protocol, Request, Resources, Response, Session};
-
-/// The recorded messages of one stream, in order.
-fn recorded(stream: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/xds").join(stream);
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
-    files.sort();
-    files.iter().map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())).collect()
-}
-
-fn response(name: &str, bytes: &[u8]) -> Option<Response> {
-    if name.ends_with("dresp") {
-        return Some(Response::Delta(DeltaDiscoveryResponse::decode(bytes).unwrap()));
-    }
-    name.ends_with("resp").then(|| Response::StateOfTheWorld(DiscoveryResponse::decode(bytes).unwrap()))
-}
 
 /// Handles a response and answers it, as the client does.
 fn step(session: &mut Session, resources: &mut Resources, response: Response) -> (Handled, Vec<Request>) {

@@ -35,6 +35,8 @@ pub(super) struct Attempts<'a> {
     /// Endpoints that have failed already.
     tried: Vec<Arc<Endpoint>>,
     hash: Option<u64>,
+    /// What the caller asked for, where the cluster's TLS wants to know it.
+    pub(super) host: Option<Rc<str>>,
     /// Held from the first retry on.
     retry_permit: Option<Permit>,
     /// The caller has had an informational head, after which Envoy repeats nothing.
@@ -65,6 +67,7 @@ impl<'a> Attempts<'a> {
         out: &'a mut Responder,
         timeouts: Timeouts,
         hash: Option<u64>,
+        host: Option<Rc<str>>,
     ) -> Self {
         Self {
             exchange,
@@ -78,6 +81,7 @@ impl<'a> Attempts<'a> {
             timeouts,
             tried: Vec::new(),
             hash,
+            host,
             retry_permit: None,
             informed: false,
         }

@@ -51,6 +51,8 @@ pub(super) async fn run(
         exchange.request.headers.set(Known::XEnvoyAttemptCount, b"1");
     }
     exchange.info.attempts = 1;
+    // As the caller wrote it: a rewritten host changes neither SNI nor what the certificate must say.
+    let host = exchange.request.host().filter(|_| cluster.current().asks_for_host()).map(std::rc::Rc::from);
     route.apply_request(&mut exchange.request, choice, &exchange.info, !suppress);
     exchange.inject_span();
     if exchange.request.method == Method::CONNECT {
@@ -61,7 +63,7 @@ pub(super) async fn run(
     if retries.needs_replay() {
         body.keep(action.request_body_buffer_limit);
     }
-    let mut attempts = Attempts::new(exchange, found, action, choice, cluster, body, out, timeouts, hash);
+    let mut attempts = Attempts::new(exchange, found, action, choice, cluster, body, out, timeouts, hash, host);
     attempts.start_timers(stream);
     attempts.run(&mut retries).await
 }

@@ -77,6 +77,8 @@ fn tls(sni: &str) -> TransportSocket {
         sans: Vec::new(),
         pins: Vec::new(),
         sni: sni.into(),
+        auto_sni: false,
+        auto_san_validation: false,
         alpn: Vec::new(),
         versions: (Tls12, Tls13),
     }))
