@@ -1,5 +1,9 @@
-//! A sidecar in a mesh: it joins, follows what istiod sends and outlives istiod.
+//! A sidecar in a mesh: it joins, follows what istiod sends and outlives istiod. With `SKIFF_TEST_ISTIOD` the tests of `living` run
+//! against a real one (`skiff_tests::living` says how).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "istiod/living.rs"]
+mod living;
 
 use std::net::SocketAddr;
 

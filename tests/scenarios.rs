@@ -115,9 +115,9 @@ async fn a_virtual_service_matches_rewrites_redirects_and_splits() {
     assert_eq!((rewritten.header("x-set"), rewritten.header("x-remove")), (Some("1"), None));
     let redirect = ask("/redirect", "").await;
     assert_eq!((redirect.status, redirect.header("location")), (302, Some("https://www.example.com/elsewhere")));
-    let direct = ask("/direct", "x-request-id: direct\r\n").await;
+    let direct = ask("/direct", "x-request-id: id-direct\r\n").await;
     assert_eq!((direct.status, direct.text().as_str()), (503, "closed\n"));
-    assert_logged(&scenario, "direct", &[("response_code_details", "direct_response"), ("route_name", "direct")]).await;
+    assert_logged(&scenario, "id-direct", &[("response_code_details", "direct_response"), ("route_name", "direct")]).await;
     let mut versions = [0, 0];
     for _ in 0..60 {
         let answer = ask("/split", "").await;
@@ -131,13 +131,18 @@ async fn a_virtual_service_matches_rewrites_redirects_and_splits() {
 #[tokio::test]
 async fn a_destination_rule_chooses_protocol_balancing_and_tls() {
     let mut scenario = Scenario::join("07-destinationrule").await;
-    let _details = scenario.peer(31, 9080, "bookinfo-details", Speaks::Http).await;
-    let _other = scenario.peer(32, 9080, "bookinfo-details", Speaks::Http).await;
+    let details = scenario.peer(31, 9080, "bookinfo-details", Speaks::Http).await;
+    let other = scenario.peer(32, 9080, "bookinfo-details", Speaks::Http).await;
     let productpage = App::start(scenario.at(51, 9080), Speaks::Http);
     let ask =
         async |host: &str, id: &str| -> Answer { scenario.ask_out(OUT, host, "/", &format!("x-request-id: {id}\r\n")).await };
     let cookie = ask(DETAILS, "cookie").await;
-    assert!(cookie.header("set-cookie").is_some_and(|cookie| cookie.starts_with("sess=")), "{cookie:?}");
+    let cookie = cookie.header("set-cookie").unwrap();
+    assert!(cookie.starts_with("sess=\"") && cookie.ends_with("\"; Max-Age=60; Path=/; HttpOnly"), "{cookie}");
+    let pair = cookie.split(';').next().unwrap();
+    let again = scenario.ask_out(OUT, DETAILS, "/", &format!("cookie: a=b; {pair}\r\n")).await;
+    assert_eq!(again.header("set-cookie"), None, "the caller has it already");
+    assert_eq!(details.requests().len().max(other.requests().len()), 2, "the cookie leads to the same endpoint");
     assert_eq!(ask("productpage.bookinfo:9080", "plain").await.status, 200);
     assert_eq!(productpage.requests().len(), 1, "mode DISABLE is plaintext");
     // PASSTHROUGH wants the address that the application meant, which only iptables could tell.

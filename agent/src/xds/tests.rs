@@ -166,6 +166,32 @@ fn a_bad_resource_is_named_and_its_last_good_version_stays_beside_the_good_ones(
 }
 
 #[test]
+fn fields_that_nobody_knows_and_endless_nesting_are_refused_by_name() {
+    let (mut session, mut resources) = (Session::new(Protocol::Delta, Node::default()), Resources::default());
+    session.open(&mut resources, Instant::now());
+    let mut newer = cluster("newer", |_| {});
+    // Number 15000, a varint.
+    newer.resource.as_mut().unwrap().value.extend([0xc0, 0xa9, 0x07, 0x01]);
+    let nested = cluster("nested", |cluster| {
+        use skiff_proto::envoy::config::core::v3::{TransportSocket, TypedExtensionConfig, transport_socket::ConfigType};
+        let mut any = Any { type_url: TypedExtensionConfig::type_url(), value: Vec::new() };
+        for _ in 0..10_000 {
+            let outer = TypedExtensionConfig { name: String::new(), typed_config: Some(any) };
+            any = Any { type_url: TypedExtensionConfig::type_url(), value: outer.encode_to_vec() };
+        }
+        cluster.transport_socket =
+            Some(TransportSocket { name: "x".to_owned(), config_type: Some(ConfigType::TypedConfig(any)) });
+    });
+    let (handled, _) = step(&mut session, &mut resources, push(vec![newer, nested], &[]));
+    let reasons: Vec<_> = handled.rejected.iter().map(ToString::to_string).collect();
+    assert!(
+        reasons.iter().any(|text| text.contains("\"newer\"") && text.contains("unknown field with number 15000")),
+        "{reasons:?}"
+    );
+    assert!(reasons.iter().any(|text| text.contains("\"nested\"") && text.contains("nested more than 100 times")), "{reasons:?}");
+}
+
+#[test]
 fn undecodable_and_misnamed_resources_are_rejected() {
     let (mut session, mut resources) = (Session::new(Protocol::Delta, Node::default()), Resources::default());
     session.open(&mut resources, Instant::now());

@@ -57,15 +57,7 @@ impl ClientContext {
     /// # Errors
     /// When the configuration contradicts itself, a file cannot be used, or a secret is not of the kind that is wanted.
     pub fn new(secrets: &Arc<Secrets>, tls: &UpstreamTls) -> Result<Self, TlsError> {
-        if tls.trust.is_none() && !tls.sans.is_empty() {
-            return Err(TlsError::Config("SAN matchers without a trust bundle prove nothing".to_owned()));
-        }
-        if tls.auto_san_validation && (tls.trust.is_none() || !tls.auto_sni) {
-            return Err(TlsError::Config("host names are only proved with a trust bundle, and with auto_sni".to_owned()));
-        }
-        if versions(tls.versions).is_empty() {
-            return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
-        }
+        Self::check(tls)?;
         let shared = Arc::new(Shared {
             tls: tls.clone(),
             server_name: server_name(&tls.sni),
@@ -75,6 +67,23 @@ impl ClientContext {
         let sources: Vec<_> = tls.certificate.iter().chain(&tls.trust).collect();
         secrets.register(&shared, &sources)?;
         Ok(Self(shared))
+    }
+
+    /// Whether `tls` can be compiled at all.
+    ///
+    /// # Errors
+    /// When it contradicts itself.
+    pub fn check(tls: &UpstreamTls) -> Result<(), TlsError> {
+        if tls.trust.is_none() && !tls.sans.is_empty() {
+            return Err(TlsError::Config("SAN matchers without a trust bundle prove nothing".to_owned()));
+        }
+        if tls.auto_san_validation && (tls.trust.is_none() || !tls.auto_sni) {
+            return Err(TlsError::Config("host names are only proved with a trust bundle, and with auto_sni".to_owned()));
+        }
+        if versions(tls.versions).is_empty() {
+            return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
+        }
+        Ok(())
     }
 
     /// The configuration of this moment, with our own protocols or with `alpn` instead; `None` until every secret is there.

@@ -32,7 +32,10 @@ pub(super) fn cluster(message: &pb::Cluster) -> Outcome<config::Cluster> {
     cluster.transport_socket_matches = each(&message.transport_socket_matches, "transport_socket_matches", |entry| {
         Ok(config::TransportSocketMatch {
             name: entry.name.clone(),
-            matches: maybe(entry.r#match.as_ref(), "match", endpoint::strings)?.unwrap_or_default(),
+            matches: endpoint::shared(
+                maybe(entry.r#match.as_ref(), "match", endpoint::strings)?.unwrap_or_default(),
+                &endpoint::STRINGS,
+            ),
             socket: tls::upstream_socket(required(entry.transport_socket.as_ref(), "transport_socket")?)
                 .at("transport_socket")?,
         })

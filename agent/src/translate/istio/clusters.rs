@@ -307,14 +307,10 @@ fn auto_mtls_matches(mesh: &MeshTls<'_>, protocol: UpstreamProtocol) -> Vec<Tran
     vec![
         TransportSocketMatch {
             name: "tlsMode-istio".to_owned(),
-            matches: BTreeMap::from([("tlsMode".to_owned(), "istio".to_owned())]),
+            matches: Arc::new(BTreeMap::from([("tlsMode".to_owned(), "istio".to_owned())])),
             socket: mesh.context("", &[], protocol),
         },
-        TransportSocketMatch {
-            name: "tlsMode-disabled".to_owned(),
-            matches: BTreeMap::new(),
-            socket: TransportSocket::RawBuffer,
-        },
+        TransportSocketMatch { name: "tlsMode-disabled".to_owned(), matches: Arc::default(), socket: TransportSocket::RawBuffer },
     ]
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn run(
     if let Some(refusal) = strictly_checked(exchange) {
         return exchange.reply(body, out, refusal, Some(route)).await;
     }
-    let hash = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
+    let hashed = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
     let stream = timeouts::stream_duration(exchange, action);
     let overrides = exchange.overrides.take();
     let wished = overrides.as_deref().and_then(|wish| wish.retry_policy(action.retry.as_deref()));
@@ -63,7 +63,7 @@ pub(super) async fn run(
     if retries.needs_replay() {
         body.keep(action.request_body_buffer_limit);
     }
-    let mut attempts = Attempts::new(exchange, found, action, choice, cluster, body, out, timeouts, hash, host);
+    let mut attempts = Attempts::new(exchange, found, action, choice, cluster, body, out, timeouts, hashed, host);
     attempts.start_timers(stream);
     attempts.run(&mut retries).await
 }

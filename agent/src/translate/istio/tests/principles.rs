@@ -24,21 +24,6 @@ impl Principles {
         *self.met.entry(principle).or_default() += 1;
     }
 
-    /// The labels of Istio's metrics say who the workload is, which istiod leaves to the proxy. The version is our own.
-    pub(super) fn take_from_ours(&mut self, snapshot: &mut Snapshot) {
-        snapshot.version.clear();
-        for listener in snapshot.listeners.values_mut() {
-            for chain in chains(Arc::make_mut(listener)) {
-                let stats = match &mut chain.filter {
-                    NetworkFilter::Http(manager) => Arc::make_mut(manager).stats.take(),
-                    NetworkFilter::Tcp(proxy) => Arc::make_mut(proxy).stats.take(),
-                };
-                assert!(stats.is_some(), "{chain:?}");
-                self.met("labels of metrics");
-            }
-        }
-    }
-
     pub(super) fn add_to_theirs(&mut self, scenario: &str, ours: &Snapshot, snapshot: &mut Snapshot) {
         self.bind_to_own_address(snapshot);
         if scenario == "10-external" {
@@ -53,7 +38,7 @@ impl Principles {
 
     pub(super) fn assert_all_met(&self) {
         let met: Vec<_> = self.met.keys().copied().collect();
-        assert_eq!(met, ["TLS services by SNI", "ingress on the own address", "labels of metrics", "time for a request head"]);
+        assert_eq!(met, ["TLS services by SNI", "ingress on the own address", "time for a request head"]);
     }
 
     /// An ingress without `bind` never takes 0.0.0.0, where it would take the application's own port.
