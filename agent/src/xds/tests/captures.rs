@@ -8,10 +8,7 @@ use super::super::recorded::{PROTOCOLS, responses, scenarios};
 use super::super::{Kind, Resources, Response};
 
 /// Scenario, kind, resource, and what is refused of it on purpose.
-const REFUSED: [(&str, Kind, &str, &[&str]); 4] = [
-    // Telemetry is not served yet.
-    ("11-telemetry", Kind::Listener, "0.0.0.0_9080", &["filter", "open_telemetry"]),
-    ("11-telemetry", Kind::Listener, "127.0.0.2_9080", &["filter", "open_telemetry"]),
+const REFUSED: [(&str, Kind, &str, &[&str]); 2] = [
     // What only makes sense behind iptables.
     ("15-redirect-compare", Kind::Listener, "127.0.0.2_9080", &["bind_to_port"]),
     ("15-redirect-compare", Kind::Listener, "virtualOutbound", &["use_original_dst"]),

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_proxy::config::{FilterChain, FilterChainMatch, HttpConnectionManager, Listener, NetworkFilter, Snapshot};
+use skiff_proxy::config::{FilterChain, FilterChainMatch, HttpConnectionManager, Listener, NetworkFilter, Snapshot, TagValue};
 
 /// Whether local documents can say what the scenario says at all.
 pub(super) fn is_comparable(scenario: &str) -> bool {
-    // A sidecar with iptables, and Telemetry.
-    !matches!(scenario, "15-redirect-compare" | "11-telemetry")
+    // A sidecar with iptables.
+    scenario != "15-redirect-compare"
 }
 
 /// Which differences have been met: one that is not met any more is none.
@@ -29,16 +29,29 @@ impl Principles {
         if scenario == "10-external" {
             self.tell_tls_services_apart(ours, snapshot);
         }
+        if scenario == "11-telemetry" {
+            self.reach_the_collector(ours, snapshot);
+        }
         for listener in snapshot.listeners.values_mut() {
             for manager in managers(Arc::make_mut(listener)) {
                 self.limit_request_heads(manager);
+                self.name_in_spans(manager);
             }
         }
     }
 
     pub(super) fn assert_all_met(&self) {
         let met: Vec<_> = self.met.keys().copied().collect();
-        assert_eq!(met, ["TLS services by SNI", "ingress on the own address", "time for a request head"]);
+        assert_eq!(
+            met,
+            [
+                "TLS services by SNI",
+                "collector beside the imports",
+                "ingress on the own address",
+                "own names in spans",
+                "time for a request head",
+            ]
+        );
     }
 
     /// An ingress without `bind` never takes 0.0.0.0, where it would take the application's own port.
@@ -84,6 +97,30 @@ impl Principles {
         theirs.default_filter_chain.clone_from(&ours.default_filter_chain);
         theirs.inspect_tls = true;
         self.met("TLS services by SNI");
+    }
+
+    /// The collector of spans and logs can be reached whatever the Sidecar imports.
+    fn reach_the_collector(&mut self, ours: &Snapshot, theirs: &mut Snapshot) {
+        const COLLECTOR: &str = "outbound|4317||otel.bookinfo.svc.cluster.local";
+        let cluster = theirs.clusters.insert(COLLECTOR.to_owned(), ours.clusters[COLLECTOR].clone());
+        let endpoints = theirs.endpoints.insert(COLLECTOR.to_owned(), ours.endpoints[COLLECTOR].clone());
+        assert!(cluster.is_none() && endpoints.is_none());
+        self.met("collector beside the imports");
+    }
+
+    /// istiod takes the canonical names of spans from the labels of the WorkloadEntry alone, which has none of them.
+    fn name_in_spans(&mut self, manager: &mut HttpConnectionManager) {
+        let Some(tracing) = &mut manager.tracing else { return };
+        for tag in &mut Arc::make_mut(tracing).custom_tags {
+            let own = match tag.name.as_str() {
+                "istio.canonical_service" => "ratings",
+                "istio.canonical_revision" => "v1",
+                _ => continue,
+            };
+            let own = TagValue::Literal(own.to_owned());
+            assert!(std::mem::replace(&mut tag.value, own.clone()) != own);
+            self.met("own names in spans");
+        }
     }
 
     /// A caller that sends a head byte by byte is not waited for, for ever.
