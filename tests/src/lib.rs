@@ -2,7 +2,8 @@
 //!
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
-//! - [`istiod`]: a control plane that says what a test makes it say; [`joined`]: a sidecar that has joined it.
+//! - [`istiod`]: a control plane that says what a test makes it say; [`joined`]: a sidecar that has joined it; [`living`]: a real one,
+//!   where there is one.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
@@ -20,6 +21,7 @@ pub mod http;
 pub mod http2;
 pub mod istiod;
 pub mod joined;
+pub mod living;
 pub mod mesh;
 pub mod metrics;
 pub mod network;
