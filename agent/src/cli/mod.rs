@@ -1,6 +1,8 @@
 //! The command line of `skiff`. Every option is an environment variable as well, because a task definition has no shell.
 
 mod environment;
+mod explain;
+mod plane;
 mod proxy;
 mod run;
 
@@ -19,6 +21,7 @@ use crate::admin;
 use crate::bootstrap;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
+use crate::plane::find_faults;
 use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
@@ -65,6 +68,13 @@ enum Command {
         what: Option<Subject>,
         /// Files and folders; what the sidecar would run from if none is given.
         files: Vec<PathBuf>,
+    },
+    /// Run the onboarding plane, or ask it what has registered.
+    Plane(Box<plane::PlaneArgs>),
+    /// Say why something is as it is.
+    Explain {
+        #[command(subcommand)]
+        what: explain::Explained,
     },
     /// Print the version.
     Version,
@@ -134,6 +144,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let (config, workload) = run.subject()?;
             check(if files.is_empty() { vec![config] } else { files }, &workload)
         }
+        Some(Command::Plane(args)) if args.runs() => {
+            log.init()?;
+            runtime.block_on(until_signals(async |shutdown| plane::run(*args, shutdown).await))
+        }
+        Some(Command::Plane(args)) => runtime.block_on(plane::show(*args)),
+        Some(Command::Explain { what }) => explain::run(what),
         Some(Command::Quickstart { check }) => {
             let logging = log.init()?;
             let options = quickstart::Options { check, histograms: &HISTOGRAM_BUCKETS };
@@ -168,10 +184,24 @@ fn check(paths: Vec<PathBuf>, workload: &Workload) -> Result<(), Failure> {
     for path in paths {
         documents.extend(sidecar::read_documents(&path).map_err(|error| Failure::Configuration(error.to_string()))?);
     }
-    match Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload)) {
+    let (mut faults, of_issuers) = find_faults(&documents, &workload.namespace);
+    let read = documents.len();
+    documents.retain(|(file, _)| !of_issuers.contains(file));
+    let translated = Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload));
+    let translated = match translated {
+        Ok(translation) if faults.is_empty() => Ok(translation),
+        Ok(_) => Err(faults),
+        Err(errors) => {
+            faults.extend(errors);
+            faults.sort();
+            faults.dedup();
+            Err(faults)
+        }
+    };
+    match translated {
         Ok(translation) => {
             let warnings = translation.warnings.iter().fold(String::new(), |text, warning| text + "warning: " + warning + "\n");
-            print(&format!("{warnings}{} files without a fault\n", documents.len()))
+            print(&format!("{warnings}{read} files without a fault\n"))
         }
         Err(errors) => {
             let faults = errors.iter().fold(String::new(), |text, error| text + &error.to_string() + "\n");

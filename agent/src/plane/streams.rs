@@ -104,14 +104,6 @@ impl Streams {
         self.changed();
     }
 
-    /// The stream of a workload.
-    pub(super) fn held(&self, name: &ObjectKey) -> Option<Arc<Handle>> {
-        match self.lock().get(name) {
-            Some(Presence::Held(handle)) => Some(handle.clone()),
-            _ => None,
-        }
-    }
-
     /// Every stream.
     pub(super) fn all(&self) -> Vec<Arc<Handle>> {
         let workloads = self.lock();

@@ -34,7 +34,7 @@ pub(in crate::plane) struct Service(pub(in crate::plane) Arc<Onboarding>);
 struct Refused {
     status: Status,
     reason: String,
-    subject: Option<Subject>,
+    subject: Option<Box<Subject>>,
 }
 
 impl Refused {
@@ -127,7 +127,7 @@ impl Onboarding {
         let credential = request.credential.ok_or_else(|| invalid("credential: missing"))?;
         let proof = self.prove(&credential).await?;
         let about = |mut refused: Refused| {
-            refused.subject = Some(proof.subject.clone());
+            refused.subject = Some(Box::new(proof.subject.clone()));
             refused
         };
         let (_, rule) = self.decide(&proof.subject, &group).await.map_err(|denial| {
@@ -186,7 +186,7 @@ impl Onboarding {
         if proof.signature.as_ref().is_some_and(|signature| !self.signatures.first(signature, self.clock.now())) {
             counted.replay.increment(1);
             let mut refused = Refused::new(Status::unauthenticated("the credential was used before"), "the credential was used before");
-            refused.subject = Some(proof.subject);
+            refused.subject = Some(Box::new(proof.subject));
             return Err(refused);
         }
         Ok(proof)

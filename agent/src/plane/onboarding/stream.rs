@@ -86,7 +86,7 @@ impl WorkloadStream {
 
     /// Reads the registration, decides, writes, and says what the sidecar needs.
     async fn establish(&mut self) -> Result<Registered, Status> {
-        let Self { onboarding, session, .. } = self;
+        let (onboarding, session) = (self.onboarding.clone(), self.session.clone());
         let first = timeout(onboarding.settings.limits.message_timeout, self.requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no Registration in time"))??;
         let Some(Said::Registration(message)) = first.and_then(|request| request.message) else {
@@ -102,8 +102,8 @@ impl WorkloadStream {
             }
             error => unavailable(&error),
         })?;
-        let admitted = onboarding.admit(session, group, &registration).await?;
-        let held = onboarding.streams.hold(admitted.connection, session.clone());
+        let admitted = onboarding.admit(&session, group, &registration).await?;
+        let held = onboarding.streams.hold(admitted.connection, session);
         let (handle, ended) = held.ok_or_else(superseded)?;
         let registered = Registered { admitted, handle, ended, mesh_token };
         if let Err(status) = self.enter(&registered).await {
@@ -157,10 +157,8 @@ impl WorkloadStream {
                 },
                 () = sleep_until(deadline) => return Over::Lost(format!("nothing was heard for {silence:?}")),
                 () = self.responses.closed() => return Over::Lost("the connection ended".to_owned()),
-                end = ended.wait_for(Option::is_some) => {
-                    return Over::Ended(end.ok().and_then(|end| end.clone()).unwrap_or(End::Removed));
-                }
-                _ = stopping.wait_for(|stop| *stop) => return Over::Stopping,
+                end = asked_to_end(&mut ended) => return Over::Ended(end),
+                () = asked_to_stop(&mut stopping) => return Over::Stopping,
                 () = sleep_until(mesh_at) => match self.renew_mesh_token().await {
                     Ok(at) => mesh_at = at,
                     Err(over) => return over,
@@ -269,6 +267,16 @@ impl WorkloadStream {
             }
         }
     }
+}
+
+// Functions of their own, because a guard of the channel must not live in a future that crosses threads.
+async fn asked_to_end(ended: &mut watch::Receiver<Option<End>>) -> End {
+    let end = ended.wait_for(Option::is_some).await;
+    end.ok().and_then(|end| end.clone()).unwrap_or(End::Removed)
+}
+
+async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 fn superseded() -> Status {
