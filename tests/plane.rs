@@ -194,7 +194,8 @@ async fn a_plane_that_is_asked_to_stop_sends_its_workloads_away() {
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(process.exit_code().await, 0);
     let log = process.stderr.all().join("\n") + &process.stdout.all().join("\n");
-    for line in ["event=\"authorize\" decision=\"admitted\"", "event=\"register\" decision=\"registered\"", "decision=\"denied\""] {
+    for line in ["event=\"authorize\" decision=\"admitted\"", "event=\"register\" decision=\"registered\"", "decision=\"denied\""]
+    {
         assert!(log.contains(line), "{line}: {log}");
     }
     assert!(!log.contains(&session));
@@ -231,20 +232,41 @@ async fn what_is_wrong_is_said_before_anything_runs() {
     assert_eq!(check(plane.path("issuers.yaml")).await.code, 0);
     fs::write(plane.folder.path().join("config/plane.yaml"), CONFIG.replace("subjects:", "subject:")).unwrap();
     let bad = check(plane.path("config")).await;
-    assert!(bad.code == 78 && bad.stdout.contains("plane.yaml:12: spec.allow[0].workloads[0].jwt.subject: unknown field"), "{bad:?}");
+    assert!(
+        bad.code == 78 && bad.stdout.contains("plane.yaml:12: spec.allow[0].workloads[0].jwt.subject: unknown field"),
+        "{bad:?}"
+    );
     let (state, config) = (plane.path("state"), plane.path("config"));
     let started = run(command(&["plane", "--state", &state, "--config", &config, "--listen", "127.0.0.1:0"])).await;
     assert!(started.code == 78 && started.stderr.contains("plane.yaml:12: "), "{started:?}");
     let explained = run(command(&[
-        "explain", "policy", "-f", &config, "--group", "bookinfo/ratings", "--jwt-issuer", "https://issuer.example",
-        "--jwt-subject", "vm-1",
+        "explain",
+        "policy",
+        "-f",
+        &config,
+        "--group",
+        "bookinfo/ratings",
+        "--jwt-issuer",
+        "https://issuer.example",
+        "--jwt-subject",
+        "vm-1",
     ]));
     assert_eq!(explained.await.code, 78);
     fs::write(plane.folder.path().join("config/plane.yaml"), CONFIG).unwrap();
-    for (subject, code, text) in [("vm-1", 0, "may join bookinfo/ratings"), ("vm-3", 1, "jwt.subjects: \"vm-3\" is not among vm-1, vm-2")] {
+    for (subject, code, text) in
+        [("vm-1", 0, "may join bookinfo/ratings"), ("vm-3", 1, "jwt.subjects: \"vm-3\" is not among vm-1, vm-2")]
+    {
         let explained = run(command(&[
-            "explain", "policy", "-f", &config, "--group", "bookinfo/ratings", "--jwt-issuer", "https://issuer.example",
-            "--jwt-subject", subject,
+            "explain",
+            "policy",
+            "-f",
+            &config,
+            "--group",
+            "bookinfo/ratings",
+            "--jwt-issuer",
+            "https://issuer.example",
+            "--jwt-subject",
+            subject,
         ]));
         let explained = explained.await;
         assert!(explained.code == code && explained.stdout.contains(text), "{explained:?}");

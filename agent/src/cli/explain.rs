@@ -85,8 +85,7 @@ pub(super) fn run(what: Explained) -> Result<(), Failure> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Failure::Configuration(lines.join("\n"))
     })?;
-    let subject =
-        Subject { identity: args.identity()?, placement_verified: args.aws_describe_tasks == DescribeTasks::Required };
+    let subject = Subject { identity: args.identity()?, placement_verified: args.aws_describe_tasks == DescribeTasks::Required };
     let Some(group) = read.groups.iter().find(|group| group.key() == args.group) else {
         let known: Vec<_> = read.groups.iter().map(|group| group.key().to_string()).collect();
         return Err(Failure::No(format!("WorkloadGroup {} is not in the files, which have: {}", args.group, known.join(", "))));
@@ -126,7 +125,8 @@ impl PolicyArgs {
     fn aws(&self, account: &str) -> Result<Json, Failure> {
         let zone = self.aws_zone.clone().or_else(|| self.aws_region.as_ref().map(|region| format!("{region}a")));
         let zone = zone.ok_or_else(|| Failure::Usage("expected --aws-zone or --aws-region".to_owned()))?;
-        let region = self.aws_region.clone().unwrap_or_else(|| zone.trim_end_matches(|c: char| c.is_ascii_lowercase()).to_owned());
+        let region =
+            self.aws_region.clone().unwrap_or_else(|| zone.trim_end_matches(|c: char| c.is_ascii_lowercase()).to_owned());
         let role = json!({"name": self.iam_role});
         let (kind, of_kind) = match (&self.ec2_instance, &self.ecs_cluster) {
             (Some(instance), _) => ("ec2", json!({"instanceId": instance, "iamRole": role})),
@@ -188,7 +188,8 @@ mod tests {
     fn the_exit_code_is_the_answer() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("policy.yaml"), POLICY).unwrap();
-        let task = ["--aws-account", "123456789012", "--aws-zone", "us-east-1a", "--iam-role", "task", "--ecs-cluster", "bookinfo"];
+        let task =
+            ["--aws-account", "123456789012", "--aws-zone", "us-east-1a", "--iam-role", "task", "--ecs-cluster", "bookinfo"];
         assert_eq!(explain(&folder, &task), Ok(()));
         let changed = |from: &str, to: &'static str| task.map(|argument| if argument == from { to } else { argument });
         for (arguments, code, reason) in [

@@ -24,8 +24,8 @@ use crate::onboarding::jwt::JwtVerifier;
 use crate::plane::objects::WorkloadAutoRegistration;
 use crate::plane::store::EmbeddedStore;
 use crate::plane::{
-    Admin, Authority, HISTOGRAMS, Limits, MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings, Plane, PlaneConfig,
-    PlaneError, PlaneSecrets, Rate, StateFolder, Transport, Verifiers, fetch_registrations, read_issuers,
+    Admin, Authority, HISTOGRAMS, Limits, MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings, Plane,
+    PlaneConfig, PlaneError, PlaneSecrets, Rate, StateFolder, Transport, Verifiers, fetch_registrations, read_issuers,
 };
 use crate::shutdown::Shutdown;
 
@@ -199,9 +199,7 @@ pub(super) async fn show(args: PlaneArgs) -> Result<(), Failure> {
     match output {
         None if registrations.is_empty() => print("No resources found\n"),
         None => print(&table(&registrations, namespace.is_none(), SystemTime::now())),
-        Some(Output::Json) => {
-            print(&(serde_json::to_string_pretty(&registrations).map_err(|error| internal(&error))? + "\n"))
-        }
+        Some(Output::Json) => print(&(serde_json::to_string_pretty(&registrations).map_err(|error| internal(&error))? + "\n")),
         Some(Output::Yaml) => {
             let documents: Result<Vec<_>, _> = registrations.iter().map(serde_saphyr::to_string).collect();
             print(&documents.map_err(|error| internal(&error))?.join("---\n"))
@@ -368,7 +366,8 @@ impl CredentialArgs {
         let jwt = match &self.jwt_issuers {
             None => None,
             Some(file) => {
-                let text = fs::read_to_string(file).map_err(|error| Failure::Configuration(format!("{}: {error}", file.display())))?;
+                let text =
+                    fs::read_to_string(file).map_err(|error| Failure::Configuration(format!("{}: {error}", file.display())))?;
                 let issuers = read_issuers(file.clone(), &text).map_err(|error| Failure::Configuration(error.to_string()))?;
                 Some(JwtVerifier::new(issuers, uid.to_owned(), &client, clock.clone()))
             }
@@ -436,7 +435,8 @@ mod tests {
         let expected = "NAME                 AGENT CONNECTED   AGE\nratings-jwt-a-vm-1   True              65s\n";
         assert_eq!(table(&read.registrations, false, now), expected);
         assert!(table(&read.registrations, true, now).starts_with("NAMESPACE   NAME "));
-        for (seconds, age) in [(119, "119s"), (192, "3m12s"), (660, "11m"), (11_100, "3h5m"), (36_000, "10h"), (180_000, "2d2h")] {
+        for (seconds, age) in [(119, "119s"), (192, "3m12s"), (660, "11m"), (11_100, "3h5m"), (36_000, "10h"), (180_000, "2d2h")]
+        {
             assert_eq!(shown_age(Duration::from_secs(seconds)), age);
         }
         let yaml = serde_saphyr::to_string(&read.registrations[0]).unwrap();

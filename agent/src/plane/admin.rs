@@ -101,7 +101,9 @@ impl Admin {
                 Ok(()) => reply(StatusCode::OK, TEXT, "READY\n".to_owned()),
                 Err(reason) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, reason + "\n"),
             },
-            "/metrics" | "/stats/prometheus" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render()),
+            "/metrics" | "/stats/prometheus" => {
+                reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
+            }
             "/registrations" => {
                 let query = uri.query().unwrap_or_default();
                 let namespace = query.split('&').find_map(|pair| pair.strip_prefix("namespace="));
@@ -110,7 +112,11 @@ impl Admin {
                     Err(reason) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, reason + "\n"),
                 }
             }
-            _ => reply(StatusCode::NOT_FOUND, TEXT, "/healthz/live /healthz/ready /metrics /registrations?namespace=NS\n".to_owned()),
+            _ => reply(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "/healthz/live /healthz/ready /metrics /registrations?namespace=NS\n".to_owned(),
+            ),
         }
     }
 
@@ -142,13 +148,12 @@ fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<
 ///
 /// # Errors
 /// When it does not answer, in words.
-pub async fn fetch_registrations(
-    address: SocketAddr,
-    namespace: Option<&str>,
-) -> Result<Vec<WorkloadAutoRegistration>, String> {
+pub async fn fetch_registrations(address: SocketAddr, namespace: Option<&str>) -> Result<Vec<WorkloadAutoRegistration>, String> {
     let path = namespace.map_or_else(|| "/registrations".to_owned(), |namespace| format!("/registrations?namespace={namespace}"));
-    let request = Request::get(path).header(header::HOST, address.to_string()).body(Bytes::new()).map_err(|error| error.to_string())?;
-    let answer = crate::client::send_bounded(address, request, CONNECTION_TIMEOUT, MAX_LIST).await.map_err(|error| error.to_string())?;
+    let request =
+        Request::get(path).header(header::HOST, address.to_string()).body(Bytes::new()).map_err(|error| error.to_string())?;
+    let answer =
+        crate::client::send_bounded(address, request, CONNECTION_TIMEOUT, MAX_LIST).await.map_err(|error| error.to_string())?;
     if answer.status() != StatusCode::OK {
         return Err(format!("the plane at {address} says: {}", String::from_utf8_lossy(answer.body()).trim_end()));
     }

@@ -22,7 +22,8 @@ struct Issuers {
 /// # Errors
 /// With file, line and field.
 pub fn read_issuers(file: PathBuf, text: &str) -> Result<Vec<JwtIssuer>, DocumentError> {
-    let place = |error: FieldError| DocumentError { file: file.clone(), line: error.line.max(1), path: error.path, reason: error.reason };
+    let place =
+        |error: FieldError| DocumentError { file: file.clone(), line: error.line.max(1), path: error.path, reason: error.reason };
     let nodes = yaml::parse(text).map_err(place)?;
     match nodes.as_slice() {
         [node] => from_node::<Issuers>(node, "").map(|read| read.issuers).map_err(place),
@@ -60,7 +61,8 @@ mod tests {
             let error = read(&good.replace(from, to)).unwrap_err();
             assert!(error.contains(fault), "{error}");
         }
-        let (faults, files) = find_faults(&[("a.yaml".into(), good.to_owned()), ("b.yaml".into(), "kind: A".to_owned())], "default");
+        let (faults, files) =
+            find_faults(&[("a.yaml".into(), good.to_owned()), ("b.yaml".into(), "kind: A".to_owned())], "default");
         assert_eq!((faults.len(), files), (0, vec![PathBuf::from("a.yaml")]));
     }
 }

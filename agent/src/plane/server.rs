@@ -16,7 +16,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use skiff_proto::istio::v1::auth::istio_certificate_service_server::{IstioCertificateServiceServer, SERVICE_NAME as CERTIFICATES};
+use skiff_proto::istio::v1::auth::istio_certificate_service_server::{
+    IstioCertificateServiceServer, SERVICE_NAME as CERTIFICATES,
+};
 use skiff_proto::skiff::onboarding::v1alpha1::onboarding_service_server::{OnboardingServiceServer, SERVICE_NAME as ONBOARDING};
 use skiff_proxy::config::{SpiffeId, TrustDomain};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -497,7 +499,11 @@ impl Core {
     }
 
     /// Every request, by its path.
-    async fn answer(self: Arc<Self>, mut request: http::Request<Incoming>, peer: Peer) -> Result<http::Response<Body>, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        mut request: http::Request<Incoming>,
+        peer: Peer,
+    ) -> Result<http::Response<Body>, Infallible> {
         request.extensions_mut().insert(peer);
         let path = request.uri().path().to_owned();
         let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
@@ -537,7 +543,8 @@ where
 }
 
 fn unknown(request: &http::Request<Incoming>) -> http::Response<Body> {
-    let is_grpc = request.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let is_grpc =
+        request.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     if is_grpc {
         return Status::unimplemented("this plane has no such service").into_http();
     }

@@ -77,7 +77,9 @@ impl WorkloadStream {
 
     /// False when the other side does not take it.
     async fn send(&self, message: Result<proto::RegisterResponse, Status>) -> bool {
-        timeout(self.onboarding.settings.limits.message_timeout, self.responses.send(message)).await.is_ok_and(|sent| sent.is_ok())
+        timeout(self.onboarding.settings.limits.message_timeout, self.responses.send(message))
+            .await
+            .is_ok_and(|sent| sent.is_ok())
     }
 
     async fn say(&self, message: Say) -> bool {
@@ -262,6 +264,7 @@ impl WorkloadStream {
                         Status::permission_denied("Not authorized by OnboardingPolicy")
                     }
                 };
+                self.onboarding.streams.release(&registered.handle);
                 self.audit("ended", status.message());
                 self.send(Err(status)).await;
             }

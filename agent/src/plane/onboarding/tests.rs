@@ -156,7 +156,8 @@ impl Bed {
     }
 
     fn token_with(&self, changes: serde_json::Value) -> String {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + self.ahead.load(Ordering::Relaxed);
+        let now =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + self.ahead.load(Ordering::Relaxed);
         let mut claims = json!({
             "iss": ISSUER, "aud": self.uid, "sub": "vm", "iat": now, "exp": now + 600, "attributes": {"team": "ratings"},
         });

@@ -42,7 +42,9 @@ async fn everybody_else_is_refused_and_told_little() {
         let status = agent.authorize(jwt(token)).await.expect_err(what);
         assert_eq!((status.code(), status.message()), (Code::Unauthenticated, told), "{what}");
     }
-    for (what, group, attributes) in [("policy", "ratings", json!({"team": "details"})), ("group", "details", json!({"team": "ratings"}))] {
+    for (what, group, attributes) in
+        [("policy", "ratings", json!({"team": "details"})), ("group", "details", json!({"team": "ratings"}))]
+    {
         let credential = Some(jwt(bed.token_with(json!({"attributes": attributes}))));
         let status = agent.authorize_for(group, credential).await.expect_err(what);
         assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "Not authorized by OnboardingPolicy"), "{what}");
@@ -186,7 +188,11 @@ async fn no_credential_is_ever_logged() {
         let (event, decision) = (format!("event=\"{event}\""), format!("decision=\"{decision}\""));
         audit.iter().filter(|line| line.contains(&event) && line.contains(&decision)).count()
     };
-    assert_eq!((lines("authorize", "admitted"), lines("authorize", "denied"), lines("register", "registered")), (1, 2, 1), "{audit:?}");
+    assert_eq!(
+        (lines("authorize", "admitted"), lines("authorize", "denied"), lines("register", "registered")),
+        (1, 2, 1),
+        "{audit:?}"
+    );
     let admitted = audit.iter().find(|line| line.contains("admitted")).unwrap();
     assert!(admitted.contains("holders spec.allow[0]") && admitted.contains("jwt \"vm\""), "{admitted}");
 }

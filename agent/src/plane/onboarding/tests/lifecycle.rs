@@ -55,7 +55,8 @@ async fn who_leaves_is_gone_for_others_at_once_and_altogether_after_the_delay() 
     watcher.until_told(&[], &["10.0.0.1"]).await;
     bed.advance(10);
     bed.until("the registration goes", async || bed.registration("vm-1").await.is_none()).await;
-    assert_eq!(bed.count("skiff_plane_removals_total{reason=\"unregistered\"}"), 1);
+    let counted = "skiff_plane_removals_total{reason=\"unregistered\"}";
+    bed.until("the removal is counted", async || bed.count(counted) == 1).await;
     assert_eq!(agent.unregister(&session).await.unwrap(), Duration::from_secs(10), "leaving twice is no fault");
 }
 
@@ -182,7 +183,8 @@ async fn who_is_no_longer_admitted_has_to_go() {
     let status = held.end().await;
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "Not authorized by OnboardingPolicy"));
     bed.until("its objects go", async || bed.registration("vm-1").await.is_none()).await;
-    assert_eq!(bed.count("skiff_plane_removals_total{reason=\"policy\"}"), 1);
+    let counted = "skiff_plane_removals_total{reason=\"policy\"}";
+    bed.until("the removal is counted", async || bed.count(counted) == 1).await;
     // Its session is good for an hour, and for nothing.
     assert_eq!(codes(&agent.register(&session, registration("10.0.0.1")).await), Some(Code::PermissionDenied));
     following.abort();
@@ -209,7 +211,11 @@ async fn registrations_go_with_their_group() {
     let (held, _) = agent.register(&session, registration("10.0.0.1")).await.unwrap();
     drop((held, agent));
     bed.until("the loss is noted", async || bed.is_connected("vm-1").await.unwrap().0 == ConditionStatus::False).await;
-    rewrite(bed.folder.path(), "kind: WorkloadGroup\nmetadata: {name: ratings,", "kind: WorkloadGroup\nmetadata: {name: reviews,");
+    rewrite(
+        bed.folder.path(),
+        "kind: WorkloadGroup\nmetadata: {name: ratings,",
+        "kind: WorkloadGroup\nmetadata: {name: reviews,",
+    );
     let store = bed.store.clone();
     let following = tokio::spawn(async move { store.follow().await.map(|never| match never {}) });
     let group = ObjectKey::new("bookinfo", "ratings");
