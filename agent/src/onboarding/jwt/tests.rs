@@ -207,7 +207,7 @@ async fn keys_are_fetched_once_and_again_when_a_token_has_another() {
     for _ in 0..3 {
         assert!(matches!(verifier.verify(&two.sign(&claims())).await, Err(JwtError::Refused(_))));
     }
-    assert_eq!(server.asked().len(), 1, "not twice within {:?}", super::keys::PAUSE);
+    assert_eq!(server.asked().len(), 1, "not twice within {:?}", keys::PAUSE);
 }
 
 #[tokio::test]
