@@ -53,7 +53,7 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=../Cargo.lock");
-    let files = protox::compile(["istio/v1/auth/ca.proto"], ["proto"])?;
+    let files = protox::compile(["istio/v1/auth/ca.proto", "skiff/onboarding/v1alpha1/onboarding.proto"], ["proto"])?;
     tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("envoy.bin");
     std::fs::write(out, envoy_descriptors()?.encode_to_vec())?;

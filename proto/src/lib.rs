@@ -1,6 +1,7 @@
 //! The wire types of skiff's control plane, generated from the `.proto` files in `proto/` of this crate.
 //!
-//! Modules follow the protobuf packages: [`istio::v1::auth`] is Istio's certificate service. Envoy's own messages come from
+//! Modules follow the protobuf packages: [`istio::v1::auth`] is Istio's certificate service, [`skiff::onboarding::v1alpha1`] that of
+//! the onboarding plane. Envoy's own messages come from
 //! the published crate `envoy-types`: [`envoy`], [`google`], [`xds`]; [`ENVOY_DESCRIPTORS`] describes those of a bootstrap.
 
 pub use envoy_types::pb::{envoy, google, xds};
@@ -23,6 +24,23 @@ pub mod istio {
         )]
         pub mod auth {
             tonic::include_proto!("istio.v1.auth");
+        }
+    }
+}
+
+/// Our own packages.
+pub mod skiff {
+    /// The onboarding plane.
+    pub mod onboarding {
+        /// Version 1alpha1: how a workload joins a mesh through an onboarding plane (`skiff.onboarding.v1alpha1`).
+        #[allow(
+            missing_docs,
+            unused_qualifications,
+            clippy::all,
+            reason = "generated; what is documented there comes from the .proto file"
+        )]
+        pub mod v1alpha1 {
+            tonic::include_proto!("skiff.onboarding.v1alpha1");
         }
     }
 }

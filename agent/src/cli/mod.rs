@@ -140,9 +140,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             runtime.block_on(until_signals(async |shutdown| quickstart::run(&options, &logging, shutdown).await))
         }
         None => {
-            let (config, sources) = run.resolve()?;
+            let plan = run.resolve()?;
             let logging = log.init()?;
             runtime.block_on(until_signals(async |shutdown| {
+                let Some((config, sources)) = plan.sources(shutdown).await? else { return Ok(()) };
                 Sidecar::start(config, sources, logging, shutdown.clone()).await?.run().await
             }))
         }
@@ -245,8 +246,6 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
-        let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-        assert_eq!(args.drain_deadline, sidecar::DEFAULT_DRAIN_DEADLINE);
     }
 
     #[test]
