@@ -24,7 +24,7 @@ use crate::identity::{
     read_certificates,
 };
 use crate::onboarding::config::{self as onboarding_config, Settings};
-use crate::onboarding::{self, HostSettings, Onboarding, source_address};
+use crate::onboarding::{self, HostError, HostSettings, Onboarding, source_address};
 use crate::shutdown::Shutdown;
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
 use crate::translate::istio::Workload;
@@ -249,7 +249,10 @@ impl Plan {
             Self::Onboarding(join) => join,
         };
         let Join { settings, proof, host, task_metadata, metadata, mut config } = *join;
-        let host = onboarding::Host::find(host, task_metadata.as_deref()).await.map_err(wrong)?;
+        let host = onboarding::Host::find(host, task_metadata.as_deref()).await.map_err(|error| match error {
+            HostError::Metadata(reason) => Failure::Unavailable(reason),
+            error => wrong(error),
+        })?;
         let onboarding = Onboarding::new(&settings, &proof, host);
         let Some((node, sources)) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
         config.node = node;

@@ -48,7 +48,7 @@ use crate::sidecar::Sources;
 use crate::xds::{HealthReport, Probe};
 use application::Application;
 use client::{PlaneClient, Registration};
-use config::{ConnectedOver, Settings};
+use config::{ConnectedOver, Settings, TransportSecurity};
 use member::{Joining, Member};
 use proof::Credentials;
 
@@ -65,6 +65,17 @@ impl Onboarding {
     /// Nothing is sent yet.
     pub fn new(settings: &Settings, environment: &Environment, host: Host) -> Self {
         let Settings { onboarding, agent, roots } = settings;
+        match onboarding.endpoint.security {
+            TransportSecurity::Tls { insecure_skip_verify: true, .. } => {
+                tracing::warn!(
+                    "transportSecurity.tls.insecureSkipVerify: anybody can be the onboarding plane; never in production"
+                );
+            }
+            TransportSecurity::None => {
+                tracing::warn!("transportSecurity.none: what is said to the onboarding plane can be read and changed by others");
+            }
+            TransportSecurity::Tls { .. } => {}
+        }
         let registration = Registration {
             revision: agent.revision.clone(),
             addresses: host.advertised,
@@ -162,6 +173,8 @@ impl Registered {
 
 /// A workload is withheld from others until a first good report. One without a probe is healthy as soon as its sidecar is ready.
 async fn report_health(member: &Member, probe: Option<Probe>, readiness: &Readiness) {
+    // Probes end when nobody listens, and between two streams nobody else does.
+    let _listening = member.health.subscribe();
     readiness.ready().await;
     match probe {
         Some(probe) => probe.run(member.health.clone()).await,
