@@ -5,12 +5,14 @@
 //! - [`istiod`]: a control plane that says what a test makes it say.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
+//! - [`aws`]: AWS, as a task and an onboarding plane see it.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 pub mod access_log;
 pub mod apps;
+pub mod aws;
 pub mod bootstrap;
 pub mod door;
 pub mod frames;

@@ -24,7 +24,8 @@ use crate::identity::{
     read_certificates,
 };
 use crate::onboarding::config::{self as onboarding_config, Settings};
-use crate::onboarding::{self, HostError, HostSettings, Onboarding, source_address};
+use crate::onboarding::credential::ObtainError;
+use crate::onboarding::{HostError, HostSettings, Onboarding, PrepareError, source_address};
 use crate::shutdown::Shutdown;
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
 use crate::translate::istio::Workload;
@@ -55,10 +56,9 @@ pub(super) enum Plan {
 /// A workload that joins through an onboarding plane.
 pub(super) struct Join {
     settings: Settings,
-    proof: onboarding::Environment,
     host: HostSettings,
-    /// `ECS_CONTAINER_METADATA_URI_V4`.
-    task_metadata: Option<String>,
+    /// For the platform.
+    environment: Environment,
     /// For istiod.
     metadata: Map<String, Json>,
     /// Whose node comes with the registration.
@@ -161,10 +161,10 @@ impl RunArgs {
     /// # Errors
     /// When there is nothing to run from, or a variable cannot be read.
     pub(super) fn resolve(self) -> Result<Plan, Failure> {
-        self.resolve_in(&Environment::of_process()?, Path::new(onboarding_config::FOLDER))
+        self.resolve_in(Environment::of_process()?, Path::new(onboarding_config::FOLDER))
     }
 
-    fn resolve_in(self, environment: &Environment, agent_folder: &Path) -> Result<Plan, Failure> {
+    fn resolve_in(self, environment: Environment, agent_folder: &Path) -> Result<Plan, Failure> {
         if self.config.is_none()
             && let Some(settings) = Settings::read(|name| environment.get(name), agent_folder).map_err(wrong)?
         {
@@ -179,13 +179,13 @@ impl RunArgs {
         if let Some(config) = documents.as_ref().filter(|path| !path.exists()) {
             return Err(nothing(&format!("SKIFF_CONFIG: {} does not exist", config.display())));
         }
-        let workload = self.workload.resolve(environment)?;
+        let workload = self.workload.resolve(&environment)?;
         let node = node(&workload);
-        let control_plane = self.control_plane.resolve(environment, in_mesh)?;
+        let control_plane = self.control_plane.resolve(&environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(environment, &workload, &node, identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(&environment, &workload, &node, identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
                     "no SKIFF_CONFIG, no ONBOARDING_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
@@ -213,7 +213,7 @@ impl RunArgs {
         }
     }
 
-    fn join(self, environment: &Environment, settings: Settings) -> Result<Join, Failure> {
+    fn join(self, environment: Environment, settings: Settings) -> Result<Join, Failure> {
         let deadline = self.drain_deadline.unwrap_or_else(|| self.stop_timeout.saturating_sub(STOP_RESERVE));
         let addresses = |name: &str| {
             let parsed = environment.parse(name, "addresses separated by commas", parse_addresses)?;
@@ -227,14 +227,7 @@ impl RunArgs {
             advertised: addresses("SKIFF_ADVERTISED_ADDRESS")?,
             containers: containers.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         };
-        Ok(Join {
-            proof: onboarding::Environment { token_file: environment.get("SKIFF_ONBOARDING_TOKEN_FILE").map(PathBuf::from) },
-            host,
-            task_metadata: environment.get("ECS_CONTAINER_METADATA_URI_V4").map(str::to_owned),
-            metadata: environment.node_metadata()?,
-            config: self.sidecar(deadline),
-            settings,
-        })
+        Ok(Join { host, metadata: environment.node_metadata()?, config: self.sidecar(deadline), settings, environment })
     }
 }
 
@@ -248,15 +241,23 @@ impl Plan {
             Self::Sidecar(config, sources) => return Ok(Some((config, sources))),
             Self::Onboarding(join) => join,
         };
-        let Join { settings, proof, host, task_metadata, metadata, mut config } = *join;
-        let host = onboarding::Host::find(host, task_metadata.as_deref()).await.map_err(|error| match error {
-            HostError::Metadata(reason) => Failure::Unavailable(reason),
-            error => wrong(error),
-        })?;
-        let onboarding = Onboarding::new(&settings, &proof, host);
+        let Join { settings, host, environment, metadata, mut config } = *join;
+        let variables = |name: &str| environment.get(name).map(str::to_owned);
+        let onboarding = Onboarding::prepare(&settings, host, &variables).await.map_err(unprepared)?;
         let Some((node, sources)) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
         config.node = node;
         Ok(Some((config, sources)))
+    }
+}
+
+/// What has to be repaired by whoever has written the task's definition, or what may be better in a moment.
+#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
+fn unprepared(error: PrepareError) -> Failure {
+    let reason = error.to_string();
+    match error {
+        PrepareError::Host(HostError::Unreachable(_) | HostError::NoAddress)
+        | PrepareError::Credential(ObtainError::NoPlatform | ObtainError::NoTaskRole) => Failure::Configuration(reason),
+        _ => Failure::Unavailable(reason),
     }
 }
 
@@ -456,7 +457,7 @@ mod tests {
 
     fn plan(arguments: &[&str], environment: &Environment) -> Plan {
         let args = Cli::try_parse_from(arguments).unwrap().run;
-        args.resolve_in(environment, Path::new("/nowhere")).unwrap()
+        args.resolve_in(environment.clone(), Path::new("/nowhere")).unwrap()
     }
 
     const ONBOARDING: &str = "{apiVersion: config.agent.onboarding.tetrate.io/v1alpha1, kind: OnboardingConfiguration,
@@ -486,7 +487,7 @@ mod tests {
             variables.push((name.to_owned(), value.to_owned()));
             let environment = Environment::read(variables, "/nowhere").unwrap();
             let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-            let failure = args.resolve_in(&environment, Path::new("/nowhere")).err().unwrap();
+            let failure = args.resolve_in(environment, Path::new("/nowhere")).err().unwrap();
             assert!(failure.code() == 78 && failure.to_string().starts_with(name), "{failure}");
         }
     }
@@ -495,11 +496,11 @@ mod tests {
     fn without_anything_to_run_from_it_says_how_to_begin() {
         let args = Cli::try_parse_from(["skiff", "--config", "/nowhere"]).unwrap().run;
         let folder = tempfile::tempdir().unwrap();
-        let failure = args.resolve_in(&Environment::default(), folder.path()).err().unwrap();
+        let failure = args.resolve_in(Environment::default(), folder.path()).err().unwrap();
         assert_eq!(failure.code(), 78);
         assert!(failure.to_string().contains("/nowhere") && failure.to_string().contains("skiff quickstart"), "{failure}");
         let failure =
-            Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&Environment::default(), folder.path()).err().unwrap();
+            Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(Environment::default(), folder.path()).err().unwrap();
         assert!(failure.code() == 78 && failure.to_string().contains("skiff quickstart"), "{failure}");
     }
 

@@ -1,7 +1,7 @@
 //! The client of the onboarding plane: a connection and its four calls, each with an end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::time::{Duration, SystemTime};
 
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::config::{Endpoint, GroupName, TransportSecurity};
+use super::plugin::{AddressKind, HostAddress};
 use crate::identity::{ConnectError, ControlPlaneConnector, RootSource, Security, Token, authenticated};
 
 /// How long a call may take. The plane asks AWS twice before it answers.
@@ -222,18 +223,24 @@ fn dial_address(host: &str, port: u16) -> String {
 #[derive(Clone, Debug)]
 pub(super) struct Registration {
     pub(super) revision: String,
-    pub(super) addresses: Vec<IpAddr>,
+    pub(super) addresses: Vec<HostAddress>,
     pub(super) labels: HashMap<String, String>,
     pub(super) over_internet: bool,
 }
 
 impl Registration {
     pub(super) fn message(&self) -> proto::RegisterRequest {
-        let (kind, over) = match self.over_internet {
-            true => (proto::AddressType::Internet, proto::ConnectedOver::Internet),
-            false => (proto::AddressType::Vpc, proto::ConnectedOver::Vpc),
+        let over = match self.over_internet {
+            true => proto::ConnectedOver::Internet,
+            false => proto::ConnectedOver::Vpc,
         };
-        let addresses = self.addresses.iter().map(|ip| proto::Address { ip: ip.to_string(), r#type: kind.into() });
+        let addresses = self.addresses.iter().map(|HostAddress { ip, kind }| {
+            let kind = match kind {
+                AddressKind::Vpc => proto::AddressType::Vpc,
+                AddressKind::Internet => proto::AddressType::Internet,
+            };
+            proto::Address { ip: ip.to_string(), r#type: kind.into() }
+        });
         let registration = proto::Registration {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             istio_version: crate::xds::ISTIO_VERSION.to_owned(),

@@ -20,7 +20,8 @@ use tonic::Streaming;
 use super::boot::{Boot, Volatile};
 use super::client::{self, Connection, OnboardingError, PlaneClient, Registration, Session, request};
 use super::config::GroupName;
-use super::proof::Credentials;
+use super::credential::CredentialOrigin;
+use super::proof;
 use crate::identity::{Backoff, Token};
 use crate::metrics::Metrics;
 use crate::sidecar::PushedDocuments;
@@ -47,7 +48,7 @@ pub(super) struct Live {
 pub(super) struct Joining {
     pub(super) plane: PlaneClient,
     pub(super) group: GroupName,
-    pub(super) credentials: Credentials,
+    pub(super) credentials: CredentialOrigin,
     pub(super) registration: Registration,
     pub(super) first_retry: Duration,
     pub(super) retry_cap: Duration,
@@ -228,14 +229,15 @@ impl Member {
         }
         tracing::info!(address = plane.address(), "obtaining discovery information from the Workload Onboarding Plane ...");
         let challenge = connection.discover().await?;
-        let procured = credentials.procure(&challenge.plane_uid, &challenge.nonce).await.map_err(OnboardingError::Credential)?;
+        let procured = proof::procure(credentials, &challenge.plane_uid, &challenge.nonce).await;
+        let credential = procured.map_err(|error| OnboardingError::Credential(error.to_string()))?;
         tracing::info!(
             plane = challenge.plane_uid,
             workload_group = format_args!("{}/{}", group.namespace, group.name),
-            "agent using platform-specific credential procured by \"{}\" to request authorization for onboarding ...",
-            procured.by
+            "agent using platform-specific credential procured by \"{}-credential\" to request authorization for onboarding ...",
+            credentials.name()
         );
-        let session = connection.authorize(group, procured.credential).await?;
+        let session = connection.authorize(group, credential).await?;
         self.state().session = Some(session.clone());
         Ok(session)
     }

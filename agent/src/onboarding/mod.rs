@@ -1,7 +1,9 @@
 //! Workload Onboarding: how a workload outside of Kubernetes joins the mesh.
 //!
-//! - [`config`]: what the agent is told. [`identity`]: who a workload is, once its credential has been verified, and what its
-//!   objects are called.
+//! - [`config`]: what the agent is told.
+//! - [`credential`]: what a workload shows to prove who it is, from AWS, a token, or a [`plugin`].
+//! - [`identity`]: who it is, once its credential has been verified, and what its objects are called. [`aws`] and [`jwt`]: how a
+//!   plane verifies it.
 //! - `host`: where a workload can be reached; `application`: when the application beside it has stopped.
 //! - `client`, `member`: discover, authorize, register, and hold the registration; `boot`: what comes of it.
 //!
@@ -13,14 +15,17 @@
 //! ```
 
 mod application;
+pub mod aws;
 mod boot;
 mod client;
 pub mod config;
+pub mod credential;
 mod host;
 pub mod identity;
+pub mod jwt;
 mod member;
+pub mod plugin;
 mod proof;
-mod task;
 #[cfg(test)]
 mod tests;
 
@@ -37,11 +42,12 @@ use tokio::task::JoinSet;
 pub use boot::Boot;
 pub use client::OnboardingError;
 pub(crate) use host::source_address;
-pub use host::{Host, HostError, HostSettings};
-pub use proof::Environment;
+pub use host::{HostError, HostSettings};
+pub use proof::Variables;
 
 use crate::admin::{Node, Readiness};
 use crate::connect;
+use crate::fetch::{Client, TrustedRoots};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::sidecar::Sources;
@@ -49,8 +55,9 @@ use crate::xds::{HealthReport, Probe};
 use application::Application;
 use client::{PlaneClient, Registration};
 use config::{ConnectedOver, Settings, TransportSecurity};
+use credential::{CredentialOrigin, ObtainError};
+use host::Host;
 use member::{Joining, Member};
-use proof::Credentials;
 
 /// A workload that is to join.
 pub struct Onboarding {
@@ -61,9 +68,31 @@ pub struct Onboarding {
     group: String,
 }
 
+/// Why a workload cannot even try to join.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Nobody vouches for it.
+    #[error(transparent)]
+    Credential(#[from] ObtainError),
+    /// Nobody can reach it.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
 impl Onboarding {
-    /// Nothing is sent yet.
-    pub fn new(settings: &Settings, environment: &Environment, host: Host) -> Self {
+    /// Finds out where the workload is and who vouches for it. Nothing is sent to the plane yet.
+    ///
+    /// # Errors
+    /// When there is nobody, or no way to it.
+    pub async fn prepare(settings: &Settings, host: HostSettings, variables: Variables<'_>) -> Result<Self, PrepareError> {
+        let client = Client::new(TrustedRoots::System);
+        let Settings { onboarding, agent, .. } = settings;
+        let host = Host::find(host, agent, onboarding.connected_over, variables, &client).await?;
+        let credentials = proof::origin(agent, variables, &client).await?;
+        Ok(Self::new(settings, credentials, host))
+    }
+
+    fn new(settings: &Settings, credentials: CredentialOrigin, host: Host) -> Self {
         let Settings { onboarding, agent, roots } = settings;
         match onboarding.endpoint.security {
             TransportSecurity::Tls { insecure_skip_verify: true, .. } => {
@@ -85,7 +114,7 @@ impl Onboarding {
         let joining = Joining {
             plane: PlaneClient::new(&onboarding.endpoint, roots.as_deref()),
             group: onboarding.workload_group.clone(),
-            credentials: Credentials::new(agent, environment),
+            credentials,
             registration,
             first_retry: agent.first_retry,
             retry_cap: agent.retry_cap,

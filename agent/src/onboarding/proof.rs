@@ -1,39 +1,59 @@
 //! The proof of who a workload is, for one challenge of the plane.
 
-use std::path::PathBuf;
-
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
-use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
+use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential as Shown;
+use skiff_proto::skiff::onboarding::v1alpha1::aws_credential::Workload;
 
-use super::config::AgentConfiguration;
-use crate::identity::TokenSource;
+use super::config::{AgentConfiguration, Platform};
+use super::credential::{AwsWorkload, Credential, CredentialOrigin, JWT_FILE_VARIABLE, JWT_VARIABLE, ObtainError};
+use crate::aws::imds::Imds;
+use crate::fetch::Client;
+use crate::identity::Clock;
 
-/// What the environment says about who we are.
-#[derive(Clone, Debug, Default)]
-pub struct Environment {
-    /// `SKIFF_ONBOARDING_TOKEN_FILE`: a JSON Web Token of an issuer that the plane knows.
-    pub token_file: Option<PathBuf>,
-}
+/// Go before a task's role, unless it is the task that has to vouch.
+const TOKENS: [&str; 2] = [JWT_FILE_VARIABLE, JWT_VARIABLE];
 
-/// Makes credentials, a fresh one for each challenge.
-pub(super) struct Credentials {
-    token: Option<TokenSource>,
-}
+/// Reads variables.
+pub type Variables<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);
 
-/// A credential, and what has made it.
-pub(super) struct Procured {
-    pub(super) by: &'static str,
-    pub(super) credential: Credential,
-}
-
-impl Credentials {
-    pub(super) fn new(_agent: &AgentConfiguration, environment: &Environment) -> Self {
-        Self { token: environment.token_file.clone().map(TokenSource::File) }
+/// Who vouches for this workload.
+///
+/// # Errors
+/// When the platform is not there, or a variable cannot be used.
+pub(super) async fn origin(
+    agent: &AgentConfiguration,
+    variables: Variables<'_>,
+    client: &Client,
+) -> Result<CredentialOrigin, ObtainError> {
+    let clock = Clock::system();
+    match &agent.platform {
+        Platform::Auto => CredentialOrigin::auto(variables, client, clock).await,
+        Platform::Ec2 => Ok(CredentialOrigin::ec2(Imds::from_environment(&variables, client)?, clock)),
+        Platform::Ecs => {
+            let of_task = |name: &str| (!TOKENS.contains(&name)).then(|| variables(name)).flatten();
+            match CredentialOrigin::auto(&of_task, client, clock).await? {
+                task @ CredentialOrigin::Ecs(_) => Ok(task),
+                _ => Err(ObtainError::NoPlatform),
+            }
+        }
+        Platform::Custom { credentials, .. } => {
+            let plugins = credentials.iter().map(|plugin| plugin.program(agent.plugin_timeout));
+            Ok(CredentialOrigin::Plugins(plugins.collect()))
+        }
     }
+}
 
-    pub(super) async fn procure(&self, _plane_uid: &str, _nonce: &str) -> Result<Procured, String> {
-        let Some(token) = &self.token else { return Err("no platform".to_owned()) };
-        let token = token.current().await.map_err(|error| error.to_string())?.expose().to_owned();
-        Ok(Procured { by: "jwt-credential", credential: Credential::Jwt(proto::JwtCredential { token }) })
-    }
+/// A fresh credential, as the plane wants to see it.
+pub(super) async fn procure(origin: &CredentialOrigin, plane_uid: &str, nonce: &str) -> Result<Shown, ObtainError> {
+    Ok(match origin.obtain(plane_uid, nonce).await? {
+        Credential::Jwt(token) => Shown::Jwt(proto::JwtCredential { token: token.expose().to_owned() }),
+        Credential::Aws { presigned_url, nonce, workload } => {
+            let workload = match workload {
+                AwsWorkload::Ecs { task_arn, cluster } => Workload::Ecs(proto::EcsTask { task_arn, cluster }),
+                AwsWorkload::Ec2 { document, signature } => Workload::Ec2(proto::Ec2Instance { document, signature }),
+            };
+            let presigned_url = presigned_url.expose().to_owned();
+            Shown::Aws(proto::AwsCredential { presigned_url, nonce, workload: Some(workload) })
+        }
+    })
 }

@@ -23,7 +23,9 @@ use tonic::codegen::Service;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::config::{AgentConfiguration, OnboardingConfiguration};
+use super::plugin::{AddressKind, HostAddress};
 use super::*;
+use crate::identity::TokenSource;
 use crate::sidecar::{ConfigurationSource, PushedDocuments};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -124,10 +126,10 @@ impl RunningPlane {
         };
         let host = Host {
             own: vec!["10.0.0.7".parse().unwrap()],
-            advertised: vec!["192.0.2.7".parse().unwrap()],
+            advertised: vec![HostAddress { ip: "192.0.2.7".parse().unwrap(), kind: AddressKind::Vpc }],
             application: Application::unknown(),
         };
-        Onboarding::new(&settings, &Environment { token_file: Some(token_file) }, host)
+        Onboarding::new(&settings, CredentialOrigin::Jwt(TokenSource::File(token_file)), host)
     }
 }
 

@@ -8,6 +8,7 @@ use regex::Regex;
 use serde::{Deserialize, Deserializer};
 
 use super::{ConfigError, Empty, read};
+use crate::onboarding::plugin;
 use crate::translate::istio::single::Span;
 
 /// A credential that takes longer than this to make is none.
@@ -98,6 +99,19 @@ pub struct Plugin {
     /// Arguments for it.
     #[serde(default)]
     pub args: Vec<String>,
+}
+
+impl Plugin {
+    /// The program that is run, for `timeout` at the most.
+    pub(in super::super) fn program(&self, timeout: Duration) -> plugin::Plugin {
+        plugin::Plugin {
+            name: self.name.clone(),
+            path: Some(self.path.as_str()).filter(|path| !path.is_empty()).map(Into::into),
+            env: self.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())).collect(),
+            args: self.args.clone(),
+            timeout,
+        }
+    }
 }
 
 /// A variable of a plugin.
