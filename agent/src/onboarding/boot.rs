@@ -46,8 +46,8 @@ pub struct Boot {
     pub mesh_id: String,
     /// Where it runs.
     pub locality: Locality,
-    /// `host:port` of the certificate authority.
-    pub ca_address: String,
+    /// `host:port` of the certificate authority; `None` where it is the plane itself, at the endpoint that we know.
+    pub ca_address: Option<String>,
     /// `host:port` of istiod; `None` where the plane sends documents.
     pub discovery_address: Option<String>,
     /// Name that both certificates carry; `None` is the host of the address.
@@ -74,7 +74,8 @@ impl Boot {
             false => Ok(value),
         };
         let address = |field: &str, value: String| match value.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(value),
+            _ if value.is_empty() => Ok(None),
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(Some(value)),
             _ => Err(wrong(field, format!("{value:?}: expected host:port"))),
         };
         let proxy_config: Map<String, Json> = match boot.proxy_config.trim() {
@@ -105,10 +106,7 @@ impl Boot {
             mesh_id: boot.mesh_id,
             locality: locality(&boot.locality),
             ca_address: address("ca_address", boot.ca_address)?,
-            discovery_address: match boot.discovery_address.is_empty() {
-                true => None,
-                false => Some(address("discovery_address", boot.discovery_address)?),
-            },
+            discovery_address: address("discovery_address", boot.discovery_address)?,
             control_plane_san: Some(boot.control_plane_san).filter(|name| !name.is_empty()),
             proxy_config,
             probe: probe.map_err(|error| wrong("proxy_config.readinessProbe", error.to_string()))?,
@@ -140,15 +138,15 @@ impl Boot {
         }
     }
 
-    /// Where certificates come from.
-    pub(super) fn identity(&self, live: &Live) -> IdentityManager {
+    /// Where certificates come from; `plane` is the endpoint that we have registered at.
+    pub(super) fn identity(&self, live: &Live, plane: &ControlPlaneConnector) -> IdentityManager {
         let id = SpiffeId {
             trust_domain: self.trust_domain.clone(),
             namespace: self.namespace.clone(),
             service_account: self.service_account.clone(),
         };
         let ca = CaClient {
-            connector: self.connector(&self.ca_address, live),
+            connector: self.ca_address.as_ref().map_or_else(|| plane.clone(), |address| self.connector(address, live)),
             token: TokenSource::Watch(live.mesh_token.subscribe()),
             cluster_id: self.cluster_id.clone(),
             request_timeout: CA_TIMEOUT,

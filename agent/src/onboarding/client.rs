@@ -135,6 +135,11 @@ impl PlaneClient {
         &self.connector.address
     }
 
+    /// How it is reached.
+    pub(super) fn connector(&self) -> &ControlPlaneConnector {
+        &self.connector
+    }
+
     /// The wall clock that tokens are judged by.
     pub(super) fn now(&self) -> SystemTime {
         self.connector.clock.now()

@@ -22,7 +22,7 @@ use super::client::{self, Connection, OnboardingError, PlaneClient, Registration
 use super::config::GroupName;
 use super::credential::CredentialOrigin;
 use super::proof;
-use crate::identity::{Backoff, Token};
+use crate::identity::{Backoff, ControlPlaneConnector, Token};
 use crate::metrics::Metrics;
 use crate::sidecar::PushedDocuments;
 use crate::xds::HealthReport;
@@ -103,6 +103,11 @@ impl Member {
             state: Mutex::default(),
             numbers: Mutex::new(None),
         }
+    }
+
+    /// How the plane is reached.
+    pub(super) fn plane(&self) -> &ControlPlaneConnector {
+        self.joining.plane.connector()
     }
 
     /// From now on it is counted.

@@ -137,7 +137,7 @@ impl Onboarding {
         let workload = boot.workload(&self.group, self.addresses.clone());
         let node = boot.node(&workload);
         let live = &self.member.live;
-        let identity = boot.identity(live);
+        let identity = boot.identity(live, self.member.plane());
         let configuration = boot.configuration(live, &workload, &node, &identity, metadata);
         let registered = Registered { member: self.member, application: self.application };
         let membership = Membership { registered, hold: self.hold, probe: boot.probe };
