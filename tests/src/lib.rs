@@ -2,7 +2,7 @@
 //!
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
-//! - [`istiod`]: a control plane that says what a test makes it say.
+//! - [`istiod`] and [`onboarding`]: a control plane and an onboarding plane that say what a test makes them say.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`aws`]: AWS, as a task and an onboarding plane see it.
@@ -22,6 +22,7 @@ pub mod istiod;
 pub mod mesh;
 pub mod metrics;
 pub mod network;
+pub mod onboarding;
 pub mod raw;
 pub mod skiff;
 pub mod tls;

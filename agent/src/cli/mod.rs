@@ -21,7 +21,7 @@ use crate::admin;
 use crate::bootstrap;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
-use crate::plane::find_faults;
+use crate::plane::{Checked, check as check_onboarding};
 use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
@@ -156,9 +156,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             runtime.block_on(until_signals(async |shutdown| quickstart::run(&options, &logging, shutdown).await))
         }
         None => {
-            let (config, sources) = run.resolve()?;
+            let plan = run.resolve()?;
             let logging = log.init()?;
             runtime.block_on(until_signals(async |shutdown| {
+                let Some((config, sources)) = plan.sources(shutdown).await? else { return Ok(()) };
                 Sidecar::start(config, sources, logging, shutdown.clone()).await?.run().await
             }))
         }
@@ -184,29 +185,26 @@ fn check(paths: Vec<PathBuf>, workload: &Workload) -> Result<(), Failure> {
     for path in paths {
         documents.extend(sidecar::read_documents(&path).map_err(|error| Failure::Configuration(error.to_string()))?);
     }
-    let (mut faults, of_issuers) = find_faults(&documents, &workload.namespace);
+    let Checked { mut faults, without_resources } = check_onboarding(&documents, &workload.namespace);
     let read = documents.len();
-    documents.retain(|(file, _)| !of_issuers.contains(file));
+    documents.retain(|(file, _)| !without_resources.contains(file));
     let translated = Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload));
-    let translated = match translated {
-        Ok(translation) if faults.is_empty() => Ok(translation),
-        Ok(_) => Err(faults),
-        Err(errors) => {
-            faults.extend(errors);
-            faults.sort();
-            faults.dedup();
-            Err(faults)
+    if let Err(errors) = &translated {
+        for error in errors.iter().map(ToString::to_string) {
+            // Groups and entries are read twice.
+            if !faults.contains(&error) {
+                faults.push(error);
+            }
         }
-    };
+    }
     match translated {
-        Ok(translation) => {
+        Ok(translation) if faults.is_empty() => {
             let warnings = translation.warnings.iter().fold(String::new(), |text, warning| text + "warning: " + warning + "\n");
             print(&format!("{warnings}{read} files without a fault\n"))
         }
-        Err(errors) => {
-            let faults = errors.iter().fold(String::new(), |text, error| text + &error.to_string() + "\n");
-            print(&faults)?;
-            Err(Failure::Configuration(format!("{} faults", errors.len())))
+        _ => {
+            print(&faults.iter().fold(String::new(), |text, fault| text + fault + "\n"))?;
+            Err(Failure::Configuration(format!("{} faults", faults.len())))
         }
     }
 }
@@ -275,8 +273,6 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
-        let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-        assert_eq!(args.drain_deadline, sidecar::DEFAULT_DRAIN_DEADLINE);
     }
 
     #[test]

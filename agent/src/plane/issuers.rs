@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::objects;
+use crate::onboarding::config::{AgentConfiguration, OnboardingConfiguration};
 use crate::onboarding::jwt::JwtIssuer;
 use crate::translate::istio::DocumentError;
 use crate::translate::istio::de::{FieldError, from_node};
@@ -31,16 +32,54 @@ pub fn read_issuers(file: PathBuf, text: &str) -> Result<Vec<JwtIssuer>, Documen
     }
 }
 
-/// All that is wrong with the onboarding objects in files, and whether any of the files is one of issuers, which holds no resources.
-pub fn find_faults(files: &[(PathBuf, String)], default_namespace: &str) -> (Vec<DocumentError>, Vec<PathBuf>) {
-    let is_issuers = |text: &str| {
-        let nodes = yaml::parse(text).unwrap_or_default();
-        matches!(nodes.as_slice(), [node] if node.get("issuers").is_some() && node.get("kind").and_then(Node::as_str).is_none())
-    };
-    let (of_issuers, resources): (Vec<_>, Vec<_>) = files.iter().cloned().partition(|(_, text)| is_issuers(text));
-    let mut faults = objects::read(&resources, default_namespace).err().unwrap_or_default();
-    faults.extend(of_issuers.iter().filter_map(|(file, text)| read_issuers(file.clone(), text).err()));
-    (faults, of_issuers.into_iter().map(|(file, _)| file).collect())
+/// What [`check`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// A line for everything that is wrong.
+    pub faults: Vec<String>,
+    /// Files that hold no resources: the issuers of a plane, the configuration of an agent.
+    pub without_resources: Vec<PathBuf>,
+}
+
+/// Reads everything of onboarding in files: resources, the issuers of a plane, the configuration of an agent.
+pub fn check(files: &[(PathBuf, String)], default_namespace: &str) -> Checked {
+    let mut checked = Checked::default();
+    let mut resources = Vec::new();
+    for (file, text) in files {
+        let origin = file.display().to_string();
+        let fault = match kind(text) {
+            Some(Kind::Issuers) => read_issuers(file.clone(), text).err().map(|error| error.to_string()),
+            Some(Kind::Onboarding) => OnboardingConfiguration::parse(&origin, text).err().map(|error| error.to_string()),
+            Some(Kind::Agent) => AgentConfiguration::parse(&origin, text).err().map(|error| error.to_string()),
+            None => {
+                resources.push((file.clone(), text.clone()));
+                continue;
+            }
+        };
+        checked.faults.extend(fault);
+        checked.without_resources.push(file.clone());
+    }
+    let errors = objects::read(&resources, default_namespace).err().unwrap_or_default();
+    checked.faults.extend(errors.iter().map(ToString::to_string));
+    checked
+}
+
+/// What a file without resources holds.
+enum Kind {
+    Issuers,
+    Onboarding,
+    Agent,
+}
+
+fn kind(text: &str) -> Option<Kind> {
+    let nodes = yaml::parse(text).unwrap_or_default();
+    let [node] = nodes.as_slice() else { return None };
+    match node.get("kind").and_then(Node::as_str) {
+        Some("OnboardingConfiguration") => Some(Kind::Onboarding),
+        Some("AgentConfiguration") => Some(Kind::Agent),
+        None if node.get("issuers").is_some() => Some(Kind::Issuers),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -61,8 +100,10 @@ mod tests {
             let error = read(&good.replace(from, to)).unwrap_err();
             assert!(error.contains(fault), "{error}");
         }
-        let (faults, files) =
-            find_faults(&[("a.yaml".into(), good.to_owned()), ("b.yaml".into(), "kind: A".to_owned())], "default");
-        assert_eq!((faults.len(), files), (0, vec![PathBuf::from("a.yaml")]));
+        let agent = "apiVersion: config.agent.onboarding.tetrate.io/v1alpha1\nkind: AgentConfiguration\nsidecars: {}\n";
+        let files = [("a.yaml", good), ("b.yaml", "kind: A"), ("c.yaml", agent)];
+        let checked = check(&files.map(|(file, text)| (PathBuf::from(file), text.to_owned())), "default");
+        assert_eq!(checked.without_resources, ["a.yaml", "c.yaml"].map(PathBuf::from));
+        assert!(checked.faults.len() == 1 && checked.faults[0].contains("c.yaml:3: sidecars"), "{checked:?}");
     }
 }

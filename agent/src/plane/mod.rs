@@ -30,7 +30,7 @@ mod workload;
 pub use admin::{Admin, fetch_registrations};
 pub use ca::{CertificateAuthority, IssueError, IssuedCertificate};
 pub use inputs::Inputs;
-pub use issuers::{find_faults, read_issuers};
+pub use issuers::{Checked, check, read_issuers};
 pub use limits::Rate;
 pub use numbers::HISTOGRAMS;
 pub use onboarding::{MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings};
