@@ -139,7 +139,8 @@ impl Mesh {
         let settings = settings.ok_or_else(|| Failure::Internal("nothing to join".to_owned()))?;
         let token = self.folder.token(member).display().to_string();
         let variables = |name: &str| (name == JWT_FILE_VARIABLE).then(|| token.clone());
-        let host = HostSettings { own: vec![member.ingress.ip()], ..HostSettings::default() };
+        let own = vec![member.ingress.ip()];
+        let host = HostSettings { advertised: own.clone(), own, ..HostSettings::default() };
         let onboarding = Onboarding::prepare(&settings, host, &variables).await;
         let onboarding = onboarding.map_err(|error| Failure::Unavailable(error.to_string()))?;
         let joined = onboarding.join(serde_json::Map::new(), shutdown).await;
