@@ -117,14 +117,16 @@ async fn a_task_joins_serves_and_leaves() {
     task.ready().await;
     details.ready().await;
 
-    let Heard::Authorize(authorized) = world.plane.hears("a credential", |heard| matches!(heard, Heard::Authorize(_))).await else {
+    let Heard::Authorize(authorized) = world.plane.hears("a credential", |heard| matches!(heard, Heard::Authorize(_))).await
+    else {
         panic!("no credential");
     };
     let Some(Credential::Aws(credential)) = authorized.credential else { panic!("no credential of AWS") };
     assert!(credential.presigned_url.starts_with("https://sts.us-east-1.amazonaws.com/?"));
     let group = proto::WorkloadGroup { namespace: "bookinfo".to_owned(), name: "ratings".to_owned() };
     assert_eq!(authorized.workload_group, Some(group));
-    let Heard::Register(registration) = world.plane.hears("a registration", |heard| matches!(heard, Heard::Register(_))).await else {
+    let Heard::Register(registration) = world.plane.hears("a registration", |heard| matches!(heard, Heard::Register(_))).await
+    else {
         panic!("no registration");
     };
     assert_eq!(registration.addresses[0].ip, world.mesh.network.ip(21).to_string());
@@ -182,7 +184,8 @@ async fn who_may_not_join_says_so_and_asks_again() {
 #[tokio::test]
 async fn an_entry_that_istiod_does_not_see_yet_is_waited_for() {
     let world = World::new().await;
-    let reason = "proxy metadata indicates that it must correspond to an existing WorkloadEntry, however WorkloadEntry a is not found";
+    let reason =
+        "proxy metadata indicates that it must correspond to an existing WorkloadEntry, however WorkloadEntry a is not found";
     world.istiod.refuse(Status::unknown(reason));
     let task = world.task(&[]);
     task.stderr.line_with("does not see our WorkloadEntry yet").await;
@@ -224,7 +227,8 @@ async fn losing_plane_and_istiod_changes_nothing_that_serves() {
 async fn a_probe_asks_the_application_and_not_the_sidecar() {
     // The application's port is the sidecar's as well, on another address.
     let network_port = 9080;
-    let probe = format!(r#"{{"readinessProbe": {{"httpGet": {{"port": {network_port}}}, "periodSeconds": 1, "failureThreshold": 1}}}}"#);
+    let probe =
+        format!(r#"{{"readinessProbe": {{"httpGet": {{"port": {network_port}}}, "periodSeconds": 1, "failureThreshold": 1}}}}"#);
     let world = World::with(&probe).await;
     let task = world.task(&[]);
     task.ready().await;
@@ -262,5 +266,30 @@ async fn what_has_to_be_repaired_ends_with_78_and_one_line() {
         let said = run(refused).await;
         let last = said.stderr.lines().last().unwrap_or_default();
         assert!(said.code == 78 && last.starts_with("skiff: ") && last.contains(expected), "{}: {}", said.code, said.stderr);
+    }
+}
+
+#[tokio::test]
+async fn what_a_task_is_given_can_be_checked_before_it_runs() {
+    let world = World::new().await;
+    let check = async |name: &str, value: &str| {
+        let mut check = command(&["check"]);
+        check.envs(world.variables()).env(name, value);
+        run(check).await
+    };
+    let good = check("NOTHING", "").await;
+    assert_eq!(good.code, 0, "{}", good.stderr);
+    assert!(good.stdout.starts_with("joins bookinfo/ratings at "), "{}", good.stdout);
+    let bad = check("ONBOARDING_AGENT_ROOT_CERTS", "MIIC").await;
+    assert!(bad.code == 78 && bad.stderr.contains("ONBOARDING_AGENT_ROOT_CERTS: "), "{}", bad.stderr);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.yaml");
+    let text =
+        "apiVersion: config.agent.onboarding.tetrate.io/v1alpha1\nkind: AgentConfiguration\nsidecar: {istio: {revision: a}}\n";
+    for (text, code) in [(text.to_owned(), 0), (text.replace("revision", "version"), 78)] {
+        std::fs::write(&file, text).unwrap();
+        let said = run(command(&["check", file.to_str().unwrap()])).await;
+        assert_eq!(said.code, code, "{}{}", said.stdout, said.stderr);
     }
 }

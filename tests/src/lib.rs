@@ -5,7 +5,7 @@
 //! - [`istiod`] and [`onboarding`]: a control plane and an onboarding plane that say what a test makes them say.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
-//! - [`aws`]: AWS, as a task and an onboarding plane see it.
+//! - [`ecs`]: Bookinfo with a real onboarding plane; [`aws`]: AWS, as a task and an onboarding plane see it.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
@@ -15,6 +15,7 @@ pub mod apps;
 pub mod aws;
 pub mod bootstrap;
 pub mod door;
+pub mod ecs;
 pub mod frames;
 pub mod http;
 pub mod http2;

@@ -19,6 +19,7 @@ use crate::admin;
 use crate::bootstrap;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
+use crate::onboarding::config::find_faults;
 use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
@@ -131,6 +132,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Check { what: Some(Subject::Bootstrap { file }), .. }) => check_bootstrap(&file),
         Some(Command::Check { what: Some(Subject::Xds { files }), .. }) => check_xds(&files),
         Some(Command::Check { what: None, files }) => {
+            if files.is_empty()
+                && let Some(report) = run.check_onboarding()?
+            {
+                return print(&report);
+            }
             let (config, workload) = run.subject()?;
             check(if files.is_empty() { vec![config] } else { files }, &workload)
         }
@@ -169,10 +175,21 @@ fn check(paths: Vec<PathBuf>, workload: &Workload) -> Result<(), Failure> {
     for path in paths {
         documents.extend(sidecar::read_documents(&path).map_err(|error| Failure::Configuration(error.to_string()))?);
     }
+    let (faults, ours) = find_faults(&documents);
+    if !faults.is_empty() {
+        let text = faults.iter().fold(String::new(), |text, fault| text + &fault.to_string() + "\n");
+        print(&text)?;
+        return Err(Failure::Configuration(format!("{} faults", faults.len())));
+    }
+    let files = documents.len();
+    documents.retain(|(path, _)| !ours.contains(path));
+    if documents.is_empty() {
+        return print(&format!("{files} files without a fault\n"));
+    }
     match Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload)) {
         Ok(translation) => {
             let warnings = translation.warnings.iter().fold(String::new(), |text, warning| text + "warning: " + warning + "\n");
-            print(&format!("{warnings}{} files without a fault\n", documents.len()))
+            print(&format!("{warnings}{files} files without a fault\n"))
         }
         Err(errors) => {
             let faults = errors.iter().fold(String::new(), |text, error| text + &error.to_string() + "\n");

@@ -156,6 +156,23 @@ impl RunArgs {
         Ok((self.config.unwrap_or_else(|| DEFAULT_CONFIG.into()), self.workload.resolve(&environment)?))
     }
 
+    /// What a check of the environment of an onboarded workload comes to; `None` when it is none.
+    ///
+    /// # Errors
+    /// Names the variable or file, and what is wrong with it.
+    pub(super) fn check_onboarding(&self) -> Result<Option<String>, Failure> {
+        let environment = Environment::of_process()?;
+        if self.config.is_some() {
+            return Ok(None);
+        }
+        let folder = Path::new(onboarding_config::FOLDER);
+        let settings = Settings::read(|name| environment.get(name), folder).map_err(wrong)?;
+        Ok(settings.map(|Settings { onboarding, .. }| {
+            let (group, endpoint) = (onboarding.workload_group, onboarding.endpoint);
+            format!("joins {}/{} at {}:{}, without a fault\n", group.namespace, group.name, endpoint.host, endpoint.port)
+        }))
+    }
+
     /// The settings of the sidecar and where it gets its configuration and certificates from.
     ///
     /// # Errors
