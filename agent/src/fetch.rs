@@ -57,9 +57,14 @@ impl FromStr for Endpoint {
         if authority.as_str().contains('@') || uri.query().is_some() || text.contains('#') || authority.host().is_empty() {
             return Err(EndpointError);
         }
-        let default_port = if https { 443 } else { 80 };
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") if https => 443,
+            Some("") => 80,
+            Some(port) => port.strip_prefix(':').and_then(|port| port.parse().ok()).ok_or(EndpointError)?,
+            None => return Err(EndpointError),
+        };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { https, host, port: authority.port_u16().unwrap_or(default_port), path: uri.path().to_owned() })
+        Ok(Self { https, host, port, path: uri.path().to_owned() })
     }
 }
 

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Deserializer};
@@ -32,9 +32,7 @@ use crate::translate::istio::single;
 /// Where the agent's files are.
 pub const FOLDER: &str = "/etc/onboarding-agent";
 
-/// The group of both configurations.
-const GROUP: &str = "config.agent.onboarding.tetrate.io/";
-/// The same with its version.
+/// The group and version of both configurations.
 const API_VERSION: &str = "config.agent.onboarding.tetrate.io/v1alpha1";
 /// The port of an onboarding endpoint that says nothing else.
 const DEFAULT_PORT: u16 = 15443;
@@ -77,24 +75,6 @@ impl Settings {
             variable("ONBOARDING_AGENT_ROOT_CERTS").map(|text| parse_root_certificates("ONBOARDING_AGENT_ROOT_CERTS", text));
         Ok(Some(Self { onboarding, agent, roots: roots.transpose()? }))
     }
-}
-
-/// All that is wrong with the agent's configurations among these files, and which files hold one: those are no resources.
-pub fn find_faults(files: &[(PathBuf, String)]) -> (Vec<ConfigError>, Vec<PathBuf>) {
-    let (mut faults, mut ours) = (Vec::new(), Vec::new());
-    for (path, text) in files {
-        let origin = path.display().to_string();
-        let Ok(header) = single::read::<Header>(&origin, text) else { continue };
-        if !header.api_version.is_some_and(|version| version.starts_with(GROUP)) {
-            continue;
-        }
-        faults.extend(match header.kind.as_deref() {
-            Some("AgentConfiguration") => AgentConfiguration::parse(&origin, text).err(),
-            _ => OnboardingConfiguration::parse(&origin, text).err(),
-        });
-        ours.push(path.clone());
-    }
-    (faults, ours)
 }
 
 /// A variable, else a file: where it came from, and the text.

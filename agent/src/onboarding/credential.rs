@@ -136,15 +136,28 @@ impl CredentialOrigin {
             return Ok(Self::FixedJwt(Token::new(&token)));
         }
         if let Some(metadata) = MetadataClient::from_environment(&environment, client)? {
-            let container = ContainerCredentials::from_environment(&environment, client)?.ok_or(ObtainError::NoTaskRole)?;
-            let credentials = CredentialProvider::new(CredentialSource::Container(container), clock.clone());
-            return Ok(Self::Ecs(Box::new(EcsOrigin { metadata, credentials, clock })));
+            return Self::ecs(metadata, environment, client, clock);
         }
         let imds = Imds::from_environment(&environment, client)?;
         if imds.is_available().await {
             return Ok(Self::ec2(imds, clock));
         }
         Err(ObtainError::NoPlatform)
+    }
+
+    /// The task that this has to be.
+    ///
+    /// # Errors
+    /// When it has no role, or a variable cannot be used.
+    pub fn ecs(
+        metadata: MetadataClient,
+        environment: &dyn Fn(&str) -> Option<String>,
+        client: &Client,
+        clock: Clock,
+    ) -> Result<Self, ObtainError> {
+        let container = ContainerCredentials::from_environment(environment, client)?.ok_or(ObtainError::NoTaskRole)?;
+        let credentials = CredentialProvider::new(CredentialSource::Container(container), clock.clone());
+        Ok(Self::Ecs(Box::new(EcsOrigin { metadata, credentials, clock })))
     }
 
     /// `host.aws.ec2`: the instance that this has to be.
@@ -189,14 +202,17 @@ impl CredentialOrigin {
         }
     }
 
-    /// The host's addresses, as far as the platform knows them: a task's in awsvpc or bridge mode, an instance's. Empty where it knows
-    /// none, and the operating system has to be asked.
+    /// The host's addresses, as far as the platform knows them: those of a task in awsvpc mode, or of an instance. Empty where it knows
+    /// none: in host mode they are the machine's, and those of bridge mode lead nowhere from outside.
     ///
     /// # Errors
     /// When the platform does not answer.
     pub async fn addresses(&self) -> Result<Vec<HostAddress>, ObtainError> {
         let addresses = match self {
-            Self::Ecs(ecs) => ecs.metadata.container().await?.addresses(),
+            Self::Ecs(ecs) => {
+                let own = ecs.metadata.container().await?;
+                if own.network_mode() == Some("awsvpc") { own.addresses() } else { Vec::new() }
+            }
             Self::Ec2(ec2) => vec![ec2.imds.document().await?.document.private_ip],
             Self::Jwt(_) | Self::FixedJwt(_) | Self::Plugins(_) => Vec::new(),
         };

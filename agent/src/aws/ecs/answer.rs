@@ -27,12 +27,26 @@ pub(super) struct Task {
     pub(super) availability_zone: String,
     pub(super) overrides: Overrides,
     attachments: Vec<Attachment>,
+    containers: Vec<Container>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Overrides {
     pub(super) task_role_arn: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Container {
+    network_interfaces: Vec<Interface>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Interface {
+    private_ipv4_address: String,
+    ipv6_address: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -74,16 +88,19 @@ impl Task {
             && cluster_name(&self.cluster_arn).is_ok_and(|own| own == cluster)
     }
 
-    /// Addresses of its network interfaces.
+    /// Addresses of its network interfaces. IPv6 is with the containers alone; they are there a little later than the attachment.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         // It has been both, with the years.
-        let interfaces = self.attachments.iter().filter(|attachment| {
-            matches!(attachment.kind.as_str(), "ElasticNetworkInterface" | "eni")
-                && !matches!(attachment.status.as_str(), "DETACHED" | "DELETED")
-        });
-        let details = interfaces.flat_map(|attachment| &attachment.details);
-        let addresses =
-            details.filter(|detail| matches!(detail.name.as_str(), "privateIPv4Address" | "privateIPv6Address" | "ipv6Address"));
-        addresses.filter_map(|detail| detail.value.parse().ok()).collect()
+        let is_interface = |kind: &str| matches!(kind, "ElasticNetworkInterface" | "eni");
+        let is_there = |status: &str| !matches!(status, "DETACHED" | "DELETED");
+        let interfaces = self.attachments.iter().filter(|own| is_interface(&own.kind) && is_there(&own.status));
+        let details = interfaces.flat_map(|interface| &interface.details);
+        let attached = details.filter(|detail| detail.name == "privateIPv4Address").map(|detail| &detail.value);
+        let of_containers = self.containers.iter().flat_map(|container| &container.network_interfaces);
+        let of_containers = of_containers.flat_map(|interface| [&interface.private_ipv4_address, &interface.ipv6_address]);
+        let mut addresses: Vec<IpAddr> = attached.chain(of_containers).filter_map(|text| text.parse().ok()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
     }
 }

@@ -26,6 +26,10 @@ const DESCRIBED: &str = r#"{
       {"name": "privateDnsName", "value": "ip-10-0-0-1.ec2.internal"}, {"name": "privateIPv4Address", "value": "10.0.0.1"}]},
     {"id": "2", "type": "ElasticNetworkInterface", "status": "DELETED", "details": [{"name": "privateIPv4Address", "value": "10.0.0.2"}]},
     {"id": "3", "type": "Service Connect", "status": "ATTACHED", "details": [{"name": "privateIPv4Address", "value": "10.0.0.3"}]}
+  ],
+  "containers": [
+    {"name": "agent", "networkInterfaces": [{"attachmentId": "1", "privateIpv4Address": "10.0.0.1", "ipv6Address": "2001:db8::1"}]},
+    {"name": "ratings", "networkInterfaces": [{"attachmentId": "1", "privateIpv4Address": "10.0.0.1", "ipv6Address": "2001:db8::1"}]}
   ]}"#;
 
 #[test]
@@ -49,7 +53,7 @@ fn the_answer_is_about_the_task_that_was_asked_for() {
 #[test]
 fn addresses_are_those_of_interfaces_that_are_there() {
     let ours: IpAddr = "10.0.0.1".parse().unwrap();
-    assert_eq!(task(DESCRIBED).addresses(), [ours]);
+    assert_eq!(task(DESCRIBED).addresses(), [ours, "2001:db8::1".parse().unwrap()]);
     let verified = VerifiedTask {
         identity: AwsIdentity {
             partition: "aws".to_owned(),

@@ -132,7 +132,8 @@ impl Proof {
         &self.signature
     }
 
-    pub(super) fn path_and_query(&self) -> String {
+    /// What is sent: its parts, put together anew. As secret as the proof.
+    pub fn path_and_query(&self) -> String {
         format!("/?{}", query_string(&self.query))
     }
 }

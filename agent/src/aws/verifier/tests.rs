@@ -194,7 +194,9 @@ fn its_time_is_now() {
     assert_eq!(at(NOW + 361), Err(ProofError::Expired));
     for date in ["20261129T160000", "2026-11-29T16:00:00Z", "20261129T160000%2B0000", "20261129T250000Z", "00001129T160000Z"] {
         let error = refused(&proof().replace("20261129T160000Z", date));
-        assert!(matches!(error, ProofError::Value("X-Amz-Date") | ProofError::Scope | ProofError::Expired), "{date}: {error}");
+        let expected =
+            matches!(error, ProofError::Value("X-Amz-Date") | ProofError::Scope | ProofError::Expired | ProofError::Encoding);
+        assert!(expected, "{date}: {error}");
     }
 }
 
@@ -209,7 +211,7 @@ fn it_is_written_in_one_way() {
         (url.replace("60", "6\u{660}"), ProofError::Form),
         (url.replace("%3D%3D", "=="), ProofError::Encoding),
         (url.replace("%2B", "+"), ProofError::Encoding),
-        (url.replace("%2B", "%2"), ProofError::Encoding),
+        (url.replace("%3D%3D", "%3D%3"), ProofError::Encoding),
         (url.replace("%2B", "%zz"), ProofError::Encoding),
         (url.replace("%2B", "%0D%0A"), ProofError::Encoding),
         (url.replace("%2B", "%FF"), ProofError::Encoding),

@@ -271,23 +271,3 @@ fn variables_go_before_files_and_nothing_is_nothing() {
     let error = read(&[]).unwrap_err().to_string();
     assert!(error.contains("agent.config.yaml:1: "), "{error}");
 }
-
-#[test]
-fn files_are_found_and_checked_by_what_they_say_they_are() {
-    let file = |name: &str, text: &str| (PathBuf::from(name), text.to_owned());
-    let files = [
-        file("a.yaml", MINIMAL),
-        file("b.json", &SAMPLE.replace("host", "hosts")),
-        file("c.yaml", &format!("{AGENT}hosts: {{}}")),
-        file("d.yaml", "apiVersion: networking.istio.io/v1\nkind: Sidecar\n"),
-        file("e.yaml", "{"),
-        file("f.yaml", "apiVersion: config.agent.onboarding.tetrate.io/v1alpha1\nkind: Other\n"),
-    ];
-    let (faults, ours) = find_faults(&files);
-    assert_eq!(ours, ["a.yaml", "b.json", "c.yaml", "f.yaml"].map(PathBuf::from));
-    let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
-    assert_eq!(faults.len(), 3);
-    assert!(faults[0].starts_with("b.json:5: onboardingEndpoint.hosts: unknown field"), "{faults:?}");
-    assert!(faults[1].starts_with("c.yaml:3: hosts: unknown field"), "{faults:?}");
-    assert!(faults[2].starts_with("f.yaml: kind: \"Other\": expected OnboardingConfiguration"), "{faults:?}");
-}

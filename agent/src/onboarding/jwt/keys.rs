@@ -19,7 +19,7 @@ const FRESH: Duration = Duration::from_secs(5 * 60);
 /// Keys that cannot be fetched again serve so long.
 const STALE: Duration = Duration::from_secs(60 * 60);
 /// Between two fetches, however many tokens ask for keys that are not there.
-const PAUSE: Duration = Duration::from_secs(10);
+pub(super) const PAUSE: Duration = Duration::from_secs(10);
 
 /// The keys of an issuer.
 #[derive(Debug)]

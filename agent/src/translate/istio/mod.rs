@@ -13,7 +13,7 @@
 mod authz;
 mod clusters;
 mod custom;
-mod de;
+pub(crate) mod de;
 mod documents;
 mod endpoints;
 mod inbound;
@@ -30,7 +30,7 @@ pub(crate) mod single;
 #[cfg(test)]
 mod tests;
 mod values;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use documents::{DocumentError, Documents};
 
