@@ -111,7 +111,7 @@ impl World {
 async fn a_task_joins_serves_and_leaves() {
     let world = World::new().await;
     let (_ratings, _details) =
-        (App::start(world.mesh.app(RATINGS), Speaks::Http), App::start(world.mesh.app(DETAILS_V1), Speaks::Http));
+        (App::start(world.mesh.network.at(1, 9080), Speaks::Http), App::start(world.mesh.app(DETAILS_V1), Speaks::Http));
     let details = world.mesh.spawn(DETAILS_V1, &[]);
     let mut task = world.task(&[]);
     task.ready().await;

@@ -4,6 +4,8 @@
 //! configure` writes for a virtual machine works as it is; skiff's own begin with `SKIFF_`. Where they come from is in
 //! [`super::environment`].
 
+mod onboard;
+
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use skiff_proxy::config::{Locality, SpiffeId, TrustDomain};
 
 use super::environment::Environment;
@@ -24,12 +26,11 @@ use crate::identity::{
     read_certificates,
 };
 use crate::onboarding::config::{self as onboarding_config, Settings};
-use crate::onboarding::credential::ObtainError;
-use crate::onboarding::{HostError, HostSettings, Onboarding, PrepareError, source_address};
-use crate::shutdown::Shutdown;
+use crate::onboarding::source_address;
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
+pub(super) use onboard::Plan;
 
 /// Where Istio YAML is looked for unless `SKIFF_CONFIG` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/skiff";
@@ -41,29 +42,6 @@ const CA_TIMEOUT: Duration = Duration::from_secs(10);
 const TOKEN_FILES: &[&str] = &["istio-token", "var/run/secrets/tokens/istio-token"];
 /// The same of the roots of the mesh.
 const ROOT_FILES: &[&str] = &["root-cert.pem", "var/run/secrets/istio/root-cert.pem"];
-
-/// What is left of a task's time to stop when the sidecar ends by itself.
-const STOP_RESERVE: Duration = Duration::from_secs(2);
-
-/// What there is to run.
-pub(super) enum Plan {
-    /// A sidecar that knows where its configuration comes from.
-    Sidecar(SidecarConfig, Sources),
-    /// A workload that has to join first.
-    Onboarding(Box<Join>),
-}
-
-/// A workload that joins through an onboarding plane.
-pub(super) struct Join {
-    settings: Settings,
-    host: HostSettings,
-    /// For the platform.
-    environment: Environment,
-    /// For istiod.
-    metadata: Map<String, Json>,
-    /// Whose node comes with the registration.
-    config: SidecarConfig,
-}
 
 /// What a sidecar is run with.
 #[derive(Debug, Args)]
@@ -156,23 +134,6 @@ impl RunArgs {
         Ok((self.config.unwrap_or_else(|| DEFAULT_CONFIG.into()), self.workload.resolve(&environment)?))
     }
 
-    /// What a check of the environment of an onboarded workload comes to; `None` when it is none.
-    ///
-    /// # Errors
-    /// Names the variable or file, and what is wrong with it.
-    pub(super) fn check_onboarding(&self) -> Result<Option<String>, Failure> {
-        let environment = Environment::of_process()?;
-        if self.config.is_some() {
-            return Ok(None);
-        }
-        let folder = Path::new(onboarding_config::FOLDER);
-        let settings = Settings::read(|name| environment.get(name), folder).map_err(wrong)?;
-        Ok(settings.map(|Settings { onboarding, .. }| {
-            let (group, endpoint) = (onboarding.workload_group, onboarding.endpoint);
-            format!("joins {}/{} at {}:{}, without a fault\n", group.namespace, group.name, endpoint.host, endpoint.port)
-        }))
-    }
-
     /// The settings of the sidecar and where it gets its configuration and certificates from.
     ///
     /// # Errors
@@ -228,53 +189,6 @@ impl RunArgs {
             },
             histograms: &HISTOGRAM_BUCKETS,
         }
-    }
-
-    fn join(self, environment: Environment, settings: Settings) -> Result<Join, Failure> {
-        let deadline = self.drain_deadline.unwrap_or_else(|| self.stop_timeout.saturating_sub(STOP_RESERVE));
-        let addresses = |name: &str| {
-            let parsed = environment.parse(name, "addresses separated by commas", parse_addresses)?;
-            Ok::<_, Failure>(parsed.unwrap_or_default())
-        };
-        let own =
-            if self.workload.instance_ip.is_empty() { addresses("INSTANCE_IP")? } else { self.workload.instance_ip.clone() };
-        let containers = environment.get("SKIFF_APP_CONTAINERS").unwrap_or_default().split(',').map(str::trim);
-        let host = HostSettings {
-            own,
-            advertised: addresses("SKIFF_ADVERTISED_ADDRESS")?,
-            containers: containers.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
-        };
-        Ok(Join { host, metadata: environment.node_metadata()?, config: self.sidecar(deadline), settings, environment })
-    }
-}
-
-impl Plan {
-    /// What the sidecar is run with, once that is known; `None` when the process is asked to stop before.
-    ///
-    /// # Errors
-    /// When others cannot reach this workload.
-    pub(super) async fn sources(self, shutdown: &Shutdown) -> Result<Option<(SidecarConfig, Sources)>, Failure> {
-        let join = match self {
-            Self::Sidecar(config, sources) => return Ok(Some((config, sources))),
-            Self::Onboarding(join) => join,
-        };
-        let Join { settings, host, environment, metadata, mut config } = *join;
-        let variables = |name: &str| environment.get(name).map(str::to_owned);
-        let onboarding = Onboarding::prepare(&settings, host, &variables).await.map_err(unprepared)?;
-        let Some((node, sources)) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
-        config.node = node;
-        Ok(Some((config, sources)))
-    }
-}
-
-/// What has to be repaired by whoever has written the task's definition, or what may be better in a moment.
-#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
-fn unprepared(error: PrepareError) -> Failure {
-    let reason = error.to_string();
-    match error {
-        PrepareError::Host(HostError::Unreachable(_) | HostError::NoAddress)
-        | PrepareError::Credential(ObtainError::NoPlatform | ObtainError::NoTaskRole) => Failure::Configuration(reason),
-        _ => Failure::Unavailable(reason),
     }
 }
 
@@ -475,38 +389,6 @@ mod tests {
     fn plan(arguments: &[&str], environment: &Environment) -> Plan {
         let args = Cli::try_parse_from(arguments).unwrap().run;
         args.resolve_in(environment.clone(), Path::new("/nowhere")).unwrap()
-    }
-
-    const ONBOARDING: &str = "{apiVersion: config.agent.onboarding.tetrate.io/v1alpha1, kind: OnboardingConfiguration,
-        onboardingEndpoint: {host: plane.example}, workloadGroup: {namespace: bookinfo, name: ratings},}";
-
-    #[test]
-    fn onboarding_goes_before_a_mesh_and_after_documents() {
-        let folder = tempfile::tempdir().unwrap();
-        let variables = [("ONBOARDING_CONFIG", ONBOARDING), ("PROXY_CONFIG", "{}"), ("SKIFF_APP_CONTAINERS", "a, b")];
-        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let environment = Environment::read(variables, folder.path()).unwrap();
-        let Plan::Onboarding(join) = plan(&["skiff"], &environment) else { panic!("no onboarding") };
-        assert_eq!((join.host.containers.len(), join.config.drain_deadline), (2, Duration::from_secs(28)));
-        let arguments = ["skiff", "--stop-timeout", "120s", "--drain-deadline", "5s"];
-        for (count, seconds) in [(3, 118), (5, 5)] {
-            let Plan::Onboarding(join) = plan(&arguments[..count], &environment) else { panic!("no onboarding") };
-            assert_eq!(join.config.drain_deadline, Duration::from_secs(seconds));
-        }
-        let arguments = ["skiff", "--config", folder.path().to_str().unwrap()];
-        assert!(matches!(plan(&arguments, &environment), Plan::Sidecar(..)));
-    }
-
-    #[test]
-    fn a_wrong_onboarding_configuration_ends_with_78() {
-        for (name, value) in [("ONBOARDING_CONFIG", "{"), ("SKIFF_ADVERTISED_ADDRESS", "here")] {
-            let mut variables = vec![("ONBOARDING_CONFIG".to_owned(), ONBOARDING.to_owned())];
-            variables.push((name.to_owned(), value.to_owned()));
-            let environment = Environment::read(variables, "/nowhere").unwrap();
-            let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-            let failure = args.resolve_in(environment, Path::new("/nowhere")).err().unwrap();
-            assert!(failure.code() == 78 && failure.to_string().starts_with(name), "{failure}");
-        }
     }
 
     #[test]
