@@ -173,12 +173,13 @@ fn metadata(path: &str, state: &State) -> Response<Bytes> {
         Some("task") => {
             let pause = container("pause", "~internal~ecs~pause", "CNI_PAUSE", "RESOURCES_PROVISIONED", task);
             let applications = task.applications.iter().map(|(name, status)| container(name, name, "NORMAL", status, task));
+            let containers: Vec<_> = [pause, own].into_iter().chain(applications).collect();
             let mut answered = json!({
                 "Cluster": format!("arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{}", task.cluster),
                 "TaskARN": task.arn(), "Family": "bookinfo_ratings", "Revision": "1",
                 "DesiredStatus": task.desired_status, "KnownStatus": task.last_status, "LaunchType": task.launch_type,
                 "Limits": { "CPU": 0.25, "Memory": 512 },
-                "Containers": [pause, own].into_iter().chain(applications).collect::<Vec<_>>(),
+                "Containers": containers,
             });
             if let Some(zone) = &task.zone {
                 answered["AvailabilityZone"] = json!(zone);
