@@ -18,6 +18,7 @@ use serde_json::Value as Json;
 use skiff_proxy::config::{Locality, SpiffeId, TrustDomain};
 
 use super::environment::Environment;
+use super::status::StatusArgs;
 use crate::admin::{self, Node};
 use crate::connect;
 use crate::exit::Failure;
@@ -28,6 +29,7 @@ use crate::identity::{
 use crate::onboarding::config::{self as onboarding_config, Settings};
 use crate::onboarding::source_address;
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
+use crate::translate::envoy::local_node;
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
 pub(super) use onboard::Plan;
@@ -49,13 +51,13 @@ pub(super) struct RunArgs {
     /// Folder of Istio YAML, or a single file, instead of a mesh's istiod; edits are applied at once [default: /etc/skiff].
     #[arg(long, env = "SKIFF_CONFIG")]
     config: Option<PathBuf>,
-    /// Where the admin page listens.
-    #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
-    admin_address: SocketAddr,
-    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: 30s; of an onboarded workload, 2 s less than its
-    /// stop timeout].
+    /// Where the admin page listens [default: 127.0.0.1 and proxyAdminPort, else 15000].
+    #[arg(long, env = "SKIFF_ADMIN_ADDRESS")]
+    admin_address: Option<SocketAddr>,
+    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: terminationDrainDuration, else 30s; of an onboarded
+    /// workload, 2 s less than its stop timeout].
     #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration)]
-    drain_deadline: Option<Duration>,
+    pub(super) drain_deadline: Option<Duration>,
     /// How long an onboarded workload has from SIGTERM to SIGKILL: `stopTimeout` of the task definition.
     #[arg(long, env = "SKIFF_STOP_TIMEOUT", value_parser = super::parse_duration, default_value = "30s")]
     stop_timeout: Duration,
@@ -71,6 +73,8 @@ pub(super) struct RunArgs {
     /// Access-log lines that may wait to be written.
     #[arg(long, env = "SKIFF_ACCESS_LOG_QUEUE", default_value_t = skiff_proxy::Options::default().access_log_queue)]
     access_log_queue: usize,
+    #[command(flatten)]
+    status: StatusArgs,
     #[command(flatten)]
     workload: WorkloadArgs,
     #[command(flatten)]
@@ -148,22 +152,32 @@ impl RunArgs {
         {
             return self.join(environment, settings).map(|join| Plan::Onboarding(Box::new(join)));
         }
-        let mut config = self.sidecar(self.drain_deadline.unwrap_or(DEFAULT_DRAIN_DEADLINE));
-        let documents = match self.config {
-            Some(config) => Some(config),
+        let documents = match &self.config {
+            Some(config) => Some(config.clone()),
             None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
         };
         let in_mesh = documents.is_none() && environment.joins();
         if let Some(config) = documents.as_ref().filter(|path| !path.exists()) {
             return Err(nothing(&format!("SKIFF_CONFIG: {} does not exist", config.display())));
         }
+        let drain_deadline = match self.drain_deadline {
+            Some(deadline) => deadline,
+            None => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
+        };
+        let mut config = self.sidecar(&environment, in_mesh, drain_deadline)?;
         let workload = self.workload.resolve(&environment)?;
         let node = node(&workload);
         let control_plane = self.control_plane.resolve(&environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
+        let node_config = NodeConfig {
+            metadata: environment.node_metadata()?,
+            proxy_config: environment.proxy_config.clone(),
+            pilot_san: Vec::new(),
+        };
+        let local = local_node(&node_config.node(&workload, &node.id, &node.cluster));
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(&environment, &workload, &node, identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(&environment, &workload, (&node, node_config), identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
                     "no SKIFF_CONFIG, no ONBOARDING_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
@@ -171,24 +185,27 @@ impl RunArgs {
             }
         };
         config.node = node;
+        config.proxy.node = local;
         let identity = identity.map(connect::certificates);
         Ok(Plan::Sidecar(config, Sources { configuration, identity, membership: None }))
     }
 
     /// Everything of a sidecar but who it is.
-    fn sidecar(&self, drain_deadline: Duration) -> SidecarConfig {
-        SidecarConfig {
+    fn sidecar(&self, environment: &Environment, in_mesh: bool, drain_deadline: Duration) -> Result<SidecarConfig, Failure> {
+        Ok(SidecarConfig {
             node: Node::default(),
-            admin_address: self.admin_address,
+            admin_address: admin_address_in(self.admin_address, environment)?,
+            status: self.status.clone().resolve(environment, in_mesh)?,
             drain_deadline,
             proxy: skiff_proxy::Options {
                 workers: self.workers,
                 max_connections: self.max_connections,
                 max_series: self.max_series,
                 access_log_queue: self.access_log_queue,
+                ..skiff_proxy::Options::default()
             },
             histograms: &HISTOGRAM_BUCKETS,
-        }
+        })
     }
 }
 
@@ -199,6 +216,23 @@ fn wrong(error: impl std::fmt::Display) -> Failure {
 
 fn parse_addresses(text: &str) -> Option<Vec<IpAddr>> {
     text.split(',').map(|ip| ip.trim().parse().ok()).collect()
+}
+
+/// Where the admin page of this machine's sidecar is.
+///
+/// # Errors
+/// When the environment cannot be read.
+pub(super) fn admin_address(given: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+    match given {
+        Some(address) => Ok(address),
+        None => admin_address_in(None, &Environment::of_process()?),
+    }
+}
+
+fn admin_address_in(given: Option<SocketAddr>, environment: &Environment) -> Result<SocketAddr, Failure> {
+    let default = admin::DEFAULT_ADDRESS;
+    let configured = |port: Option<u16>| SocketAddr::new(default.ip(), port.filter(|&port| port != 0).unwrap_or(default.port()));
+    given.map_or_else(|| environment.proxy_config_port("proxyAdminPort").map(configured), Ok)
 }
 
 fn nothing(reason: &str) -> Failure {
@@ -336,7 +370,7 @@ impl ControlPlane {
         &self,
         environment: &Environment,
         workload: &Workload,
-        node: &Node,
+        (node, node_config): (&Node, NodeConfig),
         identity: Option<&IdentityManager>,
     ) -> Result<ConfigurationSource, Failure> {
         let connector = connector(environment, environment.discovery_address(), self.security.clone());
@@ -348,11 +382,7 @@ impl ControlPlane {
         let probe = probe.map(|probe: &Json| {
             Probe::deserialize(probe).map_err(|error| Failure::Configuration(format!("PROXY_CONFIG.readinessProbe: {error}")))
         });
-        let node_config = NodeConfig {
-            metadata: environment.node_metadata()?,
-            proxy_config: environment.proxy_config.clone(),
-            pilot_san: vec![connector.authority.clone()],
-        };
+        let node_config = NodeConfig { pilot_san: vec![connector.authority.clone()], ..node_config };
         let connection = Connection {
             node: node_config.node(workload, &node.id, &node.cluster),
             connector,
@@ -385,6 +415,7 @@ mod tests {
 
     use super::super::Cli;
     use super::*;
+    use crate::status::Ports;
 
     fn plan(arguments: &[&str], environment: &Environment) -> Plan {
         let args = Cli::try_parse_from(arguments).unwrap().run;
@@ -420,12 +451,16 @@ mod tests {
     #[test]
     fn a_mesh_is_joined_with_what_istio_gives_a_virtual_machine() {
         let folder = tempfile::tempdir().unwrap();
-        let proxy_config = r#"{"discoveryAddress": "istiod.example:15012", "readinessProbe": {"httpGet": {"port": 9080}}}"#;
+        let proxy_config = r#"{"discoveryAddress": "istiod.example:15012", "readinessProbe": {"httpGet": {"port": 9080}},
+            "proxyAdminPort": 16000, "terminationDrainDuration": "5.5s"}"#;
         let variables =
             [("PROXY_CONFIG", proxy_config), ("INSTANCE_IP", "10.0.0.4"), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = Environment::read(variables, folder.path()).unwrap();
-        let Plan::Sidecar(_, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
+        let Plan::Sidecar(config, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
+        assert_eq!(config.admin_address, "127.0.0.1:16000".parse().unwrap());
+        assert_eq!(config.drain_deadline, Duration::from_millis(5500));
+        assert_eq!(config.status.unwrap().ports, Ports::ISTIO);
         let ConfigurationSource::Mesh { connection, probe } = sources.configuration else { panic!("not in a mesh") };
         assert_eq!(
             (connection.connector.address.as_str(), connection.connector.authority.as_str()),

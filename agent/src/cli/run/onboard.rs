@@ -10,7 +10,7 @@ use super::{RunArgs, parse_addresses, wrong};
 use crate::exit::Failure;
 use crate::onboarding::config::{self, Settings};
 use crate::onboarding::credential::ObtainError;
-use crate::onboarding::{HostError, HostSettings, Onboarding, PrepareError};
+use crate::onboarding::{HostError, HostSettings, Joined, Onboarding, PrepareError};
 use crate::shutdown::Shutdown;
 use crate::sidecar::{SidecarConfig, Sources};
 
@@ -70,7 +70,8 @@ impl RunArgs {
             advertised: addresses("SKIFF_ADVERTISED_ADDRESS")?,
             containers: containers.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         };
-        Ok(Join { host, metadata: environment.node_metadata()?, config: self.sidecar(deadline), settings, environment })
+        let config = self.sidecar(&environment, false, deadline)?;
+        Ok(Join { host, metadata: environment.node_metadata()?, config, settings, environment })
     }
 }
 
@@ -90,8 +91,9 @@ impl Plan {
             prepared = Onboarding::prepare(&settings, host, &variables) => prepared.map_err(unprepared)?,
             () = shutdown.requested() => return Ok(None),
         };
-        let Some((node, sources)) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
+        let Some(Joined { node, local, sources }) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
         config.node = node;
+        config.proxy.node = local;
         Ok(Some((config, sources)))
     }
 }
