@@ -157,7 +157,7 @@ async fn a_task_that_is_killed_is_forgotten_within_the_grace() {
     let grace = [("SKIFF_PLANE_DISCONNECT_GRACE", "1s"), ("SKIFF_PLANE_RETENTION", "3s"), ("SKIFF_PLANE_START_GRACE", "1s")];
     let bookinfo = Bookinfo::with(&grace).await;
     let _apps = apps(&bookinfo);
-    let (mut ratings, _details) = (joined(&bookinfo, RATINGS).await, joined(&bookinfo, DETAILS).await);
+    let (ratings, _details) = (joined(&bookinfo, RATINGS).await, joined(&bookinfo, DETAILS).await);
     meet(&bookinfo).await;
     ratings.kill().await;
     let line = async || bookinfo.line(RATINGS).await.filter(|line| line.contains(" False")).map(drop);
@@ -178,7 +178,7 @@ async fn a_plane_that_is_killed_and_comes_back_costs_no_request() {
     meet(&bookinfo).await;
     let proofs = bookinfo.aws.calls("GetCallerIdentity");
     let loads = [Load::start(bookinfo.egress(DETAILS), TO_RATINGS), Load::start(bookinfo.egress(RATINGS), TO_DETAILS)];
-    bookinfo.plane().kill().await;
+    bookinfo.kill_plane().await;
     for sidecar in [&ratings, &details] {
         sidecar.stderr.line_with("no registration with the onboarding plane; what serves stays").await;
         assert!(sidecar.is_ready().await);

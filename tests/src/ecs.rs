@@ -113,9 +113,9 @@ impl Bookinfo {
         self.plane = Some(plane);
     }
 
-    /// The plane's process.
-    pub fn plane(&mut self) -> &mut Skiff {
-        self.plane.as_mut().unwrap()
+    /// Kills the plane.
+    pub async fn kill_plane(&mut self) {
+        self.plane.take().unwrap().kill().await;
     }
 
     /// Replaces text in a document of the plane.

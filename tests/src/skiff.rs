@@ -109,8 +109,8 @@ impl Skiff {
         assert!(sent.success());
     }
 
-    /// Kills it, as nothing that ends by itself would.
-    pub async fn kill(&mut self) {
+    /// Kills it (SIGKILL) and waits until it is gone.
+    pub async fn kill(mut self) {
         within("the process is killed", self.child.kill()).await.unwrap();
     }
 
