@@ -1,11 +1,11 @@
 //! The wire types of skiff's control plane, generated from the `.proto` files in `proto/` of this crate.
 //!
 //! Modules follow the protobuf packages: [`istio::v1::auth`] is Istio's certificate service, [`skiff::onboarding::v1alpha1`] that of
-//! the onboarding plane. Envoy's own messages come from
-//! the published crate `envoy-types`: [`envoy`], [`google`], [`xds`]; [`ENVOY_DESCRIPTORS`] describes those of a bootstrap.
+//! the onboarding plane. Envoy's own messages come from the published crate `envoy-types`: [`envoy`], [`google`], [`opentelemetry`],
+//! [`xds`]; [`ENVOY_DESCRIPTORS`] describes those of a bootstrap.
 //! What Istio adds to Envoy is in [`filters`].
 
-pub use envoy_types::pb::{envoy, google, xds};
+pub use envoy_types::pb::{envoy, google, opentelemetry::proto as opentelemetry, xds};
 
 /// The descriptors (an encoded `FileDescriptorSet`) of what a bootstrap and the xDS resources skiff takes are made of.
 ///

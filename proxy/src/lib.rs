@@ -3,6 +3,7 @@
 //! A library that knows no protobuf, YAML, AWS or Kubernetes: it takes a [`config::Snapshot`] and secrets, and carries traffic.
 //! Folders follow a request: [`listener`] → [`http`] (or [`tcp`]) → [`upstream`] → [`telemetry`].
 
+pub mod cel;
 pub mod config;
 mod drain;
 pub mod error;

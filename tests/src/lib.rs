@@ -8,6 +8,7 @@
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`ecs`]: Bookinfo with a real onboarding plane; [`aws`]: AWS, as a task and an onboarding plane see it.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
+//! - [`collector`]: who takes spans and log records.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
@@ -15,6 +16,7 @@ pub mod access_log;
 pub mod apps;
 pub mod aws;
 pub mod bootstrap;
+pub mod collector;
 pub mod door;
 pub mod ecs;
 pub mod frames;

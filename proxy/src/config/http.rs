@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AccessLog, ExtAuthz, IstioStats, Jwks, JwtAuthn, LocalRateLimit, PeerMetadata, Rbac, RouteConfiguration, TrafficDirection,
-    UpgradeType,
+    AccessLog, ExtAuthz, IstioStats, Jwks, JwtAuthn, LocalRateLimit, PeerMetadata, Rbac, RouteConfiguration, Tracing,
+    TrafficDirection, UpgradeType,
 };
 
 /// Which HTTP version the downstream speaks.
@@ -199,6 +199,8 @@ pub struct HttpConnectionManager {
     pub filters: Vec<HttpFilter>,
     /// Lines per request.
     pub access_log: Vec<AccessLog>,
+    /// Which requests are traced; `None` is none.
+    pub tracing: Option<Arc<Tracing>>,
     /// Istio's metrics; `None` records none.
     pub stats: Option<Arc<IstioStats>>,
     /// Dot segments, backslashes and unreserved escapes are normalised (mesh BASE).
@@ -279,6 +281,7 @@ impl HttpConnectionManager {
             server_header: ServerHeaderTransformation::Overwrite,
             filters: Vec::new(),
             access_log: Vec::new(),
+            tracing: None,
             stats: None,
             normalize_path: false,
             merge_slashes: false,

@@ -24,6 +24,7 @@ mod route;
 mod stats;
 mod subset;
 mod tls;
+mod tracing;
 
 pub use access_log::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat};
 pub use cluster::{
@@ -57,10 +58,10 @@ pub use peer::{Node, PeerDiscovery, PeerExchange, PeerMetadata, PeerPropagation,
 pub use rate_limit::{LocalRateLimit, RateLimitAction, RateLimitDescriptor, RateLimitRule, TokenBucket};
 pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use route::{
-    AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,
-    HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect, RedirectPath, ResetFormat,
-    ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost,
-    WeightedCluster,
+    AppendAction, CorsPolicy, Decorator, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations,
+    HeaderValueOption, HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect,
+    RedirectPath, ResetFormat, ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
+    RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
 };
 pub use stats::{Attribute, Dimension, IstioMetric, IstioStats, MetricOverride, Reporter};
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
@@ -68,6 +69,7 @@ pub use tls::{
     CertificatePin, CertificateSource, DownstreamTls, InlinePem, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion,
     TrustDomain, UpstreamTls,
 };
+pub use tracing::{CustomTag, ExportService, OpenTelemetry, OtelLog, TagValue, Tracing, TracingProvider, Zipkin};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -9,6 +9,8 @@ use serde::Serialize;
 pub struct Node {
     /// `sidecar~10.0.0.4~ratings-v1.bookinfo~bookinfo.svc.cluster.local`.
     pub id: String,
+    /// Its service cluster, `ratings.bookinfo`.
+    pub cluster: String,
     /// `ISTIO_VERSION` of its metadata, for `istio_build`.
     pub istio_version: String,
     /// The workload that it stands beside, with all labels.

@@ -29,6 +29,7 @@ use crate::peer::{Asked, PeerMetadata};
 use crate::stream_info::{FormatContext, StreamInfo};
 use crate::telemetry::grpc_status;
 use crate::telemetry::metrics::{Destination, HttpSample};
+use crate::telemetry::trace::ActiveSpan;
 use crate::tls::PeerCertificate;
 use crate::upstream::{Cluster, Endpoint};
 
@@ -68,6 +69,10 @@ pub struct Exchange {
     asked: Asked,
     /// gRPC messages up and down.
     pub(super) grpc_messages: (u64, u64),
+    /// The request, in a trace.
+    pub span: Option<Box<ActiveSpan>>,
+    /// The attempt upstream, where those have spans of their own.
+    pub(super) attempt_span: Option<Box<ActiveSpan>>,
     is_grpc: bool,
     recorded: bool,
 }
@@ -94,6 +99,9 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
         let found = if exchange.routable { routes.find(&exchange.request) } else { None };
         let route = found.map(|found| &**found.route);
         let chosen = exchange.choose(route);
+        if from == 0 {
+            exchange.start_span(route);
+        }
         match manager.filters.request(exchange, route, &mut body, from).await {
             Verdict::Continue => break (found, route, chosen),
             Verdict::Reply(reply) => return exchange.reply(&body, out, reply, route).await,
@@ -147,6 +155,8 @@ impl Exchange {
             pending: Vec::new(),
             asked: Asked::default(),
             grpc_messages: (0, 0),
+            span: None,
+            attempt_span: None,
             is_grpc,
             recorded: false,
         }
@@ -278,9 +288,13 @@ impl Exchange {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
+        self.finish_attempt_span(Some(ErrorKind::DownstreamClosed));
         let manager = &self.connection.manager;
         let context = self.format_context();
         manager.access_log.log(&context);
+        if let (Some(tracer), Some(span)) = (&manager.tracer, &self.span) {
+            tracer.finish(span, &context);
+        }
         if let Some(metrics) = &manager.metrics {
             let current = self.cluster.as_ref().map(|cluster| cluster.current());
             let (peer, peer_principal, local_principal) = match metrics.reporter() {

@@ -10,6 +10,7 @@ fn ratings() -> Node {
     let labels = [("app", "ratings"), ("class", "vm"), ("version", "v1")];
     let text = |text: &str| text.to_owned();
     Node {
+        cluster: text("ratings.bookinfo"),
         id: text("sidecar~127.0.0.21~ratings-vm.bookinfo~bookinfo.svc.cluster.local"),
         istio_version: text("1.32.0"),
         workload: Workload {

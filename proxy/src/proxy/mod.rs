@@ -19,10 +19,14 @@ use self::publish::Published;
 use self::worker::{Command, Handle};
 use crate::config::{Node, Secret, Snapshot};
 use crate::peer::Local;
+use crate::stream_info::LocalInfo;
 use crate::telemetry::access_log::{LogOptions, LogWriter};
 use crate::telemetry::metrics::{ProxyMetrics, Registry};
 use crate::tls::{Secrets, TlsError};
 use crate::upstream::Cluster;
+
+/// How long a drain waits for collectors.
+const EXPORT_FLUSH: Duration = Duration::from_secs(2);
 
 /// Settings of the data plane that do not change while it runs.
 #[derive(Clone, Debug)]
@@ -160,6 +164,8 @@ struct Inner {
 pub(crate) struct Shared {
     options: Options,
     local: Local,
+    /// The same for spans and log records.
+    local_info: Arc<LocalInfo>,
     workers: Vec<Handle>,
     metrics: Arc<ProxyMetrics>,
     /// Open downstream connections.
@@ -201,6 +207,7 @@ impl Proxy {
         let logs = LogWriter::start(queue, metrics.access_log_dropped.clone())?;
         let shared = Arc::new(Shared {
             local: Local::new(options.node.clone()),
+            local_info: Arc::new(LocalInfo::from(&options.node)),
             options: options.clone(),
             workers,
             metrics,
@@ -273,7 +280,7 @@ impl Proxy {
     }
 
     /// Waits until the listeners that drain have no connection left, `deadline` at the most; whether they had none. The access
-    /// log is written out then.
+    /// log is written out then, and spans and log records are exported, for two seconds at the most.
     pub async fn drained(&self, deadline: Duration) -> bool {
         let finished = tokio::time::timeout(deadline, async {
             loop {
@@ -286,6 +293,15 @@ impl Proxy {
         });
         let finished = finished.await.is_ok();
         self.inner.logs.flush(Duration::from_secs(1));
+        let exporters = self.published().exporters.all();
+        let flushed = async {
+            for exporter in &exporters {
+                exporter.flush().await;
+            }
+        };
+        if tokio::time::timeout(EXPORT_FLUSH, flushed).await.is_err() {
+            tracing::warn!("spans or log records could not be exported before the end");
+        }
         finished
     }
 

@@ -15,6 +15,7 @@ use super::Shared;
 use crate::jwt::RemoteKeys;
 use crate::listener::{self, Acceptor};
 use crate::peer::{Known, Local};
+use crate::telemetry::export::Exporter;
 use crate::telemetry::metrics::{ListenerMetrics, ProxyMetrics};
 use crate::upstream::pool::Pool;
 use crate::upstream::{Cluster, dns, health};
@@ -34,6 +35,8 @@ pub(super) enum Command {
     Resolve(Arc<Cluster>),
     /// Keep keys of tokens fetched.
     FetchKeys(Weak<RemoteKeys>),
+    /// Keep spans or log records going to their collector.
+    Export(Weak<Exporter>),
     /// Keep the health of a cluster's endpoints known.
     CheckHealth(Arc<Cluster>),
     /// End, and close every connection.
@@ -195,6 +198,7 @@ impl Worker {
             Command::Serve(connection) => self.serve(connection),
             Command::Listen(acceptor, socket) => drop(tokio::task::spawn_local(acceptor.run(socket, self.clone()))),
             Command::FetchKeys(keys) => drop(tokio::task::spawn_local(RemoteKeys::run(keys, self.pool.clone()))),
+            Command::Export(exporter) => drop(tokio::task::spawn_local(Exporter::run(exporter, self.pool.clone()))),
             Command::Stop => {}
             Command::CheckHealth(cluster) => {
                 drop(tokio::task::spawn_local(health::run(cluster, self.shared.metrics.clone())));

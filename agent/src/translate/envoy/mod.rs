@@ -28,6 +28,7 @@ mod stats;
 mod tcp;
 mod tls;
 mod to_json;
+mod tracing;
 
 use std::fmt;
 
@@ -41,6 +42,7 @@ pub(crate) use self::json::{descriptors, from_json};
 pub use self::node::local_node;
 use self::outcome::Outcome;
 pub(crate) use self::outcome::{At, Invalid};
+pub(crate) use self::stats::metric_override;
 pub(crate) use self::to_json::{any_to_json, message_to_json};
 
 /// A resource that is not taken over: what ADS answers with a NACK and `skiff check bootstrap` prints.

@@ -20,6 +20,7 @@ pub fn local_node(message: &core::Node) -> config::Node {
     let or = |said: String, otherwise: &str| if said.is_empty() { otherwise.to_owned() } else { said };
     config::Node {
         id: message.id.clone(),
+        cluster: message.cluster.clone(),
         istio_version: text(&metadata, "ISTIO_VERSION"),
         workload: config::Workload {
             name: text(&metadata, "WORKLOAD_NAME"),

@@ -53,7 +53,7 @@ pub(super) fn stats(message: &PluginConfig, direction: config::TrafficDirection)
 }
 
 /// `None` for what changes a metric of [`PluginConfig::definitions`], which do not exist here.
-fn metric_override(message: &MetricConfig, defined: &[&str]) -> Outcome<Option<config::MetricOverride>> {
+pub(crate) fn metric_override(message: &MetricConfig, defined: &[&str]) -> Outcome<Option<config::MetricOverride>> {
     let metric = match message.name.as_str() {
         "" if message.drop => return invalid("expected the name of a metric beside drop").at("name"),
         "" => None,

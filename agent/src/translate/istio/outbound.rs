@@ -132,8 +132,9 @@ fn listener(
             HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
         apply_mesh_defaults(&mut http, &scope.mesh);
         http.filters = vec![peer::outbound(), HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
-        http.access_log = scope.access_log.clone();
-        http.stats = Some(Arc::clone(&scope.outbound_stats));
+        http.access_log = scope.outbound.access_log.clone();
+        http.tracing = scope.outbound.tracing.clone();
+        http.stats = scope.outbound.stats.clone();
         http.http_proxy = protocol == Protocol::HttpProxy;
         listener.filter_chains = vec![chain(String::new(), FilterChainMatch::default(), NetworkFilter::Http(Arc::new(http)))];
         return Some(listener);
@@ -315,8 +316,8 @@ impl TcpListener<'_, '_> {
             stat_prefix,
             clusters,
             idle_timeout: Some(TCP_IDLE),
-            access_log: self.scope.access_log.clone(),
-            stats: Some(Arc::clone(&self.scope.outbound_stats)),
+            access_log: self.scope.outbound.access_log.clone(),
+            stats: self.scope.outbound.stats.clone(),
             ..TcpProxy::default()
         }
     }

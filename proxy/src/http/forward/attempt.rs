@@ -27,7 +27,13 @@ impl Attempts<'_> {
         let _active = endpoint.start_request();
         let keep_original = !self.exchange.connection.manager.config.suppress_envoy_headers;
         self.action.apply_endpoint_host(&mut self.exchange.request, endpoint.hostname(), keep_original);
+        self.exchange.start_attempt_span();
         let result = self.exchange_with(&endpoint, retries).await;
+        self.exchange.finish_attempt_span(match &result {
+            Ok(_) | Err(Failed::Response) => None,
+            Err(Failed::Upstream { error, .. }) => Some(error.kind),
+            Err(Failed::Downstream(kind) | Failed::Deadline(kind)) => Some(*kind),
+        });
         match &result {
             // That a stream lives too long says nothing about the endpoint.
             Err(Failed::Upstream { error, .. }) if matches!(error.kind, ErrorKind::UpstreamMaxStreamDuration { .. }) => {}

@@ -18,7 +18,9 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 
 pub use istio::{HttpSample, IstioHttpMetrics, IstioTcpMetrics, TcpSample};
 pub use labels::Destination;
-pub use proxy::{AuthzCounters, ClusterMetrics, HealthCheckMetrics, LimitCounters, ListenerMetrics, ProxyMetrics};
+pub use proxy::{
+    AuthzCounters, ClusterMetrics, ExportCounters, HealthCheckMetrics, LimitCounters, ListenerMetrics, ProxyMetrics,
+};
 
 /// The value that takes the place of every label of a series that is one too many.
 const OVERFLOW: &str = "overflow";

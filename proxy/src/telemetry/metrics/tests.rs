@@ -23,6 +23,7 @@ fn node() -> Node {
     let labels = [("app", "productpage"), ("version", "v1")];
     let text = |text: &str| text.to_owned();
     Node {
+        cluster: text("productpage.bookinfo"),
         istio_version: text("1.32.0"),
         workload: Workload {
             name: text("productpage-v1"),

@@ -7,6 +7,7 @@ mod jwt;
 mod peer;
 mod rbac;
 mod semantics;
+mod telemetry;
 
 use std::path::PathBuf;
 

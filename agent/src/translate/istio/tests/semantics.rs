@@ -435,7 +435,9 @@ fn a_custom_policy_asks_its_provider_about_what_it_matches() {
 
     let built = with(&[("mesh.yaml", PROVIDERS), ("policy.yaml", &custom("grpc"))]);
     let filters = &http(&built.snapshot.listeners["127.0.0.21_9080"]).filters;
-    let [_, HttpFilter::ExtAuthz(authz), ..] = &filters[..] else { panic!("{filters:?}") };
+    let [HttpFilter::PeerMetadata(_), HttpFilter::Rbac(_), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else {
+        panic!("{filters:?}")
+    };
     let AuthzService::Grpc(service) = &authz.service else { panic!("{:?}", authz.service) };
     assert_eq!(service.authority, "outbound_.9080_._.reviews.bookinfo.svc.cluster.local");
     assert_eq!((authz.timeout.as_secs(), authz.failure_mode_allow, authz.status_on_error), (600, false, 403));
