@@ -11,6 +11,7 @@ pub mod http;
 pub mod jwt;
 pub mod listener;
 pub mod net;
+pub mod peer;
 mod proxy;
 pub mod rbac;
 pub mod stream_info;
@@ -20,5 +21,6 @@ pub mod tls;
 pub mod upstream;
 
 pub use proxy::{
-    ApplyReport, CertificateStatus, ClusterStatus, EndpointStatus, ListenerState, ListenerStatus, Options, Proxy, Rejected,
+    ApplyReport, CertificateStatus, ClusterStatus, EndpointStatus, ListenerState, ListenerStatus, Options, Proxy,
+    PublicCertificates, Rejected,
 };

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::Value;
 
+use crate::config::Workload;
 use crate::flags::ResponseFlags;
 use crate::http::head::{Headers, RequestHead, ResponseHead, Version};
 use crate::rbac::Metadata;
@@ -128,6 +129,10 @@ pub struct StreamInfo {
     pub attempts: u32,
     /// Which of the lines of a stream is being written.
     pub moment: LogMoment,
+    /// Who calls, as it says itself.
+    pub downstream_peer: Option<Arc<Workload>>,
+    /// Who answers, as it says itself.
+    pub upstream_peer: Option<Arc<Workload>>,
     /// What filters have found out (`%DYNAMIC_METADATA(filter:key)%`).
     pub metadata: Option<Box<Metadata>>,
 }
@@ -172,6 +177,8 @@ impl StreamInfo {
             route_name: None,
             attempts: 0,
             moment: LogMoment::End,
+            downstream_peer: None,
+            upstream_peer: None,
             metadata: None,
         }
     }

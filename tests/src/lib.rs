@@ -2,7 +2,7 @@
 //!
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
-//! - [`istiod`]: a control plane that says what a test makes it say.
+//! - [`istiod`]: a control plane that says what a test makes it say; [`joined`]: a sidecar that has joined it.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`aws`]: AWS, as a task and an onboarding plane see it.
@@ -19,6 +19,7 @@ pub mod frames;
 pub mod http;
 pub mod http2;
 pub mod istiod;
+pub mod joined;
 pub mod mesh;
 pub mod metrics;
 pub mod network;

@@ -3,6 +3,7 @@
 mod environment;
 mod proxy;
 mod run;
+mod status;
 
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::io::{self, Write};
@@ -46,9 +47,9 @@ struct Cli {
 enum Command {
     /// Exit 0 when the sidecar on this machine is ready, 1 with the reason when it is not.
     Health {
-        /// Its admin page.
-        #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
-        admin_address: SocketAddr,
+        /// Its admin page [default: 127.0.0.1 and proxyAdminPort, else 15000].
+        #[arg(long, env = "SKIFF_ADMIN_ADDRESS")]
+        admin_address: Option<SocketAddr>,
     },
     /// See it work: two services of Bookinfo with their sidecars in this process.
     Quickstart {
@@ -123,7 +124,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::Unavailable(format!("cannot start: {error}")))?;
     let outcome = match command {
         Some(Command::Version) => print(concat!("skiff ", env!("CARGO_PKG_VERSION"), "\n")),
-        Some(Command::Health { admin_address }) => runtime.block_on(admin::probe(admin_address)).map_err(Failure::No),
+        Some(Command::Health { admin_address }) => {
+            let address = run::admin_address(admin_address)?;
+            runtime.block_on(admin::probe(address)).map_err(Failure::No)
+        }
         Some(Command::Proxy(args)) => {
             let logging = log.init()?;
             runtime.block_on(until_signals(async |shutdown| proxy::run(args, logging, shutdown).await))
@@ -246,7 +250,7 @@ mod tests {
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
         let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-        assert_eq!(args.drain_deadline, sidecar::DEFAULT_DRAIN_DEADLINE);
+        assert_eq!(args.drain_deadline, None, "the proxy configuration may have one");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 use skiff_proxy::config::{Locality, SpiffeId, TrustDomain};
 
 use super::environment::Environment;
+use super::status::StatusArgs;
 use crate::admin::{self, Node};
 use crate::connect;
 use crate::exit::Failure;
@@ -23,7 +24,8 @@ use crate::identity::{
     CaClient, ControlPlaneConnector, IdentityConfig, IdentityManager, RootSource, Security, TokenSource, WorkloadCertificate,
     read_certificates,
 };
-use crate::sidecar::{ConfigurationSource, SidecarConfig, Sources};
+use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
+use crate::translate::envoy::local_node;
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
 
@@ -47,12 +49,12 @@ pub(super) struct RunArgs {
     /// Folder of Istio YAML, or a single file, instead of a mesh's istiod; edits are applied at once [default: /etc/skiff].
     #[arg(long, env = "SKIFF_CONFIG")]
     config: Option<PathBuf>,
-    /// Where the admin page listens.
-    #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
-    admin_address: SocketAddr,
-    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m`.
-    #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration, default_value = "30s")]
-    pub(super) drain_deadline: Duration,
+    /// Where the admin page listens [default: 127.0.0.1 and proxyAdminPort, else 15000].
+    #[arg(long, env = "SKIFF_ADMIN_ADDRESS")]
+    admin_address: Option<SocketAddr>,
+    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: terminationDrainDuration, else 30s].
+    #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration)]
+    pub(super) drain_deadline: Option<Duration>,
     /// Worker threads; 0 takes the CPUs that the cgroup grants, at most 4.
     #[arg(long, env = "SKIFF_WORKERS", default_value_t = skiff_proxy::Options::default().workers)]
     workers: usize,
@@ -65,6 +67,8 @@ pub(super) struct RunArgs {
     /// Access-log lines that may wait to be written.
     #[arg(long, env = "SKIFF_ACCESS_LOG_QUEUE", default_value_t = skiff_proxy::Options::default().access_log_queue)]
     access_log_queue: usize,
+    #[command(flatten)]
+    status: StatusArgs,
     #[command(flatten)]
     workload: WorkloadArgs,
     #[command(flatten)]
@@ -149,9 +153,15 @@ impl RunArgs {
         let node = node(&workload);
         let control_plane = self.control_plane.resolve(environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
+        let node_config = NodeConfig {
+            metadata: environment.node_metadata()?,
+            proxy_config: environment.proxy_config.clone(),
+            pilot_san: Vec::new(),
+        };
+        let local = local_node(&node_config.node(&workload, &node.id, &node.cluster));
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(environment, &workload, &node, identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(environment, &workload, (&node, node_config), identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
                     "no SKIFF_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
@@ -160,18 +170,40 @@ impl RunArgs {
         };
         let config = SidecarConfig {
             node,
-            admin_address: self.admin_address,
-            drain_deadline: self.drain_deadline,
+            admin_address: admin_address_in(self.admin_address, environment)?,
+            status: self.status.resolve(environment, in_mesh)?,
+            drain_deadline: match self.drain_deadline {
+                Some(deadline) => deadline,
+                None => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
+            },
             proxy: skiff_proxy::Options {
                 workers: self.workers,
                 max_connections: self.max_connections,
                 max_series: self.max_series,
                 access_log_queue: self.access_log_queue,
+                node: local,
             },
             histograms: &HISTOGRAM_BUCKETS,
         };
         Ok((config, Sources { configuration, identity: identity.map(connect::certificates) }))
     }
+}
+
+/// Where the admin page of this machine's sidecar is.
+///
+/// # Errors
+/// When the environment cannot be read.
+pub(super) fn admin_address(given: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+    match given {
+        Some(address) => Ok(address),
+        None => admin_address_in(None, &Environment::of_process()?),
+    }
+}
+
+fn admin_address_in(given: Option<SocketAddr>, environment: &Environment) -> Result<SocketAddr, Failure> {
+    let default = admin::DEFAULT_ADDRESS;
+    let configured = |port: Option<u16>| SocketAddr::new(default.ip(), port.filter(|&port| port != 0).unwrap_or(default.port()));
+    given.map_or_else(|| environment.proxy_config_port("proxyAdminPort").map(configured), Ok)
 }
 
 fn nothing(reason: &str) -> Failure {
@@ -310,7 +342,7 @@ impl ControlPlane {
         &self,
         environment: &Environment,
         workload: &Workload,
-        node: &Node,
+        (node, node_config): (&Node, NodeConfig),
         identity: Option<&IdentityManager>,
     ) -> Result<ConfigurationSource, Failure> {
         let connector = connector(environment, environment.discovery_address(), self.security.clone());
@@ -322,11 +354,7 @@ impl ControlPlane {
         let probe = probe.map(|probe: &Json| {
             Probe::deserialize(probe).map_err(|error| Failure::Configuration(format!("PROXY_CONFIG.readinessProbe: {error}")))
         });
-        let node_config = NodeConfig {
-            metadata: environment.node_metadata()?,
-            proxy_config: environment.proxy_config.clone(),
-            pilot_san: vec![connector.authority.clone()],
-        };
+        let node_config = NodeConfig { pilot_san: vec![connector.authority.clone()], ..node_config };
         let connection = Connection {
             node: node_config.node(workload, &node.id, &node.cluster),
             connector,
@@ -366,6 +394,7 @@ mod tests {
 
     use super::super::Cli;
     use super::*;
+    use crate::status::Ports;
 
     #[test]
     fn without_anything_to_run_from_it_says_how_to_begin() {
@@ -394,12 +423,16 @@ mod tests {
     #[test]
     fn a_mesh_is_joined_with_what_istio_gives_a_virtual_machine() {
         let folder = tempfile::tempdir().unwrap();
-        let proxy_config = r#"{"discoveryAddress": "istiod.example:15012", "readinessProbe": {"httpGet": {"port": 9080}}}"#;
+        let proxy_config = r#"{"discoveryAddress": "istiod.example:15012", "readinessProbe": {"httpGet": {"port": 9080}},
+            "proxyAdminPort": 16000, "terminationDrainDuration": "5.5s"}"#;
         let variables =
             [("PROXY_CONFIG", proxy_config), ("INSTANCE_IP", "10.0.0.4"), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = Environment::read(variables, folder.path()).unwrap();
-        let (_, sources) = Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&environment).unwrap();
+        let (config, sources) = Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&environment).unwrap();
+        assert_eq!(config.admin_address, "127.0.0.1:16000".parse().unwrap());
+        assert_eq!(config.drain_deadline, Duration::from_millis(5500));
+        assert_eq!(config.status.unwrap().ports, Ports::ISTIO);
         let ConfigurationSource::Mesh { connection, probe } = sources.configuration else { panic!("not in a mesh") };
         assert_eq!(
             (connection.connector.address.as_str(), connection.connector.authority.as_str()),

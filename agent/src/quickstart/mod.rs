@@ -30,6 +30,8 @@ use crate::plane::{Plane, PlaneConfig};
 use crate::shutdown::Shutdown;
 use crate::sidecar::{ConfigurationSource, Sidecar, SidecarConfig, Sources};
 use crate::stand_in::StandIn;
+use crate::translate::envoy::local_node;
+use crate::xds::NodeConfig;
 use check::Outcome;
 use folder::Folder;
 
@@ -87,6 +89,7 @@ impl Mesh {
         for member in [&RATINGS, &DETAILS] {
             let workload = member.workload()?;
             let node = node(&workload);
+            let local = local_node(&NodeConfig::default().node(&workload, &node.id, &node.cluster));
             let identity = Some(connect::certificates(mesh.identity(member)?));
             let mut translate = connect::istio_yaml(workload);
             if options.check {
@@ -97,9 +100,10 @@ impl Mesh {
             let config = SidecarConfig {
                 node,
                 admin_address: member.admin,
+                status: None,
                 drain_deadline: DRAIN_DEADLINE,
                 // Two data planes share the machine with everything else.
-                proxy: skiff_proxy::Options { workers: 1, ..skiff_proxy::Options::default() },
+                proxy: skiff_proxy::Options { workers: 1, node: local, ..skiff_proxy::Options::default() },
                 histograms: options.histograms,
             };
             let sidecar = Sidecar::start(config, sources, logging.clone(), shutdown.clone()).await?;

@@ -17,6 +17,7 @@ mod tests;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -27,11 +28,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, Condition, Node, Readiness};
+use crate::admin::{self, Admin, Condition, FromIstiod, Node, Readiness};
 use crate::exit::Failure;
 use crate::logging::LogControl;
 use crate::metrics::{self, Buckets, Metrics};
 use crate::shutdown::Shutdown;
+use crate::status::{Status, StatusConfig};
 use crate::xds::{Connection, HealthReport, Probe, Xds};
 use configuration::Configuration;
 pub(crate) use configuration::note_listeners;
@@ -47,6 +49,8 @@ pub struct SidecarConfig {
     pub node: Node,
     /// Where the admin page listens (`SKIFF_ADMIN_ADDRESS`).
     pub admin_address: SocketAddr,
+    /// The ports of Istio's status server (`SKIFF_STATUS_PORT` and others); `None` for none.
+    pub status: Option<StatusConfig>,
     /// From the first request to stop until the exit (`SKIFF_DRAIN_DEADLINE`).
     pub drain_deadline: Duration,
     /// Of the data plane.
@@ -189,6 +193,10 @@ impl Sidecar {
     /// When a part of it ends that must not.
     pub async fn run(self) -> Result<(), Failure> {
         let Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, admin } = self;
+        let mesh = match &configuration {
+            Following::Documents(_) => None,
+            Following::Mesh(xds, _) => Some(FromIstiod { originals: xds.originals(), node: Arc::new(xds.node().clone()) }),
+        };
         let page = Admin {
             proxy: proxy.clone(),
             metrics: metrics.clone(),
@@ -196,10 +204,15 @@ impl Sidecar {
             readiness: readiness.clone(),
             shutdown: shutdown.clone(),
             node: config.node,
+            mesh,
             started: Instant::now(),
         };
         let mut parts = JoinSet::new();
         parts.spawn(page.serve(admin));
+        if let Some(status) = config.status {
+            let status = Status::new(status, metrics.clone(), readiness.clone(), shutdown.clone());
+            parts.spawn(async move { match status.run().await {} });
+        }
         match configuration {
             Following::Documents(mut documents) => _ = parts.spawn(async move { documents.follow().await }),
             Following::Mesh(xds, probe) => {

@@ -18,6 +18,7 @@ pub mod head;
 mod local_rate_limit;
 pub mod local_reply;
 pub mod manager;
+mod messages;
 mod mirror;
 pub mod path;
 pub mod pipe;

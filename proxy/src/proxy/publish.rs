@@ -282,6 +282,7 @@ impl Published {
             tls: tls.map_err(|error| format!("tls: {error}"))?,
             handshake_timeout: chain.handshake_timeout,
             connection_limit: chain.connection_limit,
+            peer_exchange: chain.peer_exchange.clone(),
             open: Arc::default(),
             rbac: rbac.map_err(|error| format!("rbac: {error}"))?,
             filter,
@@ -309,6 +310,7 @@ impl Published {
                     resolve: &|name| self.clusters.get(name).cloned(),
                     metrics: &inner.shared.metrics,
                     stat_prefix: &config.stat_prefix,
+                    local: &inner.shared.local,
                     remote_keys: &self.remote_keys,
                     start_fetching: &|keys| inner.shared.workers[0].send(Command::FetchKeys(keys)),
                 },
@@ -317,7 +319,10 @@ impl Published {
             forwarding: Forwarding::from(&**config),
             path_options: PathOptions::from(&**config),
             access_log: access_logs(&config.access_log, inner)?,
-            metrics: config.stats.as_ref().map(|labels| IstioHttpMetrics::new(inner.shared.metrics.registry(), labels)),
+            metrics: config
+                .stats
+                .as_ref()
+                .map(|stats| IstioHttpMetrics::new(inner.shared.metrics.registry(), inner.shared.local.node(), stats)),
         })
     }
 
@@ -327,7 +332,10 @@ impl Published {
             config: config.clone(),
             clusters: config.clusters.iter().map(resolve).collect(),
             access_log: access_logs(&config.access_log, inner)?,
-            metrics: config.stats.as_ref().map(|labels| IstioTcpMetrics::new(inner.shared.metrics.registry(), labels)),
+            metrics: config
+                .stats
+                .as_ref()
+                .map(|stats| IstioTcpMetrics::new(inner.shared.metrics.registry(), inner.shared.local.node(), stats)),
         })
     }
 }

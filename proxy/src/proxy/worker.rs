@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::Shared;
 use crate::jwt::RemoteKeys;
 use crate::listener::{self, Acceptor};
+use crate::peer::{Known, Local};
 use crate::telemetry::metrics::{ListenerMetrics, ProxyMetrics};
 use crate::upstream::pool::Pool;
 use crate::upstream::{Cluster, dns, health};
@@ -61,6 +62,8 @@ impl Handle {
 pub struct Worker {
     /// Upstream connections.
     pub pool: Rc<Pool>,
+    /// Peers that have introduced themselves.
+    pub peers: Known,
     shared: Arc<Shared>,
     index: usize,
 }
@@ -124,6 +127,11 @@ impl Worker {
     /// The data plane's own metrics.
     pub fn metrics(&self) -> &ProxyMetrics {
         &self.shared.metrics
+    }
+
+    /// Who we are.
+    pub fn local(&self) -> &Local {
+        &self.shared.local
     }
 
     /// Serves a connection here or on the worker that it was counted for.
@@ -224,7 +232,7 @@ pub(super) fn start(index: usize, commands: mpsc::Receiver<Command>, shared: Arc
                 return;
             }
         };
-        let worker = Rc::new(Worker { pool: Pool::new(shared.metrics.clone()), shared, index });
+        let worker = Rc::new(Worker { pool: Pool::new(shared.metrics.clone()), peers: Known::default(), shared, index });
         runtime.block_on(worker.run(commands));
     })?;
     Ok(())

@@ -10,7 +10,7 @@ use skiff_proxy::config;
 
 use super::http_filter::{self, Filters};
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{access_log, any, basic, route};
+use super::{access_log, any, basic, route, stats};
 
 pub(super) fn http_connection_manager(
     message: &pb::HttpConnectionManager,
@@ -18,7 +18,7 @@ pub(super) fn http_connection_manager(
 ) -> Outcome<config::HttpConnectionManager> {
     let routes = routes(message);
     let filters = http_filter::filters(&message.http_filters);
-    let (routes, Filters { chain, router }) = match (routes, filters) {
+    let (routes, Filters { chain, router, stats }) = match (routes, filters) {
         (Ok(routes), Ok(filters)) => (routes, filters),
         (routes, filters) => return Err([routes.err(), filters.err()].into_iter().flatten().flatten().collect()),
     };
@@ -26,6 +26,7 @@ pub(super) fn http_connection_manager(
         codec: codec(message.codec_type)?,
         server_header: server_header(message.server_header_transformation)?,
         filters: chain,
+        stats: maybe(stats.as_ref(), "http_filters", |message| stats::stats(message, direction))?.map(Arc::new),
         access_log: each(&message.access_log, "access_log", access_log::access_log)?,
         upgrades: upgrades(&message.upgrade_configs)?,
         proxy_100_continue: message.proxy_100_continue,

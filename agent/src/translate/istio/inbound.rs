@@ -18,7 +18,7 @@ use super::schema::mesh::{MeshConfig, Normalization};
 use super::schema::sidecar::Ingress;
 use super::scope::Scope;
 use super::values::{InboundEndpoint, Protocol};
-use super::{Output, Selection, authz, clusters, custom, jwt, mtls};
+use super::{Output, Selection, authz, clusters, custom, jwt, mtls, peer};
 
 /// Envoy's TCP idle time-out where nobody sets one.
 pub(super) const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -122,6 +122,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, jwt: Option<&HttpF
         tls: shape.tls,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         connection_limit: None,
+        peer_exchange: Some(peer::exchange()),
         rbac: rbac.clone(),
         filter: filter.clone(),
     };
@@ -178,7 +179,8 @@ fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option
     http.server_name = "istio-envoy".to_owned();
     http.forward_client_cert = ForwardClientCert::AppendForward;
     http.client_cert_details = SetCurrentClientCertDetails { subject: true, dns: true, uri: true, ..Default::default() };
-    http.filters = custom::http_filters(scope);
+    http.filters = vec![peer::inbound()];
+    http.filters.extend(custom::http_filters(scope));
     http.filters.extend(jwt.cloned());
     http.filters.extend(authz::http_filters(scope));
     http.filters.extend([HttpFilter::Fault, HttpFilter::Cors]);

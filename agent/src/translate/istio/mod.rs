@@ -20,6 +20,7 @@ mod inbound;
 mod jwt;
 mod mtls;
 mod outbound;
+mod peer;
 mod policy;
 mod registry;
 mod route;

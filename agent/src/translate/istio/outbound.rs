@@ -20,7 +20,7 @@ use super::schema::sidecar::{Egress, OutboundMode};
 use super::schema::virtual_service::{TcpDestination, VirtualService};
 use super::scope::Scope;
 use super::values::{HostFilter, Protocol, covers};
-use super::{Output, Selection, clusters, routes};
+use super::{Output, Selection, clusters, peer, routes};
 
 /// Where egress listeners without `bind` listen, as istiod has it for sidecars without iptables.
 const DEFAULT_BIND: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -131,7 +131,7 @@ fn listener(
         let mut http =
             HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
         apply_mesh_defaults(&mut http, &scope.mesh);
-        http.filters = vec![HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
+        http.filters = vec![peer::outbound(), HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
         http.access_log = scope.access_log.clone();
         http.stats = Some(Arc::clone(&scope.outbound_stats));
         http.http_proxy = protocol == Protocol::HttpProxy;
@@ -158,6 +158,7 @@ fn chain(name: String, matches: FilterChainMatch, filter: NetworkFilter) -> Filt
         tls: None,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         connection_limit: None,
+        peer_exchange: None,
         rbac: Vec::new(),
         filter,
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat, SpiffeId, StatsLabels};
+use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, IstioStats, LogFormat, Reporter};
 
 use super::de::FieldError;
 use super::documents::{DocumentError, Documents, Resource};
@@ -26,8 +26,8 @@ pub(super) struct Scope<'a> {
     pub(super) services: Vec<Service<'a>>,
     /// For requests and TCP connections.
     pub(super) access_log: Vec<AccessLog>,
-    pub(super) inbound_stats: Arc<StatsLabels>,
-    pub(super) outbound_stats: Arc<StatsLabels>,
+    pub(super) inbound_stats: Arc<IstioStats>,
+    pub(super) outbound_stats: Arc<IstioStats>,
 }
 
 impl<'a> Scope<'a> {
@@ -44,8 +44,9 @@ impl<'a> Scope<'a> {
             sidecar: choose_sidecar(documents, workload, &root_namespace, &mut output.warnings),
             services: registry::services(documents, workload, &mut output.warnings)?,
             access_log: access_log(&mesh),
-            inbound_stats: Arc::new(stats_labels(workload, "destination")),
-            outbound_stats: Arc::new(stats_labels(workload, "source")),
+            // The host header of a caller is no name for a series.
+            inbound_stats: Arc::new(IstioStats { disable_host_header_fallback: true, ..IstioStats::new(Reporter::Destination) }),
+            outbound_stats: Arc::new(IstioStats::new(Reporter::Source)),
             mesh,
             root_namespace,
         })
@@ -129,27 +130,4 @@ fn access_log(mesh: &MeshConfig) -> Vec<AccessLog> {
     // The format was tried when the mesh was read.
     let format = mesh.log_format().unwrap_or_else(|_| LogFormat::Text(LogFormat::ISTIO.to_owned()));
     vec![AccessLog { filter: None, format, sink }]
-}
-
-fn stats_labels(workload: &Workload, reporter: &str) -> StatsLabels {
-    let label = |key: &str| workload.labels.get(key).map_or("unknown", String::as_str);
-    let local = [
-        ("workload", workload.name.as_str()),
-        ("workload_namespace", workload.namespace.as_str()),
-        ("app", label("app")),
-        ("version", label("version")),
-        ("canonical_service", registry::canonical_service(&workload.labels).unwrap_or(&workload.name)),
-        ("canonical_revision", registry::canonical_revision(&workload.labels).unwrap_or("latest")),
-        ("cluster", workload.cluster_id.as_str()),
-    ];
-    let principal = SpiffeId {
-        trust_domain: workload.trust_domain.clone(),
-        namespace: workload.namespace.clone(),
-        service_account: workload.service_account.clone(),
-    };
-    StatsLabels {
-        reporter: reporter.to_owned(),
-        local: local.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-        local_principal: Some(principal.to_string()),
-    }
 }

@@ -51,7 +51,8 @@ impl Attempts<'_> {
         self.exchange.info.upstream = Some(lease.info());
         let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
         let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
-        let mut upload = if upstream.awaits_tunnel() { Pump::idle() } else { Pump::new(self.body.size()) };
+        let mut upload =
+            if upstream.awaits_tunnel() { Pump::idle() } else { Pump::new(self.body.size()).counting(self.exchange.is_grpc()) };
         loop {
             self.await_head(&mut upstream, &mut upload).await?;
             let status = self.exchange.response.status;

@@ -18,6 +18,20 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ),
     ("envoy.config.listener.v3.ListenerFilter", &["name", "typed_config"]),
     (
+        "io.istio.http.peer_metadata.Config",
+        &["downstream_discovery", "upstream_discovery", "downstream_propagation", "upstream_propagation", "additional_labels"],
+    ),
+    (
+        "io.istio.http.peer_metadata.Config.DiscoveryMethod",
+        &["istio_headers", "workload_discovery", "baggage", "upstream_filter_state"],
+    ),
+    ("io.istio.http.peer_metadata.Config.PropagationMethod", &["istio_headers", "baggage"]),
+    ("io.istio.http.peer_metadata.Config.IstioHeaders", &["skip_external_clusters"]),
+    ("io.istio.http.peer_metadata.Config.UpstreamFilterState", &["peer_metadata_key"]),
+    ("envoy.tcp.metadataexchange.config.MetadataExchange", &["protocol", "additional_labels"]),
+    ("stats.PluginConfig", &["disable_host_header_fallback", "tcp_reporting_duration", "metrics", "reporter"]),
+    ("stats.MetricConfig", &["dimensions", "name", "tags_to_remove", "drop"]),
+    (
         "envoy.config.listener.v3.FilterChain",
         &["filter_chain_match", "filters", "transport_socket", "transport_socket_connect_timeout", "name"],
     ),
@@ -624,9 +638,11 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
             "dns_lookup_family",
             "dns_failure_refresh_rate",
             "dns_jitter",
+            "filters",
         ],
     ),
     ("envoy.config.cluster.v3.Cluster.EdsClusterConfig", &["service_name"]),
+    ("envoy.config.cluster.v3.Filter", &["name", "typed_config"]),
     ("envoy.config.cluster.v3.Cluster.TransportSocketMatch", &["name", "match", "transport_socket"]),
     (
         "envoy.config.cluster.v3.Cluster.CommonLbConfig",
@@ -856,6 +872,14 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
 /// Fields without effect here: statistics, tracing, tuning of Envoy's own buffers, and what the data plane decides itself
 /// (ciphers: the AEAD suites of rustls, which are those that Istio names).
 pub(super) const IGNORED: &[(&str, &[&str])] = &[
+    // Only listeners inside of the process would see it.
+    ("io.istio.http.peer_metadata.Config", &["shared_with_upstream"]),
+    // Workload discovery is off in the bootstrap of a sidecar.
+    ("envoy.tcp.metadataexchange.config.MetadataExchange", &["enable_discovery"]),
+    // Series are bounded by their number, not by their age. Telemetry resources define no metrics.
+    ("stats.PluginConfig", &["rotation_interval", "graceful_deletion_interval", "definitions"]),
+    // Istio does not implement it either.
+    ("stats.MetricConfig", &["match"]),
     (
         "envoy.config.listener.v3.Listener",
         &[
@@ -928,7 +952,6 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
             "typed_dns_resolver_config",
             "wait_for_warm_on_init",
             "cleanup_interval",
-            "filters",
             "close_connections_on_host_health_failure",
             "ignore_health_on_host_removal",
             "track_timeout_budgets",

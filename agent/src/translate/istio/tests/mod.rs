@@ -4,6 +4,7 @@ mod built;
 mod captured;
 mod errors;
 mod jwt;
+mod peer;
 mod rbac;
 mod semantics;
 
