@@ -1,6 +1,9 @@
 //! Compiles our `.proto` files with protox, so that no protoc has to be installed, and cuts the descriptors of Envoy's
 //! messages to what skiff reads.
 
+#[path = "build/schema.rs"]
+mod schema;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +15,13 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Files whose messages, and everything they refer to, can be read from JSON or YAML.
 const ENVOY_FILES: &[&str] = &[
+    "envoy/admin/v3/config_dump.proto",
     "envoy/config/bootstrap/v3/bootstrap.proto",
+    "envoy/config/trace/v3/opentelemetry.proto",
+    "envoy/config/trace/v3/zipkin.proto",
     "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/filters/cel/v3/cel.proto",
+    "envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto",
     "envoy/extensions/access_loggers/stream/v3/stream.proto",
     "envoy/extensions/filters/http/cors/v3/cors.proto",
     "envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto",
@@ -44,19 +52,37 @@ const ENVOY_FILES: &[&str] = &[
     "envoy/extensions/path/match/uri_template/v3/uri_template_match.proto",
     "envoy/extensions/request_id/uuid/v3/uuid.proto",
     "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
+    "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/environment_resource_detector.proto",
+    "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/static_config_resource_detector.proto",
     "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
     "envoy/extensions/transport_sockets/tls/v3/tls.proto",
     "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
 ];
 
+/// Istio's filters, which no published crate has.
+const ISTIO_FILTERS: &[&str] =
+    &["istio/filters/metadata_exchange.proto", "istio/filters/peer_metadata.proto", "istio/filters/stats.proto"];
+
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=../Cargo.lock");
     let files = protox::compile(["istio/v1/auth/ca.proto", "skiff/onboarding/v1alpha1/onboarding.proto"], ["proto"])?;
     tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("envoy.bin");
-    std::fs::write(out, envoy_descriptors()?.encode_to_vec())?;
+    let mut filters = protox::compile(ISTIO_FILTERS, ["proto"])?;
+    filters.file.iter_mut().for_each(|file| file.source_code_info = None);
+    let mut config = prost_build::Config::new();
+    // The well-known types of Envoy's messages.
+    config.compile_well_known_types().extern_path(".google.protobuf", "::envoy_types::pb::google::protobuf");
+    config.enable_type_names().compile_fds(filters.clone())?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("filters.bin"), filters.encode_to_vec())?;
+    let mut descriptors = envoy_descriptors()?;
+    let known: BTreeSet<String> = descriptors.file.iter().map(|file| file.name().to_owned()).collect();
+    descriptors.file.extend(filters.file.into_iter().filter(|file| !known.contains(file.name())));
+    std::fs::write(out.join("envoy_schema.rs"), schema::tables(&descriptors)?)?;
+    std::fs::write(out.join("envoy.bin"), descriptors.encode_to_vec())?;
     Ok(())
 }
 

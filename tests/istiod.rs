@@ -17,11 +17,12 @@ const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 /// ratings in a mesh with a fake istiod; details from documents, as any sidecar of the mesh.
 struct Joined {
-    mesh: Mesh,
     istiod: Istiod,
     ratings: Skiff,
     details: Skiff,
     app: App,
+    // Gives its addresses back when nobody is on them any more.
+    mesh: Mesh,
 }
 
 impl Joined {
@@ -36,7 +37,7 @@ impl Joined {
         let ratings = mesh.spawn_without_documents(RATINGS, &[&[("PROXY_CONFIG", proxy_config.as_str())], variables].concat());
         ratings.ready().await;
         details.ready().await;
-        Self { mesh, istiod, ratings, details, app }
+        Self { istiod, ratings, details, app, mesh }
     }
 
     async fn new() -> Self {
@@ -81,6 +82,22 @@ async fn joins_and_carries_traffic(delta: &str) {
     let line = joined.ratings.stdout.line_with("joined").await;
     assert!(line.contains(DETAILS_CLUSTER), "{line}");
     joined.details.stdout.line_with("joined").await;
+    // Both say who they are, whether documents or istiod configured them.
+    let sides = [
+        ("source_workload", "ratings-v1"),
+        ("source_workload_namespace", "bookinfo"),
+        ("source_app", "ratings"),
+        ("source_canonical_service", "ratings"),
+        ("source_cluster", "Kubernetes"),
+        ("destination_workload", "details-v1"),
+        ("destination_app", "details"),
+        ("destination_version", "v1"),
+        ("destination_service", "details.bookinfo.svc.cluster.local"),
+        ("response_code", "200"),
+    ];
+    for sidecar in [&joined.ratings, &joined.details] {
+        assert_eq!(sidecar.metrics().await.only("istio_requests_total", &sides).value, 1.0);
+    }
     assert_eq!(joined.metric("skiff_xds_connected").await, 1.0);
 }
 

@@ -111,7 +111,7 @@ impl World {
 async fn a_task_joins_serves_and_leaves() {
     let world = World::new().await;
     let (_ratings, _details) =
-        (App::start(world.mesh.app(RATINGS), Speaks::Http), App::start(world.mesh.app(DETAILS_V1), Speaks::Http));
+        (App::start(world.mesh.network.at(1, 9080), Speaks::Http), App::start(world.mesh.app(DETAILS_V1), Speaks::Http));
     let details = world.mesh.spawn(DETAILS_V1, &[]);
     let mut task = world.task(&[]);
     task.ready().await;
@@ -266,5 +266,30 @@ async fn what_has_to_be_repaired_ends_with_78_and_one_line() {
         let said = run(refused).await;
         let last = said.stderr.lines().last().unwrap_or_default();
         assert!(said.code == 78 && last.starts_with("skiff: ") && last.contains(expected), "{}: {}", said.code, said.stderr);
+    }
+}
+
+#[tokio::test]
+async fn what_a_task_is_given_can_be_checked_before_it_runs() {
+    let world = World::new().await;
+    let check = async |name: &str, value: &str| {
+        let mut check = command(&["check"]);
+        check.envs(world.variables()).env(name, value);
+        run(check).await
+    };
+    let good = check("NOTHING", "").await;
+    assert_eq!(good.code, 0, "{}", good.stderr);
+    assert!(good.stdout.starts_with("joins bookinfo/ratings at "), "{}", good.stdout);
+    let bad = check("ONBOARDING_AGENT_ROOT_CERTS", "MIIC").await;
+    assert!(bad.code == 78 && bad.stderr.contains("ONBOARDING_AGENT_ROOT_CERTS: "), "{}", bad.stderr);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.yaml");
+    let text =
+        "apiVersion: config.agent.onboarding.tetrate.io/v1alpha1\nkind: AgentConfiguration\nsidecar: {istio: {revision: a}}\n";
+    for (text, code) in [(text.to_owned(), 0), (text.replace("revision", "version"), 78)] {
+        std::fs::write(&file, text).unwrap();
+        let said = run(command(&["check", file.to_str().unwrap()])).await;
+        assert_eq!(said.code, code, "{}{}", said.stdout, said.stderr);
     }
 }

@@ -100,7 +100,10 @@ async fn grpc_trailers_go_both_ways() {
     }
     let counted = [("request_protocol", "grpc"), ("grpc_response_status", "0"), ("response_code", "200")];
     for sidecar in [&bookinfo.ratings, &bookinfo.details] {
-        assert_eq!(sidecar.metrics().await.only("istio_requests_total", &counted).value, 1.0);
+        let metrics = sidecar.metrics().await;
+        assert_eq!(metrics.only("istio_requests_total", &counted).value, 1.0);
+        assert_eq!(metrics.only("istio_request_messages_total", &[("destination_workload", "details-v1")]).value, 1.0);
+        assert_eq!(metrics.only("istio_response_messages_total", &[("source_workload", "ratings-v1")]).value, 1.0);
     }
 }
 

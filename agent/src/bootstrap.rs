@@ -1,7 +1,7 @@
 //! Static Envoy v3 bootstraps, YAML or JSON: the data plane without any control plane.
 //!
 //! `skiff proxy -c FILE` runs one ([`run`]), `skiff check bootstrap FILE` says offline what is not supported ([`check`]).
-//! Only `static_resources` and the admin address matter; what else a bootstrap holds is Envoy's own business and is
+//! Only `static_resources`, `node` and the admin address matter; what else a bootstrap holds is Envoy's own business and is
 //! reported as ignored. Relative paths are relative to the working directory, as with Envoy.
 
 use std::collections::BTreeSet;
@@ -15,13 +15,13 @@ use prost::{Message, Name};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 use skiff_proto::envoy::config::cluster::v3::Cluster;
-use skiff_proto::envoy::config::core::v3::{Address, address, socket_address::PortSpecifier};
+use skiff_proto::envoy::config::core::v3::{Address, Node, address, socket_address::PortSpecifier};
 use skiff_proto::envoy::config::listener::v3::Listener;
 use skiff_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use skiff_proxy::config::{self, Snapshot};
 use skiff_proxy::{ListenerState, Options, Proxy};
 
-use crate::translate::envoy::{self, Rejected};
+use crate::translate::envoy::{self, At as _, Rejected};
 
 const BOOTSTRAP: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 
@@ -36,7 +36,6 @@ const RUNTIME: &[(&str, Json)] = &[
 
 /// Parts of a bootstrap beside `static_resources`, `admin` and `layered_runtime` that change nothing here.
 const IGNORED: &[&str] = &[
-    "node",
     "stats_config",
     "stats_sinks",
     "stats_flush_interval",
@@ -88,6 +87,8 @@ pub struct Bootstrap {
     pub snapshot: Snapshot,
     /// Static secrets by name.
     pub secrets: Vec<(String, config::Secret)>,
+    /// Who we are.
+    pub node: config::Node,
     /// Address of the admin page.
     pub admin: Option<SocketAddr>,
     /// What was left out, and what was ignored.
@@ -190,7 +191,7 @@ pub fn start(
     options: &Options,
     recorder: Arc<dyn metrics::Recorder + Send + Sync>,
 ) -> Result<Proxy, BootstrapError> {
-    let proxy = Proxy::start(options, recorder)?;
+    let proxy = Proxy::start(&Options { node: bootstrap.node.clone(), ..options.clone() }, recorder)?;
     for (name, secret) in &bootstrap.secrets {
         proxy.set_secret(name, secret.clone()).map_err(|error| BootstrapError::Apply(format!("secret {name:?}: {error}")))?;
     }
@@ -205,11 +206,13 @@ pub fn start(
 }
 
 fn translate(json: &Map<String, Json>) -> Bootstrap {
+    let _descriptors = envoy::descriptors();
     let mut bootstrap = Bootstrap::default();
     for (key, value) in json {
         match key.as_str() {
             "static_resources" | "staticResources" => static_resources(value, &mut bootstrap),
             "admin" => admin(value, &mut bootstrap),
+            "node" => node(value, &mut bootstrap),
             "layered_runtime" | "layeredRuntime" => layered_runtime(value, &mut bootstrap),
             ignored if IGNORED.contains(&ignored) => {
                 bootstrap.report.ignored.insert(ignored.to_owned());
@@ -333,6 +336,17 @@ fn admin(json: &Json, bootstrap: &mut Bootstrap) {
     match (socket.address.parse(), port) {
         (Ok(ip), Some(port)) => bootstrap.admin = Some(SocketAddr::new(ip, port)),
         _ => bootstrap.reject(BOOTSTRAP, "", "admin.address.socket_address", "expected an IP address and a port"),
+    }
+}
+
+/// Who we are. What is not about identity in there describes Envoy and changes nothing.
+fn node(json: &Json, bootstrap: &mut Bootstrap) {
+    match envoy::from_json::<Node>(json) {
+        Ok(message) => bootstrap.node = envoy::local_node(&message),
+        Err(all) => {
+            let all = all.into_iter().map(|one| one.at("node")).collect();
+            bootstrap.report.rejected.extend(envoy::rejected(BOOTSTRAP, "", all));
+        }
     }
 }
 

@@ -1,17 +1,28 @@
-//! One HTTP/1.1 request to an address, bounded in time and size: for `skiff health` and the checks of the quickstart.
+//! One HTTP/1.1 request to an address, bounded in time and size: for `skiff health`, the checks of the quickstart and what the
+//! status server asks of the application.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// A larger answer is an error.
+/// A larger answer is an error, unless the caller says otherwise.
 const MAX_BODY: usize = 1024 * 1024;
+
+/// How much of an answer's body is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// A longer one is an error.
+    Refuse(usize),
+    /// Of a longer one only the beginning.
+    Cut(usize),
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,32 +43,32 @@ pub enum ClientError {
 /// # Errors
 /// When there is no complete answer in time.
 pub async fn send(address: SocketAddr, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, ClientError> {
-    send_bounded(address, request, deadline, MAX_BODY).await
+    send_limited(address, request, deadline, Limit::Refuse(MAX_BODY)).await
 }
 
-/// As [`send`], for an answer of up to `max_body` bytes.
+/// The same with a limit of the caller's.
 ///
 /// # Errors
-/// When there is no complete answer in time.
-pub async fn send_bounded(
+/// As [`send`].
+pub async fn send_limited(
     address: SocketAddr,
     request: Request<Bytes>,
     deadline: Duration,
-    max_body: usize,
+    limit: Limit,
 ) -> Result<Response<Bytes>, ClientError> {
-    let exchanged = tokio::time::timeout(deadline, exchange(address, request, max_body)).await;
-    exchanged.unwrap_or(Err(ClientError::TimedOut(address, deadline)))
+    let exchange = exchange(address, request, limit);
+    tokio::time::timeout(deadline, exchange).await.unwrap_or(Err(ClientError::TimedOut(address, deadline)))
 }
 
-async fn exchange(address: SocketAddr, request: Request<Bytes>, max_body: usize) -> Result<Response<Bytes>, ClientError> {
+async fn exchange(address: SocketAddr, request: Request<Bytes>, limit: Limit) -> Result<Response<Bytes>, ClientError> {
     let failed = |error: hyper::Error| ClientError::Exchange(address, error.into());
     let stream = TcpStream::connect(address).await.map_err(|error| ClientError::Connect(address, error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.map_err(failed)?;
     let exchange = async {
         let (head, body) = sender.send_request(request.map(Full::new)).await.map_err(failed)?.into_parts();
-        let body = Limited::new(body, max_body).collect().await.map_err(|error| ClientError::Exchange(address, error))?;
-        Ok(Response::from_parts(head, body.to_bytes()))
+        let body = collect(body, limit).await.map_err(|error| ClientError::Exchange(address, error))?;
+        Ok(Response::from_parts(head, body))
     };
     tokio::pin!(exchange);
     tokio::select! {
@@ -66,4 +77,24 @@ async fn exchange(address: SocketAddr, request: Request<Bytes>, max_body: usize)
         // A close right behind the answer ends the connection first; the answer is there all the same.
         _ = connection => exchange.await,
     }
+}
+
+async fn collect(mut body: Incoming, limit: Limit) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let (Limit::Refuse(most) | Limit::Cut(most)) = limit;
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        let room = most - all.len();
+        if data.len() > room {
+            return match limit {
+                Limit::Refuse(_) => Err(format!("more than {most} bytes").into()),
+                Limit::Cut(_) => {
+                    all.extend_from_slice(&data[..room]);
+                    Ok(all.freeze())
+                }
+            };
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(all.freeze())
 }

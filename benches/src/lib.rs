@@ -4,7 +4,6 @@
 pub mod backend;
 pub mod client;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,10 +11,10 @@ use std::time::Duration;
 
 use skiff_proxy::config::{
     AccessLog, AccessLogSink, CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, Codec,
-    DownstreamTls, Endpoint, EndpointAddress, FilterChain, FilterChainMatch, HttpConnectionManager, Listener, LocalityEndpoints,
-    LogFormat, NetworkFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, RouteTarget, SanMatcher, Snapshot,
-    StatsLabels, StringMatcher, TcpProxy, TlsVersion, TrafficDirection, TransportSocket, UpstreamProtocol, UpstreamTls,
-    VirtualHost, WeightedCluster,
+    DownstreamTls, Endpoint, EndpointAddress, FilterChain, FilterChainMatch, HttpConnectionManager, IstioStats, Listener,
+    LocalityEndpoints, LogFormat, NetworkFilter, Reporter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
+    RouteTarget, SanMatcher, Snapshot, StringMatcher, TcpProxy, TlsVersion, TrafficDirection, TransportSocket, UpstreamProtocol,
+    UpstreamTls, VirtualHost, WeightedCluster,
 };
 
 /// What a listener does.
@@ -78,6 +77,7 @@ impl Lab {
             tls,
             handshake_timeout: Duration::from_secs(15),
             connection_limit: None,
+            peer_exchange: None,
             rbac: Vec::new(),
             filter,
         };
@@ -141,8 +141,7 @@ fn manager(role: Role, cluster: &str, tls: bool, access_log: Vec<AccessLog>) -> 
     };
     manager.access_log = access_log;
     if role == Role::HttpLog {
-        let local = BTreeMap::from([("workload".to_owned(), "backend".to_owned()), ("app".to_owned(), "backend".to_owned())]);
-        manager.stats = Some(Arc::new(StatsLabels { reporter: "destination".to_owned(), local, local_principal: None }));
+        manager.stats = Some(Arc::new(IstioStats::new(Reporter::Destination)));
     }
     manager
 }

@@ -1,15 +1,21 @@
 //! The wire types of skiff's control plane, generated from the `.proto` files in `proto/` of this crate.
 //!
 //! Modules follow the protobuf packages: [`istio::v1::auth`] is Istio's certificate service, [`skiff::onboarding::v1alpha1`] that of
-//! the onboarding plane. Envoy's own messages come from
-//! the published crate `envoy-types`: [`envoy`], [`google`], [`xds`]; [`ENVOY_DESCRIPTORS`] describes those of a bootstrap.
+//! the onboarding plane. Envoy's own messages come from the published crate `envoy-types`: [`envoy`], [`google`], [`opentelemetry`],
+//! [`xds`]; [`ENVOY_DESCRIPTORS`] describes those of a bootstrap.
+//! What Istio adds to Envoy is in [`filters`].
 
-pub use envoy_types::pb::{envoy, google, xds};
+pub use envoy_types::pb::{envoy, google, opentelemetry::proto as opentelemetry, xds};
 
 /// The descriptors (an encoded `FileDescriptorSet`) of what a bootstrap and the xDS resources skiff takes are made of.
 ///
 /// They come from the same release of `envoy-types` as the Rust types and carry the names that the JSON form needs.
 pub const ENVOY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
+
+/// The same of [`filters`] alone: a pool of these takes next to no memory.
+pub const FILTER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/filters.bin"));
+
+pub mod schema;
 
 /// Istio's packages.
 pub mod istio {
@@ -42,5 +48,24 @@ pub mod skiff {
         pub mod v1alpha1 {
             tonic::include_proto!("skiff.onboarding.v1alpha1");
         }
+    }
+}
+
+/// Configuration of the filters that Istio adds to Envoy.
+pub mod filters {
+    /// `io.istio.http.peer_metadata`: who is on the other side of a request.
+    #[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated")]
+    pub mod peer_metadata {
+        include!(concat!(env!("OUT_DIR"), "/io.istio.http.peer_metadata.rs"));
+    }
+    /// `envoy.tcp.metadataexchange.config`: the same for connections.
+    #[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated")]
+    pub mod metadata_exchange {
+        include!(concat!(env!("OUT_DIR"), "/envoy.tcp.metadataexchange.config.rs"));
+    }
+    /// `stats`: Istio's metrics.
+    #[allow(missing_docs, unused_qualifications, clippy::all, reason = "generated")]
+    pub mod stats {
+        include!(concat!(env!("OUT_DIR"), "/stats.rs"));
     }
 }

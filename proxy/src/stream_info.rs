@@ -8,10 +8,29 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::Value;
 
+use crate::config::{Node, Workload};
 use crate::flags::ResponseFlags;
 use crate::http::head::{Headers, RequestHead, ResponseHead, Version};
 use crate::rbac::Metadata;
+use crate::telemetry::trace::SpanIds;
 use crate::tls::PeerCertificate;
+
+/// Who this proxy is (Envoy `LocalInfo`): tags of spans, labels of log records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalInfo {
+    /// Id of the node.
+    pub node: String,
+    /// Its cluster, in Istio `<canonical service>.<namespace>`.
+    pub cluster: String,
+    /// The zone that it runs in.
+    pub zone: String,
+}
+
+impl From<&Node> for LocalInfo {
+    fn from(node: &Node) -> Self {
+        Self { node: node.id.clone(), cluster: node.cluster.clone(), zone: node.workload.zone.clone() }
+    }
+}
 
 /// Facts of a downstream connection, shared by its requests.
 #[derive(Clone, Debug)]
@@ -128,8 +147,14 @@ pub struct StreamInfo {
     pub attempts: u32,
     /// Which of the lines of a stream is being written.
     pub moment: LogMoment,
+    /// Who calls, as it says itself.
+    pub downstream_peer: Option<Arc<Workload>>,
+    /// Who answers, as it says itself.
+    pub upstream_peer: Option<Arc<Workload>>,
     /// What filters have found out (`%DYNAMIC_METADATA(filter:key)%`).
     pub metadata: Option<Box<Metadata>>,
+    /// The span of the request, if it has one, exported or not (`%TRACE_ID%`).
+    pub trace: Option<SpanIds>,
 }
 
 /// When a log line is written (`%ACCESS_LOG_TYPE%`).
@@ -172,7 +197,10 @@ impl StreamInfo {
             route_name: None,
             attempts: 0,
             moment: LogMoment::End,
+            downstream_peer: None,
+            upstream_peer: None,
             metadata: None,
+            trace: None,
         }
     }
 

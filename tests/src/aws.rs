@@ -100,6 +100,9 @@ pub struct Session {
     pub arn: String,
 }
 
+/// An answer: status, headers, body.
+pub type Instead = (u16, Vec<(String, String)>, String);
+
 /// What is asked and what is there.
 #[derive(Debug, Default)]
 pub struct State {
@@ -107,9 +110,9 @@ pub struct State {
     pub tasks: Vec<FakeTask>,
     /// By id of the access key.
     pub sessions: HashMap<String, Session>,
-    /// Answers given instead of ours, by action: status, headers, body. An action is `GetCallerIdentity`, `DescribeTasks` and so on,
+    /// Answers given instead of ours, by action. An action is `GetCallerIdentity`, `DescribeTasks` and so on,
     /// `metadata`, `credentials`.
-    pub instead: HashMap<String, (u16, Vec<(String, String)>, String)>,
+    pub instead: HashMap<String, Instead>,
     /// What was asked, in order, whatever the answer.
     pub calls: Vec<String>,
 }

@@ -2,11 +2,13 @@
 //!
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
-//! - [`istiod`] and [`onboarding`]: a control plane and an onboarding plane that say what a test makes them say.
+//! - [`istiod`] and [`onboarding`]: a control plane and an onboarding plane that say what a test makes them say; [`joined`]: a
+//!   sidecar that has joined the former.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
-//! - [`aws`]: AWS, as a task and an onboarding plane see it.
+//! - [`ecs`]: Bookinfo with a real onboarding plane; [`aws`]: AWS, as a task and an onboarding plane see it.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
+//! - [`collector`]: who takes spans and log records.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
@@ -14,11 +16,14 @@ pub mod access_log;
 pub mod apps;
 pub mod aws;
 pub mod bootstrap;
+pub mod collector;
 pub mod door;
+pub mod ecs;
 pub mod frames;
 pub mod http;
 pub mod http2;
 pub mod istiod;
+pub mod joined;
 pub mod mesh;
 pub mod metrics;
 pub mod network;

@@ -131,6 +131,7 @@ impl Mesh {
         let mut command = command(&[]);
         command
             .env("SKIFF_ADMIN_ADDRESS", admin.to_string())
+            .env("SKIFF_STATUS_ADDRESS", self.network.ip(member.own).to_string())
             .env("SKIFF_WORKERS", "1")
             .env("POD_NAMESPACE", "bookinfo")
             .env("SERVICE_ACCOUNT", format!("bookinfo-{}", member.name))

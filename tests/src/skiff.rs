@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -121,6 +122,18 @@ impl Skiff {
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Skiff {
+    /// Its addresses are free afterwards: the next test may get them.
+    fn drop(&mut self) {
+        let started = Instant::now();
+        if self.child.start_kill().is_ok() {
+            while matches!(self.child.try_wait(), Ok(None)) && started.elapsed() < DEADLINE {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 }
 

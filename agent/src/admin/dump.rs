@@ -1,11 +1,11 @@
-//! The bodies of `/config_dump`, `/clusters`, `/listeners`, `/certs` and `/stats`: pure functions from status to text.
+//! The bodies of `/clusters`, `/listeners`, `/certs` and of skiff's own `/config_dump`: pure functions from status to text.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
-use skiff_proxy::config::Snapshot;
+use skiff_proxy::config::{CircuitBreakers, Cluster, Snapshot};
 use skiff_proxy::{CertificateStatus, ClusterStatus, EndpointStatus, ListenerStatus};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -49,54 +49,92 @@ pub(super) fn retain(dump: &mut Value, wanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// Envoy's `cluster::address::key::value` lines.
-pub(super) fn clusters_text(clusters: &[ClusterStatus]) -> String {
+/// Envoy's `cluster::address::key::value` lines. `from_api` for clusters that a control plane sent.
+pub(super) fn clusters_text(clusters: &[ClusterStatus], snapshot: &Snapshot, from_api: bool) -> String {
     let mut text = String::new();
     for ClusterStatus { name, endpoints } in clusters {
         let _ = writeln!(text, "{name}::observability_name::{name}");
-        for EndpointStatus { address, health, active, weight, locality } in endpoints {
+        for (key, limit) in snapshot.clusters.get(name).map(|cluster| thresholds(cluster)).into_iter().flatten() {
+            let _ = writeln!(text, "{name}::default_priority::{key}::{limit}");
+        }
+        let _ = writeln!(text, "{name}::added_via_api::{from_api}");
+        for EndpointStatus { address, health, active, weight, locality, hostname, priority } in endpoints {
             let mut line = |key: &str, value: &dyn std::fmt::Display| {
                 let _ = writeln!(text, "{name}::{address}::{key}::{value}");
             };
             let [region, zone, sub_zone] = split_locality(locality);
             line("rq_active", active);
+            line("hostname", hostname);
             line("health_flags", health);
             line("weight", weight);
             line("region", &region);
             line("zone", &zone);
             line("sub_zone", &sub_zone);
+            line("canary", &false);
+            line("priority", priority);
         }
     }
     text
 }
 
 /// Envoy's `admin.v3.Clusters`.
-pub(super) fn clusters_json(clusters: &[ClusterStatus]) -> Value {
-    let host = |endpoint: &EndpointStatus| {
-        let [region, zone, sub_zone] = split_locality(&endpoint.locality);
-        let mut health = json!({"eds_health_status": "HEALTHY"});
-        if let Some(flag) = endpoint.health.strip_prefix('/') {
-            health[flag] = true.into();
-            if flag == "failed_eds_health" {
-                health["eds_health_status"] = "UNHEALTHY".into();
-            }
-        }
-        json!({
-            "address": address(&endpoint.address),
-            "stats": [{"name": "rq_active", "type": "GAUGE", "value": endpoint.active.to_string()}],
-            "health_status": health,
-            "weight": endpoint.weight,
-            "locality": {"region": region, "zone": zone, "sub_zone": sub_zone},
-        })
-    };
+pub(super) fn clusters_json(clusters: &[ClusterStatus], snapshot: &Snapshot, from_api: bool) -> Value {
     let cluster = |cluster: &ClusterStatus| {
+        let limits = snapshot.clusters.get(&cluster.name).map(|cluster| thresholds(cluster)).into_iter().flatten();
+        let limits: Map<String, Value> = limits.map(|(key, limit)| (key.to_owned(), limit.into())).collect();
         json!({
             "name": cluster.name,
             "observability_name": cluster.name,
+            "added_via_api": from_api,
+            "circuit_breakers": {"thresholds": [limits]},
             "host_statuses": cluster.endpoints.iter().map(host).collect::<Vec<_>>(),
         })
     };
     json!({"cluster_statuses": clusters.iter().map(cluster).collect::<Vec<_>>()})
+}
+
+fn host(endpoint: &EndpointStatus) -> Value {
+    let [region, zone, sub_zone] = split_locality(&endpoint.locality);
+    let mut health = json!({"eds_health_status": "HEALTHY"});
+    for flag in endpoint.health.split('/') {
+        match flag {
+            "failed_eds_health" => health["eds_health_status"] = "UNHEALTHY".into(),
+            "degraded_eds_health" => health["eds_health_status"] = "DEGRADED".into(),
+            "eds_status_draining" => health["eds_health_status"] = "DRAINING".into(),
+            "failed_active_hc" => health["failed_active_health_check"] = true.into(),
+            "degraded_active_hc" => health["failed_active_degraded_check"] = true.into(),
+            "failed_outlier_check"
+            | "pending_dynamic_removal"
+            | "pending_active_hc"
+            | "excluded_via_immediate_hc_fail"
+            | "active_hc_timeout" => health[flag] = true.into(),
+            _ => {}
+        }
+    }
+    let mut host = json!({
+        "address": address(&endpoint.address),
+        "stats": [{"name": "rq_active", "type": "GAUGE", "value": endpoint.active.to_string()}],
+        "health_status": health,
+        "weight": endpoint.weight,
+        "locality": {"region": region, "zone": zone, "sub_zone": sub_zone},
+    });
+    if !endpoint.hostname.is_empty() {
+        host["hostname"] = endpoint.hostname.as_str().into();
+    }
+    if endpoint.priority > 0 {
+        host["priority"] = endpoint.priority.into();
+    }
+    host
+}
+
+fn thresholds(cluster: &Cluster) -> [(&'static str, u32); 4] {
+    let CircuitBreakers { max_connections, max_pending_requests, max_requests, max_retries, .. } = cluster.circuit_breakers;
+    [
+        ("max_connections", max_connections),
+        ("max_pending_requests", max_pending_requests),
+        ("max_requests", max_requests),
+        ("max_retries", max_retries),
+    ]
 }
 
 /// Envoy's `name::address` lines.
@@ -128,25 +166,6 @@ pub(super) fn certificates(certificates: &[CertificateStatus]) -> Value {
         json!({"ca_cert": ca, "cert_chain": chain})
     };
     json!({"certificates": certificates.iter().map(entry).collect::<Vec<_>>()})
-}
-
-/// `name: value` lines from Prometheus' text format, as Envoy's `/stats` has them.
-pub(super) fn stats_text(prometheus: &str, wanted: impl Fn(&str) -> bool) -> String {
-    let mut text = String::new();
-    for line in prometheus.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        if let Some((name, value)) = line.rsplit_once(' ').filter(|(name, _)| wanted(name)) {
-            let _ = writeln!(text, "{name}: {value}");
-        }
-    }
-    text
-}
-
-/// Envoy's JSON form of the same lines.
-pub(super) fn stats_json(text: &str) -> Value {
-    let number =
-        |value: &str| value.parse::<u64>().map_or_else(|_| value.parse::<f64>().map_or(Value::Null, Value::from), Value::from);
-    let stats = text.lines().filter_map(|line| line.rsplit_once(": "));
-    json!({"stats": stats.map(|(name, value)| json!({"name": name, "value": number(value)})).collect::<Vec<_>>()})
 }
 
 /// Istio's names for trust bundles.

@@ -3,49 +3,35 @@
 //! Paths, bodies and headers follow Envoy's [administration interface](https://www.envoyproxy.io/docs/envoy/latest/operations/admin),
 //! so that scripts keep working. Nothing on it ever shows a private key. Reads are GET, changes are POST.
 
+mod config_dump;
 mod dump;
 mod health;
 mod pages;
 mod readiness;
+mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use skiff_proto::envoy::config::core::v3::Node as XdsNode;
 use skiff_proxy::Proxy;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 
 pub use health::probe;
 pub use readiness::{Condition, Readiness};
 
 use crate::logging::LogControl;
 use crate::metrics::Metrics;
+use crate::page;
 use crate::shutdown::Shutdown;
+use crate::xds::Originals;
 
 /// Where it listens unless `SKIFF_ADMIN_ADDRESS` says otherwise: Envoy's port, on the loopback address.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15000);
-
-/// Connections at once; further ones wait in the backlog.
-const MAX_CONNECTIONS: usize = 64;
-/// From the first byte of a request head to its end.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Life of a connection; each carries one request.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two attempts to accept when the process is out of file descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// Head size.
-const MAX_HEAD: usize = 16 * 1024;
 
 /// What the admin page shows and acts upon.
 #[derive(Clone)]
@@ -62,6 +48,8 @@ pub struct Admin {
     pub shutdown: Shutdown,
     /// Who we are in the mesh, for `/server_info`.
     pub node: Node,
+    /// What istiod sent, for a sidecar that has its configuration from there.
+    pub mesh: Option<FromIstiod>,
     /// Uptime is counted from here.
     pub started: Instant,
 }
@@ -75,43 +63,19 @@ pub struct Node {
     pub cluster: String,
 }
 
+/// What a sidecar in a mesh can show beside its own model of the configuration.
+#[derive(Clone, Debug)]
+pub struct FromIstiod {
+    /// Resources as they came.
+    pub originals: Originals,
+    /// Who it was told that we are.
+    pub node: Arc<XdsNode>,
+}
+
 impl Admin {
     /// Serves until the future is dropped; open connections end with it.
     pub async fn serve(self, listener: TcpListener) {
-        let admin = Arc::new(self);
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut connections = JoinSet::new();
-        loop {
-            while connections.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let admin = Arc::clone(&admin);
-                    connections.spawn(async move {
-                        let _permit = permit;
-                        // A peer that is too slow or breaks off is its own problem.
-                        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, admin.serve_connection(stream)).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "admin page cannot accept");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                }
-            }
-        }
-    }
-
-    async fn serve_connection(&self, stream: TcpStream) -> Result<(), hyper::Error> {
-        let service = service_fn(|request: http::Request<Incoming>| async move {
-            Ok::<_, Infallible>(pages::answer(self, &request).map(Full::new))
-        });
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service)
-            .await
+        page::serve(listener, move |request, _| std::future::ready(pages::answer(&self, &request))).await;
     }
 }
 

@@ -2,15 +2,11 @@
 
 use std::fmt::Write;
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Uri, header};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Admin, dump};
-
-const TEXT: &str = "text/plain; charset=UTF-8";
-const JSON: &str = "application/json";
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+use super::{Admin, config_dump, dump, stats};
+use crate::page::{self, Answer, Body, JSON, PROMETHEUS, json as json_answer, ok, text};
 
 /// Compiled size of a `filter` expression, in bytes.
 const MAX_FILTER: usize = 64 * 1024;
@@ -43,14 +39,16 @@ const PAGES: &[Page] = &[
     Page {
         path: "/config_dump",
         method: Allowed::Read,
-        help: "the configuration in force (resource=listeners|routes|clusters|endpoints|secrets, name_regex=<regex>)",
+        help: "the configuration in force (include_eds, resource=<field of a dump>, mask=<paths>, name_regex=<regex>, \
+               format=skiff for skiff's own model)",
         answer: config_dump,
     },
+    Page { path: "/contention", method: Allowed::Read, help: "contention of locks: it is not traced", answer: contention },
     Page { path: "/drain", method: Allowed::Change, help: "drain all listeners", answer: drain },
     Page {
         path: "/drain_listeners",
         method: Allowed::Change,
-        help: "drain all listeners, or inbound ones only (inboundonly)",
+        help: "drain all listeners, or inbound ones only (inboundonly); always gracefully",
         answer: drain,
     },
     Page {
@@ -63,6 +61,7 @@ const PAGES: &[Page] = &[
     Page { path: "/healthz/ready", method: Allowed::Read, help: "200 when ready, 503 with the reason when not", answer: ready },
     Page { path: "/help", method: Allowed::Read, help: "this list", answer: help },
     Page { path: "/hot_restart_version", method: Allowed::Read, help: "disabled: there is none", answer: hot_restart_version },
+    Page { path: "/init_dump", method: Allowed::Read, help: "what readiness waits for", answer: init_dump },
     Page { path: "/listeners", method: Allowed::Read, help: "listeners and their addresses (format=json)", answer: listeners },
     Page {
         path: "/logging",
@@ -88,11 +87,16 @@ const PAGES: &[Page] = &[
         help: "metrics as lines (filter=<regex>, format=prometheus|json, usedonly)",
         answer: stats,
     },
-    Page { path: "/stats/prometheus", method: Allowed::Read, help: "metrics for Prometheus", answer: prometheus },
+    Page {
+        path: "/stats/prometheus",
+        method: Allowed::Read,
+        help: "metrics for Prometheus (filter=<regex>)",
+        answer: prometheus,
+    },
 ];
 
 /// The answer to one request.
-pub(super) fn answer<B>(admin: &Admin, request: &Request<B>) -> Response<Bytes> {
+pub(super) fn answer<B>(admin: &Admin, request: &Request<B>) -> Response<Body> {
     let Some(page) = PAGES.iter().find(|page| page.path == request.uri().path()) else {
         return text(StatusCode::NOT_FOUND, format!("invalid path. admin commands are:\n{}", commands())).into();
     };
@@ -191,19 +195,43 @@ fn memory(_: &Admin, _: &Query) -> Answer {
     }))
 }
 
+fn contention(_: &Admin, _: &Query) -> Answer {
+    ok("Mutex contention tracing is not enabled.\n")
+}
+
+/// Envoy's `admin.v3.UnreadyTargetsDumps`; empty when nothing is waited for.
+fn init_dump(admin: &Admin, _: &Query) -> Answer {
+    json_answer(&match admin.readiness.reason() {
+        None => json!({}),
+        Some(reason) => json!({"unready_targets_dumps": [{"name": "readiness", "target_names": [reason]}]}),
+    })
+}
+
 fn config_dump(admin: &Admin, query: &Query) -> Answer {
-    let wanted = match query.regex("name_regex") {
-        Ok(wanted) => wanted,
+    let names = match query.regex("name_regex") {
+        Ok(names) => names,
         Err(answer) => return answer,
     };
     let resource = query.get("resource");
+    if query.get("format") == Some("skiff") || resource.is_some_and(|name| dump::RESOURCES.contains(&name)) {
+        return model_dump(admin, resource, names.as_ref());
+    }
+    let include_endpoints = query.get("include_eds").is_some_and(|value| value != "false");
+    let wanted = config_dump::Wanted { resource, mask: query.get("mask"), names, include_endpoints };
+    match config_dump::body(admin, wanted) {
+        Ok(body) => Answer { status: StatusCode::OK, content_type: JSON, body },
+        Err(reason) => text(StatusCode::NOT_FOUND, format!("{reason}\n")),
+    }
+}
+
+fn model_dump(admin: &Admin, resource: Option<&str>, names: Option<&regex::Regex>) -> Answer {
     if let Some(unknown) = resource.filter(|name| !dump::RESOURCES.contains(name)) {
         return text(StatusCode::BAD_REQUEST, format!("unknown resource {unknown}: expected {}\n", dump::RESOURCES.join(", ")));
     }
     match dump::config(&admin.proxy.snapshot(), &admin.proxy.certificates(), resource) {
         Ok(mut dump) => {
-            if let Some(wanted) = wanted {
-                dump::retain(&mut dump, |name| wanted.is_match(name));
+            if let Some(names) = names {
+                dump::retain(&mut dump, |name| names.is_match(name));
             }
             json_answer(&dump)
         }
@@ -218,7 +246,12 @@ fn clusters(admin: &Admin, query: &Query) -> Answer {
         Ok(None) => {}
         Err(answer) => return answer,
     }
-    if query.wants_json() { json_answer(&dump::clusters_json(&clusters)) } else { ok(dump::clusters_text(&clusters)) }
+    let snapshot = admin.proxy.snapshot();
+    if query.wants_json() {
+        json_answer(&dump::clusters_json(&clusters, &snapshot, admin.mesh.is_some()))
+    } else {
+        ok(dump::clusters_text(&clusters, &snapshot, admin.mesh.is_some()))
+    }
 }
 
 fn listeners(admin: &Admin, query: &Query) -> Answer {
@@ -230,31 +263,32 @@ fn certs(admin: &Admin, _: &Query) -> Answer {
     json_answer(&dump::certificates(&admin.proxy.certificates()))
 }
 
-fn prometheus(admin: &Admin, _: &Query) -> Answer {
-    Answer { status: StatusCode::OK, content_type: PROMETHEUS, body: admin.metrics.render().into() }
+fn prometheus(admin: &Admin, query: &Query) -> Answer {
+    let body = match query.regex("filter") {
+        Ok(None) => admin.metrics.render(),
+        Ok(Some(wanted)) => stats::families(&admin.metrics.render(), |name| wanted.is_match(name)),
+        Err(answer) => return answer,
+    };
+    Answer { status: StatusCode::OK, content_type: PROMETHEUS, body: page::whole(body) }
 }
 
 fn stats(admin: &Admin, query: &Query) -> Answer {
     if query.get("format") == Some("prometheus") {
         return prometheus(admin, query);
     }
-    let filter = match query.regex("filter") {
-        Ok(filter) => filter,
+    let wanted = match query.regex("filter") {
+        Ok(wanted) => wanted,
         Err(answer) => return answer,
     };
-    let wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter.is_match(name));
-    // Those that health checks written for Envoy look at. Every other value here is in use: metrics begin to exist with it.
+    let state = State::of(admin);
+    // Every other value here is in use: metrics begin to exist with it.
     let server = [
-        ("listener_manager.workers_started", 1),
-        ("server.live", u64::from(matches!(State::of(admin), State::Live))),
-        ("server.state", u64::from(State::of(admin).number())),
+        ("server.live", u64::from(matches!(state, State::Live))),
+        ("server.state", u64::from(state.number())),
         ("server.uptime", admin.started.elapsed().as_secs()),
     ];
-    let mut body = dump::stats_text(&admin.metrics.render(), wanted);
-    for (name, value) in server.into_iter().filter(|(name, _)| wanted(name)) {
-        let _ = writeln!(body, "{name}: {value}");
-    }
-    if query.wants_json() { json_answer(&dump::stats_json(&body)) } else { ok(body) }
+    let lines = stats::lines(admin, &server, |name| wanted.as_ref().is_none_or(|wanted| wanted.is_match(name)));
+    if query.wants_json() { json_answer(&stats::json(&lines)) } else { ok(stats::text(&lines)) }
 }
 
 fn server_info(admin: &Admin, _: &Query) -> Answer {
@@ -265,6 +299,13 @@ fn server_info(admin: &Admin, _: &Query) -> Answer {
         "hot_restart_version": "disabled",
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
+        "command_line_options": {
+            "service_node": admin.node.id,
+            "service_cluster": admin.node.cluster,
+            "log_level": admin.logging.current(),
+            "mode": "Serve",
+            "disable_hot_restart": true,
+        },
         "node": {"id": admin.node.id, "cluster": admin.node.cluster, "user_agent_name": "skiff"},
     }))
 }
@@ -380,40 +421,4 @@ fn decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&decoded).into_owned()
-}
-
-/// A body and what it is.
-struct Answer {
-    status: StatusCode,
-    content_type: &'static str,
-    body: Bytes,
-}
-
-fn ok(body: impl Into<Bytes>) -> Answer {
-    text(StatusCode::OK, body)
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    Answer { status, content_type: TEXT, body: body.into() }
-}
-
-fn json_answer(value: &Value) -> Answer {
-    Answer { status: StatusCode::OK, content_type: JSON, body: format!("{value:#}\n").into() }
-}
-
-impl From<Answer> for Response<Bytes> {
-    fn from(answer: Answer) -> Self {
-        let mut response = Self::new(answer.body);
-        *response.status_mut() = answer.status;
-        let fixed = [
-            (header::CONTENT_TYPE, answer.content_type),
-            (header::CACHE_CONTROL, "no-cache, max-age=0"),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (header::SERVER, "envoy"),
-        ];
-        for (name, value) in fixed {
-            response.headers_mut().insert(name, header::HeaderValue::from_static(value));
-        }
-        response
-    }
 }

@@ -1,17 +1,21 @@
 //! The admin page over a real socket.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use serde_json::{Value, json};
+use skiff_proxy::config::Snapshot;
 use skiff_proxy::{CertificateStatus, ClusterStatus, EndpointStatus, ListenerState, ListenerStatus};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::client;
 use crate::logging;
+use crate::page::MAX_HEAD;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -33,6 +37,7 @@ async fn serve() -> Served {
         readiness: Readiness::default(),
         shutdown: Shutdown::default(),
         node: Node { id: "sidecar~127.0.0.21~ratings.bookinfo~bookinfo.svc.cluster.local".to_owned(), cluster: String::new() },
+        mesh: None,
         started: Instant::now(),
     };
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -188,13 +193,19 @@ fn a_dump_holds_the_names_that_are_asked_for() {
 #[tokio::test]
 async fn the_configuration_is_dumped_whole_or_in_part() {
     let served = serve().await;
-    let dump: Value = serde_json::from_str(&served.get("/config_dump").await.1).unwrap();
+    let dump: Value = serde_json::from_str(&served.get("/config_dump?format=skiff").await.1).unwrap();
     for part in dump::RESOURCES {
         assert!(dump[part].is_object(), "{part}");
     }
     let part: Value = serde_json::from_str(&served.get("/config_dump?resource=routes").await.1).unwrap();
     assert_eq!(part.as_object().unwrap().keys().collect::<Vec<_>>(), ["routes", "version"]);
-    assert_eq!(served.get("/config_dump?resource=keys").await.0, 400);
+    assert_eq!(served.get("/config_dump?format=skiff&resource=keys").await.0, 400);
+    assert_eq!(served.get("/config_dump?resource=keys").await.0, 404);
+    let dump: Value = serde_json::from_str(&served.get("/config_dump").await.1).unwrap();
+    let types: Vec<_> = dump["configs"].as_array().unwrap().iter().map(|config| config["@type"].as_str().unwrap()).collect();
+    let names: Vec<_> = types.iter().map(|name| name.rsplit('.').next().unwrap()).collect();
+    assert_eq!(names, ["BootstrapConfigDump", "ConfigDump", "SecretsConfigDump"]);
+    assert_eq!(dump["configs"][1]["listeners"], json!({}));
 }
 
 #[tokio::test]
@@ -236,19 +247,21 @@ fn clusters_look_like_envoys() {
         active: 3,
         weight: 1,
         locality: "us-east-1/us-east-1a/".to_owned(),
+        hostname: String::new(),
+        priority: 0,
     };
     let cluster = ClusterStatus {
         name: "outbound|9080||details".to_owned(),
         endpoints: vec![endpoint("127.0.0.31:9080", "healthy"), endpoint("127.0.0.32:9080", "/failed_eds_health")],
     };
-    let text = dump::clusters_text(std::slice::from_ref(&cluster));
+    let text = dump::clusters_text(std::slice::from_ref(&cluster), &Snapshot::default(), true);
     assert!(text.contains("outbound|9080||details::127.0.0.31:9080::rq_active::3\n"), "{text}");
     assert!(text.contains("outbound|9080||details::127.0.0.32:9080::health_flags::/failed_eds_health\n"), "{text}");
     assert!(text.contains("::zone::us-east-1a\n"), "{text}");
-    let hosts = &dump::clusters_json(&[cluster])["cluster_statuses"][0]["host_statuses"];
+    let hosts = &dump::clusters_json(&[cluster], &Snapshot::default(), true)["cluster_statuses"][0]["host_statuses"];
     assert_eq!(hosts[0]["address"]["socket_address"], json!({"address": "127.0.0.31", "port_value": 9080}));
     assert_eq!(hosts[0]["health_status"], json!({"eds_health_status": "HEALTHY"}));
-    assert_eq!(hosts[1]["health_status"], json!({"eds_health_status": "UNHEALTHY", "failed_eds_health": true}));
+    assert_eq!(hosts[1]["health_status"], json!({"eds_health_status": "UNHEALTHY"}));
 }
 
 #[test]

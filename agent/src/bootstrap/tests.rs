@@ -37,8 +37,9 @@ fn a_limit_of_connections_belongs_to_its_chain() {
 
 #[test]
 fn what_changes_nothing_is_listed_once() {
-    let report = golden("mtls").report;
-    for expected in ["node", "Cluster.alt_stat_name", "TlsParameters.cipher_suites"] {
+    let Bootstrap { report, node, .. } = golden("mtls");
+    assert_eq!(node.id, "sidecar~127.0.0.1~details-v1.bookinfo~bookinfo.svc.cluster.local", "it is told to peers");
+    for expected in ["Cluster.alt_stat_name", "TlsParameters.cipher_suites"] {
         assert!(report.ignored.contains(expected), "{expected}: {:?}", report.ignored);
     }
     assert!(report.missing.contains(Path::new("certs/server.key")), "{:?}", report.missing);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value as Json};
 
@@ -97,6 +98,29 @@ impl Environment {
     pub(super) fn discovery_address(&self) -> &str {
         let configured = self.proxy_config.get("discoveryAddress").and_then(Json::as_str).filter(|address| !address.is_empty());
         self.get("SKIFF_DISCOVERY_ADDRESS").or(configured).or_else(|| self.get("CA_ADDR")).unwrap_or(DEFAULT_DISCOVERY)
+    }
+
+    /// A port of the proxy configuration.
+    ///
+    /// # Errors
+    /// Names the field, its value and what was expected.
+    pub(super) fn proxy_config_port(&self, field: &str) -> Result<Option<u16>, Failure> {
+        let Some(value) = self.proxy_config.get(field).filter(|value| !value.is_null()) else { return Ok(None) };
+        let port = value.as_u64().and_then(|port| u16::try_from(port).ok());
+        port.map(Some).ok_or_else(|| Failure::Configuration(format!("PROXY_CONFIG.{field}: expected a port, found {value}")))
+    }
+
+    /// `terminationDrainDuration` of the proxy configuration: how long connections may go on after the request to stop.
+    ///
+    /// # Errors
+    /// Names the field, its value and what was expected.
+    pub(super) fn termination_drain_duration(&self) -> Result<Option<Duration>, Failure> {
+        let field = "terminationDrainDuration";
+        let Some(value) = self.proxy_config.get(field).filter(|value| !value.is_null()) else { return Ok(None) };
+        let seconds = value.as_str().and_then(|text| text.strip_suffix('s')?.parse().ok());
+        let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let wrong = || Failure::Configuration(format!("PROXY_CONFIG.{field}: expected a duration such as 5s, found {value}"));
+        duration.map(Some).ok_or_else(wrong)
     }
 
     /// The address to dial for `host:port`: the folder's `hosts` file goes before DNS, as it would in `/etc/hosts`.

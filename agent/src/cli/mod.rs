@@ -5,6 +5,7 @@ mod explain;
 mod plane;
 mod proxy;
 mod run;
+mod status;
 
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::io::{self, Write};
@@ -48,9 +49,9 @@ struct Cli {
 enum Command {
     /// Exit 0 when the sidecar on this machine is ready, 1 with the reason when it is not.
     Health {
-        /// Its admin page.
-        #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
-        admin_address: SocketAddr,
+        /// Its admin page [default: 127.0.0.1 and proxyAdminPort, else 15000].
+        #[arg(long, env = "SKIFF_ADMIN_ADDRESS")]
+        admin_address: Option<SocketAddr>,
     },
     /// See it work: two services of Bookinfo with their sidecars in this process.
     Quickstart {
@@ -132,7 +133,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::Unavailable(format!("cannot start: {error}")))?;
     let outcome = match command {
         Some(Command::Version) => print(concat!("skiff ", env!("CARGO_PKG_VERSION"), "\n")),
-        Some(Command::Health { admin_address }) => runtime.block_on(admin::probe(admin_address)).map_err(Failure::No),
+        Some(Command::Health { admin_address }) => {
+            let address = run::admin_address(admin_address)?;
+            runtime.block_on(admin::probe(address)).map_err(Failure::No)
+        }
         Some(Command::Proxy(args)) => {
             let logging = log.init()?;
             runtime.block_on(until_signals(async |shutdown| proxy::run(args, logging, shutdown).await))
@@ -140,6 +144,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Some(Command::Check { what: Some(Subject::Bootstrap { file }), .. }) => check_bootstrap(&file),
         Some(Command::Check { what: Some(Subject::Xds { files }), .. }) => check_xds(&files),
         Some(Command::Check { what: None, files }) => {
+            if files.is_empty()
+                && let Some(report) = run.check_onboarding()?
+            {
+                return print(&report);
+            }
             let (config, workload) = run.subject()?;
             check(if files.is_empty() { vec![config] } else { files }, &workload)
         }
@@ -187,6 +196,9 @@ fn check(paths: Vec<PathBuf>, workload: &Workload) -> Result<(), Failure> {
     let Checked { mut faults, without_resources } = check_onboarding(&documents, &workload.namespace);
     let read = documents.len();
     documents.retain(|(file, _)| !without_resources.contains(file));
+    if documents.is_empty() && faults.is_empty() {
+        return print(&format!("{read} files without a fault\n"));
+    }
     let translated = Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload));
     if let Err(errors) = &translated {
         for error in errors.iter().map(ToString::to_string) {
@@ -272,6 +284,8 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
+        let args = Cli::try_parse_from(["skiff"]).unwrap().run;
+        assert_eq!(args.drain_deadline, None, "the proxy configuration may have one");
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub(super) async fn run(args: ProxyArgs, logging: LogControl, shutdown: &Shutdow
             readiness: readiness.clone(),
             shutdown: shutdown.clone(),
             node: Node::default(),
+            mesh: None,
             started: Instant::now(),
         };
         parts.spawn(page.serve(listener));

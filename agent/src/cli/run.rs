@@ -4,6 +4,8 @@
 //! configure` writes for a virtual machine works as it is; skiff's own begin with `SKIFF_`. Where they come from is in
 //! [`super::environment`].
 
+mod onboard;
+
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,10 +14,11 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use skiff_proxy::config::{Locality, SpiffeId, TrustDomain};
 
 use super::environment::Environment;
+use super::status::StatusArgs;
 use crate::admin::{self, Node};
 use crate::connect;
 use crate::exit::Failure;
@@ -24,12 +27,12 @@ use crate::identity::{
     read_certificates,
 };
 use crate::onboarding::config::{self as onboarding_config, Settings};
-use crate::onboarding::credential::ObtainError;
-use crate::onboarding::{HostError, HostSettings, Onboarding, PrepareError, source_address};
-use crate::shutdown::Shutdown;
+use crate::onboarding::source_address;
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
+use crate::translate::envoy::local_node;
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
+pub(super) use onboard::Plan;
 
 /// Where Istio YAML is looked for unless `SKIFF_CONFIG` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/skiff";
@@ -42,42 +45,19 @@ const TOKEN_FILES: &[&str] = &["istio-token", "var/run/secrets/tokens/istio-toke
 /// The same of the roots of the mesh.
 const ROOT_FILES: &[&str] = &["root-cert.pem", "var/run/secrets/istio/root-cert.pem"];
 
-/// What is left of a task's time to stop when the sidecar ends by itself.
-const STOP_RESERVE: Duration = Duration::from_secs(2);
-
-/// What there is to run.
-pub(super) enum Plan {
-    /// A sidecar that knows where its configuration comes from.
-    Sidecar(SidecarConfig, Sources),
-    /// A workload that has to join first.
-    Onboarding(Box<Join>),
-}
-
-/// A workload that joins through an onboarding plane.
-pub(super) struct Join {
-    settings: Settings,
-    host: HostSettings,
-    /// For the platform.
-    environment: Environment,
-    /// For istiod.
-    metadata: Map<String, Json>,
-    /// Whose node comes with the registration.
-    config: SidecarConfig,
-}
-
 /// What a sidecar is run with.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// Folder of Istio YAML, or a single file, instead of a mesh's istiod; edits are applied at once [default: /etc/skiff].
     #[arg(long, env = "SKIFF_CONFIG")]
     config: Option<PathBuf>,
-    /// Where the admin page listens.
-    #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
-    admin_address: SocketAddr,
-    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: 30s; of an onboarded workload, 2 s less than its
-    /// stop timeout].
+    /// Where the admin page listens [default: 127.0.0.1 and proxyAdminPort, else 15000].
+    #[arg(long, env = "SKIFF_ADMIN_ADDRESS")]
+    admin_address: Option<SocketAddr>,
+    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: terminationDrainDuration, else 30s; of an onboarded
+    /// workload, 2 s less than its stop timeout].
     #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration)]
-    drain_deadline: Option<Duration>,
+    pub(super) drain_deadline: Option<Duration>,
     /// How long an onboarded workload has from SIGTERM to SIGKILL: `stopTimeout` of the task definition.
     #[arg(long, env = "SKIFF_STOP_TIMEOUT", value_parser = super::parse_duration, default_value = "30s")]
     stop_timeout: Duration,
@@ -93,6 +73,8 @@ pub(super) struct RunArgs {
     /// Access-log lines that may wait to be written.
     #[arg(long, env = "SKIFF_ACCESS_LOG_QUEUE", default_value_t = skiff_proxy::Options::default().access_log_queue)]
     access_log_queue: usize,
+    #[command(flatten)]
+    status: StatusArgs,
     #[command(flatten)]
     workload: WorkloadArgs,
     #[command(flatten)]
@@ -170,22 +152,32 @@ impl RunArgs {
         {
             return self.join(environment, settings).map(|join| Plan::Onboarding(Box::new(join)));
         }
-        let mut config = self.sidecar(self.drain_deadline.unwrap_or(DEFAULT_DRAIN_DEADLINE));
-        let documents = match self.config {
-            Some(config) => Some(config),
+        let documents = match &self.config {
+            Some(config) => Some(config.clone()),
             None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
         };
         let in_mesh = documents.is_none() && environment.joins();
         if let Some(config) = documents.as_ref().filter(|path| !path.exists()) {
             return Err(nothing(&format!("SKIFF_CONFIG: {} does not exist", config.display())));
         }
+        let drain_deadline = match self.drain_deadline {
+            Some(deadline) => deadline,
+            None => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
+        };
+        let mut config = self.sidecar(&environment, in_mesh, drain_deadline)?;
         let workload = self.workload.resolve(&environment)?;
         let node = node(&workload);
         let control_plane = self.control_plane.resolve(&environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
+        let node_config = NodeConfig {
+            metadata: environment.node_metadata()?,
+            proxy_config: environment.proxy_config.clone(),
+            pilot_san: Vec::new(),
+        };
+        let local = local_node(&node_config.node(&workload, &node.id, &node.cluster));
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(&environment, &workload, &node, identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(&environment, &workload, (&node, node_config), identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
                     "no SKIFF_CONFIG, no ONBOARDING_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
@@ -193,71 +185,27 @@ impl RunArgs {
             }
         };
         config.node = node;
+        config.proxy.node = local;
         let identity = identity.map(connect::certificates);
         Ok(Plan::Sidecar(config, Sources { configuration, identity, membership: None }))
     }
 
     /// Everything of a sidecar but who it is.
-    fn sidecar(&self, drain_deadline: Duration) -> SidecarConfig {
-        SidecarConfig {
+    fn sidecar(&self, environment: &Environment, in_mesh: bool, drain_deadline: Duration) -> Result<SidecarConfig, Failure> {
+        Ok(SidecarConfig {
             node: Node::default(),
-            admin_address: self.admin_address,
+            admin_address: admin_address_in(self.admin_address, environment)?,
+            status: self.status.clone().resolve(environment, in_mesh)?,
             drain_deadline,
             proxy: skiff_proxy::Options {
                 workers: self.workers,
                 max_connections: self.max_connections,
                 max_series: self.max_series,
                 access_log_queue: self.access_log_queue,
+                ..skiff_proxy::Options::default()
             },
             histograms: &HISTOGRAM_BUCKETS,
-        }
-    }
-
-    fn join(self, environment: Environment, settings: Settings) -> Result<Join, Failure> {
-        let deadline = self.drain_deadline.unwrap_or_else(|| self.stop_timeout.saturating_sub(STOP_RESERVE));
-        let addresses = |name: &str| {
-            let parsed = environment.parse(name, "addresses separated by commas", parse_addresses)?;
-            Ok::<_, Failure>(parsed.unwrap_or_default())
-        };
-        let own =
-            if self.workload.instance_ip.is_empty() { addresses("INSTANCE_IP")? } else { self.workload.instance_ip.clone() };
-        let containers = environment.get("SKIFF_APP_CONTAINERS").unwrap_or_default().split(',').map(str::trim);
-        let host = HostSettings {
-            own,
-            advertised: addresses("SKIFF_ADVERTISED_ADDRESS")?,
-            containers: containers.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
-        };
-        Ok(Join { host, metadata: environment.node_metadata()?, config: self.sidecar(deadline), settings, environment })
-    }
-}
-
-impl Plan {
-    /// What the sidecar is run with, once that is known; `None` when the process is asked to stop before.
-    ///
-    /// # Errors
-    /// When others cannot reach this workload.
-    pub(super) async fn sources(self, shutdown: &Shutdown) -> Result<Option<(SidecarConfig, Sources)>, Failure> {
-        let join = match self {
-            Self::Sidecar(config, sources) => return Ok(Some((config, sources))),
-            Self::Onboarding(join) => join,
-        };
-        let Join { settings, host, environment, metadata, mut config } = *join;
-        let variables = |name: &str| environment.get(name).map(str::to_owned);
-        let onboarding = Onboarding::prepare(&settings, host, &variables).await.map_err(unprepared)?;
-        let Some((node, sources)) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
-        config.node = node;
-        Ok(Some((config, sources)))
-    }
-}
-
-/// What has to be repaired by whoever has written the task's definition, or what may be better in a moment.
-#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
-fn unprepared(error: PrepareError) -> Failure {
-    let reason = error.to_string();
-    match error {
-        PrepareError::Host(HostError::Unreachable(_) | HostError::NoAddress)
-        | PrepareError::Credential(ObtainError::NoPlatform | ObtainError::NoTaskRole) => Failure::Configuration(reason),
-        _ => Failure::Unavailable(reason),
+        })
     }
 }
 
@@ -268,6 +216,23 @@ fn wrong(error: impl std::fmt::Display) -> Failure {
 
 fn parse_addresses(text: &str) -> Option<Vec<IpAddr>> {
     text.split(',').map(|ip| ip.trim().parse().ok()).collect()
+}
+
+/// Where the admin page of this machine's sidecar is.
+///
+/// # Errors
+/// When the environment cannot be read.
+pub(super) fn admin_address(given: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+    match given {
+        Some(address) => Ok(address),
+        None => admin_address_in(None, &Environment::of_process()?),
+    }
+}
+
+fn admin_address_in(given: Option<SocketAddr>, environment: &Environment) -> Result<SocketAddr, Failure> {
+    let default = admin::DEFAULT_ADDRESS;
+    let configured = |port: Option<u16>| SocketAddr::new(default.ip(), port.filter(|&port| port != 0).unwrap_or(default.port()));
+    given.map_or_else(|| environment.proxy_config_port("proxyAdminPort").map(configured), Ok)
 }
 
 fn nothing(reason: &str) -> Failure {
@@ -405,7 +370,7 @@ impl ControlPlane {
         &self,
         environment: &Environment,
         workload: &Workload,
-        node: &Node,
+        (node, node_config): (&Node, NodeConfig),
         identity: Option<&IdentityManager>,
     ) -> Result<ConfigurationSource, Failure> {
         let connector = connector(environment, environment.discovery_address(), self.security.clone());
@@ -417,11 +382,7 @@ impl ControlPlane {
         let probe = probe.map(|probe: &Json| {
             Probe::deserialize(probe).map_err(|error| Failure::Configuration(format!("PROXY_CONFIG.readinessProbe: {error}")))
         });
-        let node_config = NodeConfig {
-            metadata: environment.node_metadata()?,
-            proxy_config: environment.proxy_config.clone(),
-            pilot_san: vec![connector.authority.clone()],
-        };
+        let node_config = NodeConfig { pilot_san: vec![connector.authority.clone()], ..node_config };
         let connection = Connection {
             node: node_config.node(workload, &node.id, &node.cluster),
             connector,
@@ -454,42 +415,11 @@ mod tests {
 
     use super::super::Cli;
     use super::*;
+    use crate::status::Ports;
 
     fn plan(arguments: &[&str], environment: &Environment) -> Plan {
         let args = Cli::try_parse_from(arguments).unwrap().run;
         args.resolve_in(environment.clone(), Path::new("/nowhere")).unwrap()
-    }
-
-    const ONBOARDING: &str = "{apiVersion: config.agent.onboarding.tetrate.io/v1alpha1, kind: OnboardingConfiguration,
-        onboardingEndpoint: {host: plane.example}, workloadGroup: {namespace: bookinfo, name: ratings},}";
-
-    #[test]
-    fn onboarding_goes_before_a_mesh_and_after_documents() {
-        let folder = tempfile::tempdir().unwrap();
-        let variables = [("ONBOARDING_CONFIG", ONBOARDING), ("PROXY_CONFIG", "{}"), ("SKIFF_APP_CONTAINERS", "a, b")];
-        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let environment = Environment::read(variables, folder.path()).unwrap();
-        let Plan::Onboarding(join) = plan(&["skiff"], &environment) else { panic!("no onboarding") };
-        assert_eq!((join.host.containers.len(), join.config.drain_deadline), (2, Duration::from_secs(28)));
-        let arguments = ["skiff", "--stop-timeout", "120s", "--drain-deadline", "5s"];
-        for (count, seconds) in [(3, 118), (5, 5)] {
-            let Plan::Onboarding(join) = plan(&arguments[..count], &environment) else { panic!("no onboarding") };
-            assert_eq!(join.config.drain_deadline, Duration::from_secs(seconds));
-        }
-        let arguments = ["skiff", "--config", folder.path().to_str().unwrap()];
-        assert!(matches!(plan(&arguments, &environment), Plan::Sidecar(..)));
-    }
-
-    #[test]
-    fn a_wrong_onboarding_configuration_ends_with_78() {
-        for (name, value) in [("ONBOARDING_CONFIG", "{"), ("SKIFF_ADVERTISED_ADDRESS", "here")] {
-            let mut variables = vec![("ONBOARDING_CONFIG".to_owned(), ONBOARDING.to_owned())];
-            variables.push((name.to_owned(), value.to_owned()));
-            let environment = Environment::read(variables, "/nowhere").unwrap();
-            let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-            let failure = args.resolve_in(environment, Path::new("/nowhere")).err().unwrap();
-            assert!(failure.code() == 78 && failure.to_string().starts_with(name), "{failure}");
-        }
     }
 
     #[test]
@@ -521,12 +451,16 @@ mod tests {
     #[test]
     fn a_mesh_is_joined_with_what_istio_gives_a_virtual_machine() {
         let folder = tempfile::tempdir().unwrap();
-        let proxy_config = r#"{"discoveryAddress": "istiod.example:15012", "readinessProbe": {"httpGet": {"port": 9080}}}"#;
+        let proxy_config = r#"{"discoveryAddress": "istiod.example:15012", "readinessProbe": {"httpGet": {"port": 9080}},
+            "proxyAdminPort": 16000, "terminationDrainDuration": "5.5s"}"#;
         let variables =
             [("PROXY_CONFIG", proxy_config), ("INSTANCE_IP", "10.0.0.4"), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = Environment::read(variables, folder.path()).unwrap();
-        let Plan::Sidecar(_, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
+        let Plan::Sidecar(config, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
+        assert_eq!(config.admin_address, "127.0.0.1:16000".parse().unwrap());
+        assert_eq!(config.drain_deadline, Duration::from_millis(5500));
+        assert_eq!(config.status.unwrap().ports, Ports::ISTIO);
         let ConfigurationSource::Mesh { connection, probe } = sources.configuration else { panic!("not in a mesh") };
         assert_eq!(
             (connection.connector.address.as_str(), connection.connector.authority.as_str()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
+use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proxy::config::{Locality, SpiffeId, TrustDomain};
 
@@ -154,32 +155,34 @@ impl Boot {
         IdentityManager::new(IdentityConfig::new(id), ca)
     }
 
-    /// Where configuration comes from. `metadata` is what else istiod is to be told.
-    pub(super) fn configuration(
-        &self,
-        live: &Live,
-        workload: &Workload,
-        node: &Node,
-        identity: &IdentityManager,
-        metadata: Map<String, Json>,
-    ) -> ConfigurationSource {
-        let Some(address) = &self.discovery_address else {
-            let translate = connect::istio_yaml(workload.clone());
-            return ConfigurationSource::Pushed { documents: live.documents.subscribe(), translate };
-        };
-        let connector = self.connector(address, live);
-        let mut metadata = metadata;
+    /// What istiod and other sidecars are told of us; `metadata` is what the environment adds.
+    pub(super) fn told(&self, workload: &Workload, node: &Node, mut metadata: Map<String, Json>) -> core::Node {
         metadata.insert("WORKLOAD_ENTRY".to_owned(), json!(self.name));
         for (key, value) in [("NETWORK", &self.network), ("MESH_ID", &self.mesh_id)] {
             if !value.is_empty() {
                 metadata.insert(key.to_owned(), json!(value));
             }
         }
-        let pilot_san = vec![connector.authority.clone()];
+        let pilot_san = self.discovery_address.iter().map(|address| self.authority(address)).collect();
         let config = NodeConfig { metadata, proxy_config: self.proxy_config.clone(), pilot_san };
+        config.node(workload, &node.id, &node.cluster)
+    }
+
+    /// Where configuration comes from.
+    pub(super) fn configuration(
+        &self,
+        live: &Live,
+        workload: Workload,
+        node: core::Node,
+        identity: &IdentityManager,
+    ) -> ConfigurationSource {
+        let Some(address) = &self.discovery_address else {
+            let translate = connect::istio_yaml(workload);
+            return ConfigurationSource::Pushed { documents: live.documents.subscribe(), translate };
+        };
         let connection = Connection {
-            node: config.node(workload, &node.id, &node.cluster),
-            connector,
+            node,
+            connector: self.connector(address, live),
             token: TokenSource::Watch(live.mesh_token.subscribe()),
             certificate: Some(identity.certificate()),
             cluster_id: self.cluster_id.clone(),
@@ -190,10 +193,15 @@ impl Boot {
 
     fn connector(&self, address: &str, live: &Live) -> ControlPlaneConnector {
         let mut connector = ControlPlaneConnector::new(address, Security::Tls(RootSource::Watch(live.roots.subscribe())));
+        connector.authority = self.authority(address);
+        connector
+    }
+
+    /// The name that the certificate of who listens at `address` has to carry.
+    fn authority(&self, address: &str) -> String {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        connector.authority = self.control_plane_san.clone().unwrap_or_else(|| host.to_owned());
-        connector
+        self.control_plane_san.clone().unwrap_or_else(|| host.to_owned())
     }
 }
 

@@ -8,7 +8,7 @@
 //! | of a plugin, or of the interfaces that are named | these | the same |
 //! | elsewhere | the one that leads out of the machine | the same |
 //!
-//! `SKIFF_ADVERTISED_ADDRESS` always wins for what others are told, `INSTANCE_IP` for where the sidecar listens.
+//! `INSTANCE_IP` goes before all of these, `SKIFF_ADVERTISED_ADDRESS` before anything else for what others are told.
 
 use std::net::{IpAddr, UdpSocket};
 
@@ -87,13 +87,13 @@ impl Host {
             ConnectedOver::Internet => AddressKind::Internet,
         };
         let of_kind = |ips: &[IpAddr]| ips.iter().map(|&ip| HostAddress { ip, kind }).collect::<Vec<_>>();
-        let advertised = of_kind(&advertised);
+        let told = if advertised.is_empty() { of_kind(&own) } else { of_kind(&advertised) };
         let mut application = Application::unknown();
         let found = match &agent.platform {
             Platform::Auto | Platform::Ecs => match MetadataClient::from_environment(&variables, client)? {
                 Some(metadata) => {
                     let container = metadata.container().await?;
-                    let found = of_kind(&of_container(&container, advertised.is_empty())?);
+                    let found = of_kind(&of_container(&container, told.is_empty())?);
                     application = Application::of_task(metadata, container, containers);
                     found
                 }
@@ -109,11 +109,7 @@ impl Host {
         if own.is_empty() {
             return Err(HostError::NoAddress);
         }
-        let advertised = match (advertised.is_empty(), found.is_empty()) {
-            (false, _) => advertised,
-            (true, false) => found,
-            (true, true) => of_kind(&own),
-        };
+        let advertised = if told.is_empty() { found } else { told };
         Ok(Self { own, advertised, application })
     }
 }
@@ -198,10 +194,13 @@ mod tests {
             containers: Vec::new(),
         };
         let client = Client::new(crate::fetch::TrustedRoots::System);
-        let found = Host::find(settings, &AgentConfiguration::default(), ConnectedOver::Internet, &|_| None, &client).await;
-        let host = found.unwrap();
+        let agent = AgentConfiguration::default();
+        let find = async |settings| Host::find(settings, &agent, ConnectedOver::Internet, &|_| None, &client).await.unwrap();
+        let host = find(settings.clone()).await;
         assert_eq!(host.own, ["127.0.0.9".parse::<IpAddr>().unwrap()]);
         assert_eq!(host.advertised, [HostAddress { ip: "192.0.2.1".parse().unwrap(), kind: AddressKind::Internet }]);
         assert!(!host.application.is_known());
+        let host = find(HostSettings { advertised: Vec::new(), ..settings }).await;
+        assert_eq!(host.advertised[0].ip, host.own[0]);
     }
 }

@@ -51,6 +51,7 @@ use crate::fetch::{Client, TrustedRoots};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::sidecar::Sources;
+use crate::translate::envoy::local_node;
 use crate::xds::{HealthReport, Probe};
 use application::Application;
 use client::{PlaneClient, Registration};
@@ -66,6 +67,16 @@ pub struct Onboarding {
     application: Application,
     addresses: Vec<IpAddr>,
     group: String,
+}
+
+/// What a workload that has joined runs with.
+pub struct Joined {
+    /// Who it is in the mesh.
+    pub node: Node,
+    /// The same for those it talks to, and for metrics.
+    pub local: skiff_proxy::config::Node,
+    /// Where its configuration and certificates come from.
+    pub sources: Sources,
 }
 
 /// Why a workload cannot even try to join.
@@ -127,7 +138,7 @@ impl Onboarding {
 
     /// Registers, again and again until the plane lets us in; `None` when the process is to stop before. `metadata` is what istiod
     /// is to be told beside.
-    pub async fn join(mut self, metadata: Map<String, Json>, shutdown: &Shutdown) -> Option<(Node, Sources)> {
+    pub async fn join(mut self, metadata: Map<String, Json>, shutdown: &Shutdown) -> Option<Joined> {
         let mut boots = self.member.boot.subscribe();
         let boot = tokio::select! {
             boot = boots.wait_for(Option::is_some) => boot.ok()?.clone()?,
@@ -138,11 +149,13 @@ impl Onboarding {
         let node = boot.node(&workload);
         let live = &self.member.live;
         let identity = boot.identity(live, self.member.plane());
-        let configuration = boot.configuration(live, &workload, &node, &identity, metadata);
+        let told = boot.told(&workload, &node, metadata);
+        let local = local_node(&told);
+        let configuration = boot.configuration(live, workload, told, &identity);
         let registered = Registered { member: self.member, application: self.application };
         let membership = Membership { registered, hold: self.hold, probe: boot.probe };
         let identity = Some(connect::certificates(identity));
-        Some((node, Sources { configuration, identity, membership: Some(membership) }))
+        Some(Joined { node, local, sources: Sources { configuration, identity, membership: Some(membership) } })
     }
 }
 

@@ -227,30 +227,31 @@ impl OnboardingService for Fake {
     }
 }
 
-struct Joined {
+struct Running {
     node: Node,
     sources: Sources,
     _folder: tempfile::TempDir,
 }
 
-impl Joined {
+impl Running {
     fn member(&self) -> Arc<Member> {
         Arc::clone(&self.sources.membership.as_ref().unwrap().registered.member)
     }
 }
 
-async fn join(plane: &RunningPlane) -> Joined {
+async fn join(plane: &RunningPlane) -> Running {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "a-token").unwrap();
     let shutdown = Shutdown::default();
     let joining = plane.onboarding(file).join(Map::new(), &shutdown);
-    let (node, sources) = tokio::time::timeout(SOON, joining).await.expect("in time").unwrap();
-    Joined { node, sources, _folder: folder }
+    let Joined { node, local, sources } = tokio::time::timeout(SOON, joining).await.expect("in time").unwrap();
+    assert_eq!((local.id.as_str(), local.workload.name.as_str()), (node.id.as_str(), "ratings"));
+    Running { node, sources, _folder: folder }
 }
 
 /// Holds the registration, as a sidecar does.
-fn hold(joined: &mut Joined) -> (Arc<Member>, watch::Receiver<PushedDocuments>, JoinHandle<Infallible>) {
+fn hold(joined: &mut Running) -> (Arc<Member>, watch::Receiver<PushedDocuments>, JoinHandle<Infallible>) {
     let member = joined.member();
     let documents = member.live.documents.subscribe();
     let hold = std::mem::replace(&mut joined.sources.membership.as_mut().unwrap().hold, Box::pin(std::future::pending()));

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::objects::WorkloadAutoRegistration;
 use super::store::Store;
+use crate::client::{Limit, send_limited};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
@@ -153,7 +154,7 @@ pub async fn fetch_registrations(address: SocketAddr, namespace: Option<&str>) -
     let request =
         Request::get(path).header(header::HOST, address.to_string()).body(Bytes::new()).map_err(|error| error.to_string())?;
     let answer =
-        crate::client::send_bounded(address, request, CONNECTION_TIMEOUT, MAX_LIST).await.map_err(|error| error.to_string())?;
+        send_limited(address, request, CONNECTION_TIMEOUT, Limit::Refuse(MAX_LIST)).await.map_err(|error| error.to_string())?;
     if answer.status() != StatusCode::OK {
         return Err(format!("the plane at {address} says: {}", String::from_utf8_lossy(answer.body()).trim_end()));
     }

@@ -22,17 +22,16 @@ use tokio::task::JoinSet;
 
 pub use bookinfo::{DETAILS, Member, RATINGS};
 
-use crate::admin::Node;
 use crate::client;
 use crate::exit::Failure;
 use crate::logging::LogControl;
 use crate::metrics::Buckets;
 use crate::onboarding::config::Settings;
 use crate::onboarding::credential::JWT_FILE_VARIABLE;
-use crate::onboarding::{HostSettings, Onboarding};
+use crate::onboarding::{HostSettings, Joined, Onboarding};
 use crate::plane::Plane;
 use crate::shutdown::Shutdown;
-use crate::sidecar::{ConfigurationSource, Document, Sidecar, SidecarConfig, Sources};
+use crate::sidecar::{ConfigurationSource, Document, Sidecar, SidecarConfig};
 use crate::stand_in::StandIn;
 use check::Outcome;
 use folder::Folder;
@@ -92,7 +91,7 @@ impl Mesh {
         for member in [&RATINGS, &DETAILS] {
             let joined = tokio::time::timeout(START_DEADLINE, mesh.join(member, shutdown));
             let late = |_| Failure::Unavailable(format!("{} could not join the mesh", member.name));
-            let (node, mut sources) = joined.await.map_err(late)??;
+            let Joined { node, local, mut sources } = joined.await.map_err(late)??;
             if let ConfigurationSource::Pushed { documents, .. } = &sources.configuration {
                 told.push(documents.clone());
             }
@@ -106,9 +105,10 @@ impl Mesh {
             let config = SidecarConfig {
                 node,
                 admin_address: member.admin,
+                status: None,
                 drain_deadline: DRAIN_DEADLINE,
                 // Two data planes share the machine with everything else.
-                proxy: skiff_proxy::Options { workers: 1, ..skiff_proxy::Options::default() },
+                proxy: skiff_proxy::Options { workers: 1, node: local, ..skiff_proxy::Options::default() },
                 histograms: options.histograms,
             };
             let sidecar = Sidecar::start(config, sources, logging.clone(), shutdown.clone()).await?;
@@ -132,7 +132,7 @@ impl Mesh {
     }
 
     /// What a member's sidecar is run with, once the plane has let it in.
-    async fn join(&self, member: &Member, shutdown: &Shutdown) -> Result<(Node, Sources), Failure> {
+    async fn join(&self, member: &Member, shutdown: &Shutdown) -> Result<Joined, Failure> {
         let configuration = member.onboarding_configuration(self.plane.address());
         let roots = self.plane.root_pem().to_owned();
         let given = |name: &str| match name {

@@ -25,6 +25,7 @@ fn snapshot() -> Snapshot {
         tls: None,
         handshake_timeout: Duration::from_secs(15),
         connection_limit: None,
+        peer_exchange: None,
         rbac: Vec::new(),
         filter: NetworkFilter::Http(Arc::new(http)),
     };

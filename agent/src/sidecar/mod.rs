@@ -29,12 +29,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, Condition, Node, Readiness};
+use crate::admin::{self, Admin, Condition, FromIstiod, Node, Readiness};
 use crate::exit::Failure;
 use crate::logging::LogControl;
 use crate::metrics::{self, Buckets, Metrics};
 use crate::onboarding::{Membership, Registered};
 use crate::shutdown::Shutdown;
+use crate::status::{Status, StatusConfig};
 use crate::xds::{Connection, HealthReport, Probe, Xds};
 use configuration::Configuration;
 pub(crate) use configuration::note_listeners;
@@ -51,6 +52,8 @@ pub struct SidecarConfig {
     pub node: Node,
     /// Where the admin page listens (`SKIFF_ADMIN_ADDRESS`).
     pub admin_address: SocketAddr,
+    /// The ports of Istio's status server (`SKIFF_STATUS_PORT` and others); `None` for none.
+    pub status: Option<StatusConfig>,
     /// From the first request to stop until the exit (`SKIFF_DRAIN_DEADLINE`).
     pub drain_deadline: Duration,
     /// Of the data plane.
@@ -215,6 +218,10 @@ impl Sidecar {
     /// When a part of it ends that must not.
     pub async fn run(self) -> Result<(), Failure> {
         let Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, membership, admin } = self;
+        let mesh = match &configuration {
+            Following::Documents(_) => None,
+            Following::Mesh(xds, _) => Some(FromIstiod { originals: xds.originals(), node: Arc::new(xds.node().clone()) }),
+        };
         let page = Admin {
             proxy: proxy.clone(),
             metrics: metrics.clone(),
@@ -222,10 +229,15 @@ impl Sidecar {
             readiness: readiness.clone(),
             shutdown: shutdown.clone(),
             node: config.node,
+            mesh,
             started: Instant::now(),
         };
         let mut parts = JoinSet::new();
         parts.spawn(page.serve(admin));
+        if let Some(status) = config.status {
+            let status = Status::new(status, metrics.clone(), readiness.clone(), shutdown.clone());
+            parts.spawn(async move { match status.run().await {} });
+        }
         match configuration {
             Following::Documents(mut documents) => _ = parts.spawn(async move { documents.follow().await }),
             Following::Mesh(xds, probe) => {
@@ -243,7 +255,10 @@ impl Sidecar {
         }
         tokio::select! {
             () = shutdown.requested() => {}
-            () = application_ended(registered.as_ref()) => tracing::info!("the application has ended, so does its sidecar"),
+            () = application_ended(registered.as_ref()) => {
+                tracing::info!("the application has ended, so does its sidecar");
+                shutdown.request();
+            }
             Some(ended) = parts.join_next() => {
                 let reason = ended.err().map_or_else(String::new, |error| format!(": {error}"));
                 return Err(Failure::Internal(format!("a part of the sidecar ended{reason}")));

@@ -37,6 +37,7 @@ fn config() -> SidecarConfig {
     SidecarConfig {
         node: Node::default(),
         admin_address: "127.0.0.1:0".parse().unwrap(),
+        status: None,
         drain_deadline: SOON,
         proxy: skiff_proxy::Options { workers: 1, ..skiff_proxy::Options::default() },
         histograms: &[],

@@ -61,6 +61,7 @@ pub fn check(path: &Path) -> Result<Report, String> {
     if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
         && let Ok(dump) = serde_json::from_slice::<Json>(&bytes)
     {
+        let _descriptors = envoy::descriptors();
         report.walk(&dump, 0);
         return Ok(report);
     }

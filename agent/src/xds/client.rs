@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::health::HealthReport;
+use super::originals::Originals;
 use super::resources::{Kind, Resources};
 use super::session::{Handled, Protocol, Request, Response, Session};
 use crate::admin::{Condition, Readiness};
@@ -145,6 +146,16 @@ impl Xds {
         Ok(Self { connection, resources: Resources::default(), applier, health, roots, numbers })
     }
 
+    /// What the control plane sends, for those who want to see it.
+    pub fn originals(&self) -> Originals {
+        self.resources.originals().clone()
+    }
+
+    /// Who we say we are.
+    pub fn node(&self) -> &Node {
+        &self.connection.node
+    }
+
     /// Runs until dropped.
     pub async fn run(mut self) -> Infallible {
         let mut backoff = Backoff::new(FIRST_RETRY, RETRY_CAP);
@@ -222,6 +233,11 @@ impl Xds {
         let first_listeners = kind == Kind::Listener && !std::mem::replace(&mut self.applier.has_listeners, true);
         if handled.changed || first_listeners || self.applier.next.is_some() {
             let refused = self.applier.apply(&mut self.resources, &version);
+            for rejected in &refused {
+                if let Some(kind) = Kind::of(&rejected.type_url) {
+                    self.resources.originals().refuse(kind, &rejected.name, &[], rejected.reason.clone());
+                }
+            }
             handled.rejected.extend(refused.into_iter().filter(|rejected| rejected.type_url == kind.type_url()));
         }
         self.note(kind, &handled);

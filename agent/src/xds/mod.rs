@@ -6,6 +6,7 @@
 //! | `resources` | what was accepted, and which part of it is warm |
 //! | `client` | connections, tokens, backoff; applies and acknowledges |
 //! | `node` | who we say we are |
+//! | `originals` | what was sent, packed, for `/config_dump` |
 //! | `check` | the same for files: `skiff check xds` |
 //! | `health` | probes of the application and their reports |
 //!
@@ -15,6 +16,7 @@ mod check;
 mod client;
 mod health;
 mod node;
+mod originals;
 mod resources;
 mod session;
 #[cfg(test)]
@@ -25,5 +27,6 @@ pub use client::{Connection, Xds};
 pub use health::{HealthReport, Probe, ProbeAction};
 pub(crate) use node::ISTIO_VERSION;
 pub use node::NodeConfig;
+pub use originals::{Content, Originals, Refusal, Shown};
 pub use resources::{Kind, Resources};
 pub use session::{Handled, Protocol, Request, Response, Session};

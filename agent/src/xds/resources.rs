@@ -17,6 +17,7 @@ use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config::{self, ClusterDiscovery, NetworkFilter, RouteSource, Snapshot};
 use xxhash_rust::xxh64::xxh64;
 
+use super::originals::Originals;
 use crate::translate::envoy::{self, Rejected};
 
 /// Endpoints and routes that have not come after this are taken as not existing (Envoy `initial_fetch_timeout`).
@@ -147,6 +148,7 @@ pub struct Resources {
     /// When clusters were removed that are still served.
     removed: BTreeMap<String, Instant>,
     published: Snapshot,
+    originals: Originals,
 }
 
 /// What may be served now.
@@ -161,6 +163,11 @@ pub struct Publication {
 }
 
 impl Resources {
+    /// What was accepted and refused, as it was sent.
+    pub fn originals(&self) -> &Originals {
+        &self.originals
+    }
+
     /// Takes one resource over; `named` is the name beside it, which delta responses have. Returns its name and whether it
     /// says something new.
     ///
@@ -182,15 +189,24 @@ impl Resources {
                 self.routes.take(any, named, |message: &RouteConfiguration| &message.name, envoy::route_configuration)
             }
         };
-        if let Ok((name, _)) = &outcome {
-            self.missing.remove(&(kind, name.clone()));
-            self.removed.remove(name);
+        match &outcome {
+            Ok((name, _)) => {
+                self.missing.remove(&(kind, name.clone()));
+                self.removed.remove(name);
+                self.originals.accept(kind, name, &any.value);
+            }
+            Err(all) => {
+                let name = all.first().map(|rejected| rejected.name.as_str()).or(named).unwrap_or_default();
+                let reasons: Vec<String> = all.iter().map(ToString::to_string).collect();
+                self.originals.refuse(kind, name, &any.value, reasons.join("\n"));
+            }
         }
         outcome
     }
 
     /// Forgets a resource. True when there was one.
     pub fn remove(&mut self, kind: Kind, name: &str, now: Instant) -> bool {
+        self.originals.remove(kind, name);
         match kind {
             Kind::Cluster => {
                 let existed = self.clusters.remove(name);
@@ -240,8 +256,9 @@ impl Resources {
         match kind {
             Kind::Endpoints => self.endpoints.retain(wanted),
             Kind::Routes => self.routes.retain(wanted),
-            Kind::Cluster | Kind::Listener => {}
+            Kind::Cluster | Kind::Listener => return,
         }
+        self.originals.retain(kind, |name| wanted.contains(name));
         self.missing.retain(|(of, name), _| *of != kind || wanted.contains(name));
     }
 

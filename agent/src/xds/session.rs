@@ -137,6 +137,7 @@ impl Session {
         let Some(kind) = Kind::of(type_url).filter(|&kind| self.types[kind as usize].asked) else {
             return Handled::default();
         };
+        resources.originals().begin(kind, &version);
         let mut handled = Handled { about: Some((kind, version)), ..Handled::default() };
         self.types[kind as usize].nonce = nonce;
         let mut accepted = BTreeSet::new();

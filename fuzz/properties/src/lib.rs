@@ -14,6 +14,7 @@ pub mod http2;
 pub mod input;
 pub mod onboarding;
 pub mod path;
+pub mod peer;
 pub mod proxy;
 pub mod rbac;
 pub mod routes;
@@ -39,6 +40,7 @@ pub const ALL: &[(&str, Property)] = &[
     ("http_sniff", tls::http_sniff),
     ("istio", translate::istio),
     ("path", path::path),
+    ("peer", peer::peer),
     ("proof", onboarding::proof),
     ("proxy", proxy::proxy),
     ("rbac", rbac::rbac),

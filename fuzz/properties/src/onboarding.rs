@@ -16,7 +16,7 @@ pub fn proof(data: &[u8]) {
     let uri: http::Uri = text.parse().expect("a proof that is taken is a URL");
     let host = proof.region().host("sts");
     assert_eq!((uri.scheme_str(), uri.path()), (Some("https"), "/"));
-    assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(host.as_str()));
+    assert_eq!(uri.authority().map(http::uri::Authority::as_str), Some(host.as_str()));
     let anew = format!("https://{host}{}", proof.path_and_query());
     assert_eq!(Proof::parse(&anew, now).as_ref(), Ok(&proof));
     for parameter in ["Action=GetCallerIdentity", "X-Amz-SignedHeaders=host%3Bx-onboarding-nonce%3Bx-onboarding-plane"] {

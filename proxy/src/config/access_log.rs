@@ -1,10 +1,11 @@
-//! Access logs (Envoy `config.accesslog.v3` and `extensions.access_loggers.file.v3`).
+//! Access logs (Envoy `config.accesslog.v3`, `extensions.access_loggers.{file,stream,open_telemetry}.v3`).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Fraction, HeaderMatcher, MetadataMatcher};
+use super::{Fraction, HeaderMatcher, MetadataMatcher, OtelLog};
 
 /// One access logger.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,6 +27,8 @@ pub enum AccessLogSink {
     Stderr,
     /// A file, appended to.
     File(PathBuf),
+    /// A collector of OpenTelemetry.
+    OpenTelemetry(Arc<OtelLog>),
 }
 
 /// How a line looks.
@@ -101,6 +104,8 @@ pub enum AccessLogFilter {
         /// A stream without such metadata is logged.
         if_absent: bool,
     },
+    /// Requests for which this expression of CEL holds; what cannot be evaluated is not logged.
+    Cel(String),
     /// Lines of requests (`true`) or of TCP connections (`false`), for filters on the type of a line.
     Http(bool),
     /// Not from health checkers.

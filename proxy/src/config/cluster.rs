@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{ClusterLoadAssignment, Fraction, HealthCheck, LbSubsetConfig, OutlierDetection, UpstreamTls};
+use super::{ClusterLoadAssignment, Fraction, HealthCheck, LbSubsetConfig, OutlierDetection, PeerExchange, UpstreamTls};
 
 /// A group of endpoints and how to talk to them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -56,6 +56,12 @@ pub struct Cluster {
     pub source_addresses: Vec<SocketAddr>,
     /// Destination service for Istio's metrics: host, name and namespace.
     pub service: Option<Arc<Service>>,
+    /// The exchange of peer metadata on connections of the TCP proxy, where TLS agrees on its protocol.
+    pub peer_exchange: Option<Arc<PeerExchange>>,
+    /// Outside of the mesh (istiod's `istio.external`).
+    pub external: bool,
+    /// Its endpoints are not told who we are (istiod's `istio.disable_mx`).
+    pub disable_mx: bool,
 }
 
 /// The service that a cluster stands for (istiod's `istio.services` metadata).
@@ -94,6 +100,9 @@ impl Cluster {
             tcp_keepalive: None,
             source_addresses: Vec::new(),
             service: None,
+            peer_exchange: None,
+            external: false,
+            disable_mx: false,
         }
     }
 }

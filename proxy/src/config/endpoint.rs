@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Fraction;
+use super::{Fraction, Workload};
 
 /// The endpoints of a cluster (EDS).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -157,19 +157,4 @@ pub struct EndpointHealthCheck {
     pub hostname: String,
     /// Not checked: healthy as far as the check goes.
     pub disable_active_health_check: bool,
-}
-
-/// Who runs at an endpoint (istiod's `istio.workload` metadata: `name;namespace;canonical;revision;cluster`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-pub struct Workload {
-    /// Workload name.
-    pub name: String,
-    /// Namespace.
-    pub namespace: String,
-    /// Canonical service.
-    pub canonical_service: String,
-    /// Canonical revision.
-    pub canonical_revision: String,
-    /// Cluster id.
-    pub cluster: String,
 }

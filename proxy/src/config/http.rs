@@ -1,12 +1,14 @@
 //! The HTTP connection manager (Envoy `extensions.filters.network.http_connection_manager.v3`).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{AccessLog, ExtAuthz, Jwks, JwtAuthn, LocalRateLimit, Rbac, RouteConfiguration, TrafficDirection, UpgradeType};
+use super::{
+    AccessLog, ExtAuthz, IstioStats, Jwks, JwtAuthn, LocalRateLimit, PeerMetadata, Rbac, RouteConfiguration, Tracing,
+    TrafficDirection, UpgradeType,
+};
 
 /// Which HTTP version the downstream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -163,6 +165,8 @@ pub enum HttpFilter {
     Cors,
     /// `istio.alpn`.
     Alpn(AlpnOverride),
+    /// `istio.metadata_exchange`.
+    PeerMetadata(Arc<PeerMetadata>),
 }
 
 impl HttpFilter {
@@ -171,21 +175,9 @@ impl HttpFilter {
         match self {
             Self::ExtAuthz(_) => true,
             Self::JwtAuthn(jwt) => jwt.providers.values().any(|provider| matches!(provider.jwks, Jwks::Remote(_))),
-            Self::Rbac(_) | Self::LocalRateLimit(_) | Self::Fault | Self::Cors | Self::Alpn(_) => false,
+            Self::Rbac(_) | Self::LocalRateLimit(_) | Self::Fault | Self::Cors | Self::Alpn(_) | Self::PeerMetadata(_) => false,
         }
     }
-}
-
-/// What the labels of Istio's standard metrics say about this side (`istio.stats`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct StatsLabels {
-    /// `source` on outbound, `destination` on inbound.
-    pub reporter: String,
-    /// Labels known when configuration is compiled, by Istio's label name without the `source_` or `destination_` prefix of
-    /// the local side: `workload`, `workload_namespace`, `app`, `version`, `canonical_service`, `canonical_revision`, `cluster`.
-    pub local: BTreeMap<String, String>,
-    /// The local SPIFFE id, for `source_principal` or `destination_principal`.
-    pub local_principal: Option<String>,
 }
 
 /// Envoy `HttpConnectionManager`. Durations of `None` are off.
@@ -207,8 +199,10 @@ pub struct HttpConnectionManager {
     pub filters: Vec<HttpFilter>,
     /// Lines per request.
     pub access_log: Vec<AccessLog>,
-    /// Labels of Istio's metrics; `None` records none.
-    pub stats: Option<Arc<StatsLabels>>,
+    /// Which requests are traced; `None` is none.
+    pub tracing: Option<Arc<Tracing>>,
+    /// Istio's metrics; `None` records none.
+    pub stats: Option<Arc<IstioStats>>,
     /// Dot segments, backslashes and unreserved escapes are normalised (mesh BASE).
     pub normalize_path: bool,
     /// `//` becomes `/` (mesh MERGE_SLASHES).
@@ -287,6 +281,7 @@ impl HttpConnectionManager {
             server_header: ServerHeaderTransformation::Overwrite,
             filters: Vec::new(),
             access_log: Vec::new(),
+            tracing: None,
             stats: None,
             normalize_path: false,
             merge_slashes: false,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{AccessLog, DownstreamTls, HttpConnectionManager, RbacRules, StatsLabels, WeightedCluster};
+use super::{AccessLog, DownstreamTls, HttpConnectionManager, IstioStats, PeerExchange, RbacRules, WeightedCluster};
 
 /// Where a listener is bound.
 pub type Address = SocketAddr;
@@ -107,6 +107,8 @@ pub struct FilterChain {
     /// Open connections of this chain above which new ones are closed (Envoy `connection_limit`); `None` leaves the
     /// process-wide limit only.
     pub connection_limit: Option<ConnectionLimit>,
+    /// The exchange of peer metadata, where TLS agrees on its protocol. Only before a TCP proxy.
+    pub peer_exchange: Option<Arc<PeerExchange>>,
     /// Network RBAC, in order; each must let the connection pass.
     pub rbac: Vec<Arc<RbacRules>>,
     /// The terminal filter.
@@ -158,8 +160,8 @@ pub struct TcpProxy {
     pub log_on_connected: bool,
     /// A line as well as often as this.
     pub log_interval: Option<Duration>,
-    /// Labels of Istio's TCP metrics; `None` records none.
-    pub stats: Option<Arc<StatsLabels>>,
+    /// Istio's TCP metrics; `None` records none.
+    pub stats: Option<Arc<IstioStats>>,
 }
 
 impl Default for TcpProxy {

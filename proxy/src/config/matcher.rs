@@ -98,6 +98,11 @@ impl Regex {
         self.full.is_match(value)
     }
 
+    /// Whether any part of `value` matches.
+    pub fn is_match(&self, value: &[u8]) -> bool {
+        self.search.is_match(value)
+    }
+
     /// Replaces every match in `value`; `\1` to `\9` in `substitution` are groups (RE2 rewrite syntax).
     pub fn replace_all(&self, value: &[u8], substitution: &str) -> Vec<u8> {
         let mut out = Vec::with_capacity(value.len());

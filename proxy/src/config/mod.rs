@@ -17,11 +17,14 @@ mod jwt;
 mod listener;
 mod matcher;
 mod overrides;
+mod peer;
 mod rate_limit;
 mod rbac;
 mod route;
+mod stats;
 mod subset;
 mod tls;
+mod tracing;
 
 pub use access_log::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat};
 pub use cluster::{
@@ -30,7 +33,7 @@ pub use cluster::{
 };
 pub use endpoint::{
     AssignmentPolicy, ClusterLoadAssignment, Endpoint, EndpointAddress, EndpointHealthCheck, HealthStatus, LbValue, Locality,
-    LocalityEndpoints, Workload,
+    LocalityEndpoints,
 };
 pub use ext_authz::{AuthzBody, AuthzService, ExtAuthz, ExtAuthzOverride, GrpcAuthz, HttpAuthz};
 pub use health::{
@@ -39,7 +42,7 @@ pub use health::{
 };
 pub use http::{
     AlpnOverride, Codec, EscapedSlashesAction, ForwardClientCert, HeadersWithUnderscores, Http1Options, Http2Options,
-    HttpConnectionManager, HttpFilter, RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails, StatsLabels,
+    HttpConnectionManager, HttpFilter, RouteSource, ServerHeaderTransformation, SetCurrentClientCertDetails,
 };
 pub use jwt::{
     ClaimToHeader, Jwks, JwksAsyncFetch, JwtAuthn, JwtCache, JwtHeader, JwtPerRoute, JwtProvider, JwtRequirement, JwtRule,
@@ -51,19 +54,22 @@ pub use listener::{
 };
 pub use matcher::{Fraction, HeaderMatch, HeaderMatcher, Regex, StringMatch, StringMatcher};
 pub use overrides::{FilterOverride, FilterOverrides};
+pub use peer::{Node, PeerDiscovery, PeerExchange, PeerMetadata, PeerPropagation, Workload};
 pub use rate_limit::{LocalRateLimit, RateLimitAction, RateLimitDescriptor, RateLimitRule, TokenBucket};
 pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use route::{
-    AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations, HeaderValueOption,
-    HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect, RedirectPath, ResetFormat,
-    ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost,
-    WeightedCluster,
+    AppendAction, CorsPolicy, Decorator, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations,
+    HeaderValueOption, HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect,
+    RedirectPath, ResetFormat, ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
+    RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
 };
+pub use stats::{Attribute, Dimension, IstioMetric, IstioStats, MetricOverride, Reporter};
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
 pub use tls::{
     CertificatePin, CertificateSource, DownstreamTls, InlinePem, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion,
     TrustDomain, UpstreamTls,
 };
+pub use tracing::{CustomTag, ExportService, OpenTelemetry, OtelLog, TagValue, Tracing, TracingProvider, Zipkin};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

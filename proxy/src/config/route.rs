@@ -66,13 +66,24 @@ pub struct Route {
     pub fault: Option<Fault>,
     /// What its filters are told.
     pub filters: FilterOverrides,
+    /// What the spans of its requests are called.
+    pub decorator: Option<Decorator>,
+}
+
+/// Envoy `config.route.v3.Decorator`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decorator {
+    /// The name.
+    pub operation: String,
+    /// The other hop is told of it in x-envoy-decorator-operation.
+    pub propagate: bool,
 }
 
 impl Route {
     /// A route without header mutations, faults or overrides.
     pub fn new(name: impl Into<String>, matches: RouteMatch, action: RouteTarget) -> Self {
         let (headers, filters) = (HeaderMutations::default(), FilterOverrides::new());
-        Self { name: name.into(), matches, action, headers, cors: None, fault: None, filters }
+        Self { name: name.into(), matches, action, headers, cors: None, fault: None, filters, decorator: None }
     }
 }
 

@@ -45,7 +45,10 @@ pub(super) async fn run(
     }
     let (connected, open) = dialled;
     let idle = exchange.connection.manager.config.stream_idle_timeout;
-    Outcome::Tunnel(Box::new(Tunnel::dialled(connected, open, idle)))
+    let config = cluster.config();
+    let agreed = config.peer_exchange.as_deref().filter(|exchange| exchange.is_agreed(connected.alpn.as_deref()));
+    let introduction = agreed.map(|agreed| exchange.connection.worker.local().preamble(&agreed.additional_labels));
+    Outcome::Tunnel(Box::new(Tunnel::dialled(connected, open, introduction, idle)))
 }
 
 async fn dial(exchange: &mut Exchange, choice: &ClusterChoice, cluster: &Cluster) -> Result<(Connected, OpenConnection), Error> {

@@ -23,10 +23,14 @@ use super::request_body::RequestBody;
 use super::responder::Responder;
 use super::route::{Action, ClusterChoice, HeaderMutations, Route};
 use super::upgrade::Tunnel;
+use crate::config::Reporter;
 use crate::error::{ErrorKind, Reply};
+use crate::peer::{Asked, PeerMetadata};
 use crate::stream_info::{FormatContext, StreamInfo};
 use crate::telemetry::grpc_status;
-use crate::telemetry::metrics::HttpSample;
+use crate::telemetry::metrics::{Destination, HttpSample};
+use crate::telemetry::trace::ActiveSpan;
+use crate::tls::PeerCertificate;
 use crate::upstream::{Cluster, Endpoint};
 
 /// Everything known about one request.
@@ -61,6 +65,14 @@ pub struct Exchange {
     pub malformed: bool,
     /// What filters, by their number in the chain, want of the response.
     pub(super) pending: Vec<(usize, Vec<HeaderWrite>)>,
+    /// Whether the caller wants to know who we are.
+    asked: Asked,
+    /// gRPC messages up and down.
+    pub(super) grpc_messages: (u64, u64),
+    /// The request, in a trace.
+    pub span: Option<Box<ActiveSpan>>,
+    /// The attempt upstream, where those have spans of their own.
+    pub(super) attempt_span: Option<Box<ActiveSpan>>,
     is_grpc: bool,
     recorded: bool,
 }
@@ -87,6 +99,9 @@ pub async fn handle(exchange: &mut Exchange, mut body: RequestBody, out: &mut Re
         let found = if exchange.routable { routes.find(&exchange.request) } else { None };
         let route = found.map(|found| &**found.route);
         let chosen = exchange.choose(route);
+        if from == 0 {
+            exchange.start_span(route);
+        }
         match manager.filters.request(exchange, route, &mut body, from).await {
             Verdict::Continue => break (found, route, chosen),
             Verdict::Reply(reply) => return exchange.reply(&body, out, reply, route).await,
@@ -138,6 +153,10 @@ impl Exchange {
             close: false,
             malformed: false,
             pending: Vec::new(),
+            asked: Asked::default(),
+            grpc_messages: (0, 0),
+            span: None,
+            attempt_span: None,
             is_grpc,
             recorded: false,
         }
@@ -269,36 +288,61 @@ impl Exchange {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
+        self.finish_attempt_span(Some(ErrorKind::DownstreamClosed));
         let manager = &self.connection.manager;
         let context = self.format_context();
         manager.access_log.log(&context);
+        if let (Some(tracer), Some(span)) = (&manager.tracer, &self.span) {
+            tracer.finish(span, &context);
+        }
         if let Some(metrics) = &manager.metrics {
             let current = self.cluster.as_ref().map(|cluster| cluster.current());
-            let peer_principal = self.peer_principal();
+            let (peer, peer_principal, local_principal) = match metrics.reporter() {
+                Reporter::Destination => {
+                    let connection = &self.info.connection;
+                    (self.info.downstream_peer.as_ref(), connection.peer.as_deref(), connection.local_certificate.as_deref())
+                }
+                Reporter::Source => {
+                    let upstream = self.info.upstream.as_deref();
+                    let certificates = upstream.map(|upstream| (upstream.peer.as_deref(), upstream.local_certificate.as_deref()));
+                    let (theirs, ours) = certificates.unwrap_or_default();
+                    let endpoint = || self.endpoint.as_ref().and_then(|endpoint| endpoint.workload());
+                    (self.info.upstream_peer.as_ref().or_else(endpoint), theirs, ours)
+                }
+            };
             metrics.record(&HttpSample {
-                service: current.as_ref().and_then(|current| current.config().service.as_ref()),
-                peer: self.endpoint.as_ref().and_then(|endpoint| endpoint.workload()),
-                peer_principal,
-                mtls: peer_principal.is_some(),
+                destination: Destination {
+                    service: current.as_ref().and_then(|current| current.config().service.as_ref()),
+                    cluster: self.info.upstream_cluster.as_deref(),
+                    route: self.info.route_name.as_deref(),
+                    host: Some(self.request.authority()),
+                },
+                peer,
+                peer_principal: peer_principal.and_then(PeerCertificate::uri_san),
+                local_principal: local_principal.and_then(PeerCertificate::uri_san),
                 is_grpc: self.is_grpc,
+                grpc_messages: self.grpc_messages,
                 response_code: self.info.response_code,
                 grpc_status: if self.is_grpc { grpc_status(&context) } else { None },
                 flags: self.info.flags,
                 duration: context.now.duration_since(self.info.start),
                 request_bytes: self.info.bytes_received,
                 response_bytes: self.info.bytes_sent,
+                custom: &metrics.attributes(&context),
             });
         }
     }
 
-    /// Who is at the other end: the caller of an inbound request, the endpoint of an outbound one.
-    fn peer_principal(&self) -> Option<&str> {
-        let peer = if self.connection.manager.is_inbound() {
-            self.info.connection.peer.as_ref()
-        } else {
-            self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref())
-        };
-        peer.map(|peer| peer.principal())
+    /// The exchange of peer metadata on the way up.
+    pub(super) fn meet_caller(&mut self, filter: &PeerMetadata) {
+        let peers = &self.connection.worker.peers;
+        (self.asked, self.info.downstream_peer) = filter.request(&mut self.request.headers, self.cluster.as_ref(), peers);
+    }
+
+    /// The exchange of peer metadata on the way down.
+    pub(super) fn meet_endpoint(&mut self, filter: &PeerMetadata) {
+        let peers = &self.connection.worker.peers;
+        self.info.upstream_peer = filter.response(&mut self.response.headers, self.asked, peers);
     }
 
     /// Whether the downstream speaks HTTP/2.

@@ -18,6 +18,7 @@ use crate::config::{AlpnOverride, ExtAuthzOverride, FilterOverride, FilterOverri
 use crate::error::ErrorKind;
 use crate::flags::ResponseFlags;
 use crate::jwt::{self, JwtContext, JwtFilter, RemoteKeySets, RemoteKeys};
+use crate::peer::{Local, PeerMetadata};
 use crate::rbac::{Engine, RbacError, RequestContext};
 use crate::telemetry::metrics::{LimitCounters, ProxyMetrics};
 
@@ -60,6 +61,8 @@ pub struct FilterContext<'a> {
     pub metrics: &'a ProxyMetrics,
     /// `stat_prefix` of the connection manager, a label of those.
     pub stat_prefix: &'a str,
+    /// Who we are.
+    pub local: &'a Local,
     /// Keys that tokens are verified with.
     pub remote_keys: &'a RemoteKeySets,
     /// Keeps keys fetched.
@@ -95,6 +98,7 @@ enum Filter {
     LocalRateLimit(LocalRateLimit, LimitCounters),
     Fault,
     Cors,
+    PeerMetadata(PeerMetadata),
 }
 
 /// One RBAC filter: what decides and what only counts.
@@ -237,6 +241,9 @@ impl Filters {
                 }
                 HttpFilter::Fault => ("envoy.filters.http.fault", Filter::Fault),
                 HttpFilter::Cors => ("envoy.filters.http.cors", Filter::Cors),
+                HttpFilter::PeerMetadata(config) => {
+                    (config.name.as_str(), Filter::PeerMetadata(PeerMetadata::compile(config, context.local)))
+                }
                 HttpFilter::Alpn(alpn) => {
                     compiled.alpn = Some(alpn.clone());
                     continue;
@@ -284,6 +291,10 @@ impl Filters {
                     Some(config) => fault::inject(config, exchange).await,
                     None => None,
                 },
+                Filter::PeerMetadata(peer) => {
+                    exchange.meet_caller(peer);
+                    None
+                }
                 Filter::Cors => {
                     let policy = route.and_then(|route| route.cors.as_deref());
                     policy
@@ -310,6 +321,12 @@ impl Filters {
                 Filter::ExtAuthz(_) | Filter::LocalRateLimit(..) => {
                     for (_, writes) in exchange.pending.iter().filter(|(filter, _)| *filter == index) {
                         ext_authz::write_response(&mut exchange.response.headers, writes);
+                    }
+                }
+                Filter::PeerMetadata(peer) => {
+                    let told = route.and_then(|route| route.filters.of(&link.name));
+                    if !matches!(told, Some(Override::Disabled)) {
+                        exchange.meet_endpoint(peer);
                     }
                 }
                 Filter::Jwt(_) | Filter::Rbac(_) | Filter::Fault => {}

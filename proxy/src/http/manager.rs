@@ -20,6 +20,7 @@ use crate::proxy::Worker;
 use crate::stream_info::ConnectionInfo;
 use crate::telemetry::access_log::AccessLogs;
 use crate::telemetry::metrics::IstioHttpMetrics;
+use crate::telemetry::trace::Tracer;
 
 /// What [`HttpConnectionManager`] is compiled into; shared by all workers.
 pub struct ConnectionManager {
@@ -35,6 +36,8 @@ pub struct ConnectionManager {
     pub path_options: PathOptions,
     /// Lines per request.
     pub access_log: AccessLogs,
+    /// Spans of requests.
+    pub tracer: Option<Tracer>,
     /// Istio's metrics.
     pub metrics: Option<IstioHttpMetrics>,
 }
@@ -125,6 +128,7 @@ impl ConnectionManager {
     /// Filters and headers that every response passes on its way down.
     pub fn finish_response(&self, exchange: &mut Exchange, route: Option<&Route>) {
         self.filters.response(exchange, route);
+        exchange.exchange_span_names();
         let asked = Asked { upgrade: exchange.wants_upgrade, request_id: exchange.tells_request_id };
         prepare_response(&mut exchange.response, Some(&exchange.request), asked, &self.forwarding);
     }

@@ -13,6 +13,7 @@ use super::h1;
 use super::h1::server::BodyError;
 use super::h2::{Failure, Incoming, Outgoing, Reason};
 use super::head::Headers;
+use super::messages::MessageCounter;
 use crate::error::{Error, ErrorKind, Retry};
 
 /// Where frames come from.
@@ -158,6 +159,7 @@ pub struct Pump {
     pub bytes: u64,
     /// Trailers, kept for the access log.
     pub trailers: Option<Box<Headers>>,
+    messages: Option<MessageCounter>,
     source_done: bool,
     finished: bool,
     done: bool,
@@ -167,6 +169,17 @@ impl Pump {
     /// A pump for a body of this size: an empty one only has to be flushed.
     pub fn new(size: BodySize) -> Self {
         Self { source_done: matches!(size, BodySize::Empty), ..Self::default() }
+    }
+
+    /// The same, counting the messages of gRPC where it `is_grpc`.
+    #[must_use]
+    pub fn counting(self, is_grpc: bool) -> Self {
+        Self { messages: is_grpc.then(MessageCounter::default), ..self }
+    }
+
+    /// Messages of gRPC moved so far.
+    pub fn messages(&self) -> u64 {
+        self.messages.as_ref().map_or(0, |messages| messages.count)
     }
 
     /// A pump that moves nothing and ends nothing.
@@ -196,7 +209,12 @@ impl Pump {
             match next(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     match &frame {
-                        Frame::Data(data) => self.bytes += data.len() as u64,
+                        Frame::Data(data) => {
+                            self.bytes += data.len() as u64;
+                            if let Some(messages) = &mut self.messages {
+                                messages.feed(data);
+                            }
+                        }
                         Frame::Trailers(trailers) => {
                             self.trailers = Some(trailers.clone());
                             self.source_done = true;

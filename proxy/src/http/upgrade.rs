@@ -1,5 +1,6 @@
 //! Connections that stop being HTTP: WebSocket upgrades and CONNECT.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -25,8 +26,8 @@ pub struct Tunnel {
 enum Upstream {
     /// After `101 Switching Protocols`.
     Upgraded(Http1Lease),
-    /// After `200` to CONNECT.
-    Dialled(Connected, OpenConnection),
+    /// After `200` to CONNECT, with what the endpoint is told first where it takes part in the exchange of peer metadata.
+    Dialled(Connected, OpenConnection, Option<Arc<[u8]>>),
     /// After `200` to a CONNECT with `:protocol`.
     Stream(h2::Tunnel),
 }
@@ -43,8 +44,8 @@ impl Tunnel {
     }
 
     /// A tunnel over a fresh connection.
-    pub fn dialled(upstream: Connected, permit: OpenConnection, idle: Option<Duration>) -> Self {
-        Self { upstream: Upstream::Dialled(upstream, permit), idle: idle.filter(|idle| !idle.is_zero()) }
+    pub fn dialled(upstream: Connected, permit: OpenConnection, introduction: Option<Arc<[u8]>>, idle: Option<Duration>) -> Self {
+        Self { upstream: Upstream::Dialled(upstream, permit, introduction), idle: idle.filter(|idle| !idle.is_zero()) }
     }
 
     /// Copies until both sides have finished; the exchange counts the bytes. `downstream` must be the last handle of its connection.
@@ -60,25 +61,42 @@ impl Tunnel {
 
     async fn copy(self, mut down: Stream, early_up: BytesMut, exchange: &mut Exchange) {
         let dialled = matches!(self.upstream, Upstream::Dialled(..));
+        let mut introduction = None;
         let (mut up, early_down, _permit) = match self.upstream {
             Upstream::Upgraded(lease) => match lease.into_parts() {
                 Some((stream, early, permit)) => (stream, early, Some(permit)),
                 None => return,
             },
-            Upstream::Dialled(connected, permit) => (connected.stream, BytesMut::new(), Some(permit)),
+            Upstream::Dialled(connected, permit, told) => {
+                introduction = told;
+                (connected.stream, BytesMut::new(), Some(permit))
+            }
             Upstream::Stream(stream) => (Stream::Http2(Box::new(stream)), BytesMut::new(), None),
         };
         let limits = Limits { idle: self.idle, max_duration: None };
         let info = &mut exchange.info;
         info.bytes_received += early_up.len() as u64;
         info.bytes_sent += early_down.len() as u64;
-        let mut copying = Copying::new((early_up, early_down));
-        let end = copying.run(&mut down, &mut up, limits, None, &mut info.bytes_received, &mut info.bytes_sent).await;
+        let mut first = introduction.as_deref().map_or_else(BytesMut::new, BytesMut::from);
+        first.unsplit(early_up);
+        let mut copying = Copying::new((first, early_down));
+        if introduction.is_some() {
+            copying.expect_preamble(Side::Upstream);
+        }
+        let end = loop {
+            let end = copying.run(&mut down, &mut up, limits, None, &mut info.bytes_received, &mut info.bytes_sent).await;
+            if let Some(said) = copying.introduced(Side::Upstream) {
+                info.upstream_peer = said.and_then(|said| exchange.connection.worker.peers.by_preamble(&said));
+            }
+            if !matches!(end, End::Introduced) {
+                break end;
+            }
+        };
         // Envoy's words for who hung up first. The end of what a CONNECT dialled is an end like any other.
         let closed = ErrorKind::DownstreamClosed.reply(None, false);
         match (end, copying.first_ended()) {
             (End::Finished, Some(Side::Upstream)) if dialled => {}
-            (End::Finished, None) | (End::MaxDuration | End::Paused, _) => {}
+            (End::Finished, None) | (End::MaxDuration | End::Paused | End::Introduced, _) => {}
             (End::Downstream(_), _) | (End::Finished, Some(Side::Downstream | Side::Local)) => {
                 info.flags |= closed.flag;
                 info.details = closed.details;

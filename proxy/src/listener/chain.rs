@@ -42,6 +42,8 @@ pub struct FilterChain {
     pub handshake_timeout: Duration,
     /// Limit of open connections.
     pub connection_limit: Option<config::ConnectionLimit>,
+    /// The exchange of peer metadata.
+    pub peer_exchange: Option<Arc<config::PeerExchange>>,
     /// Connections that count against it.
     pub open: Arc<AtomicU64>,
     /// Network RBAC.

@@ -74,9 +74,11 @@ pub async fn serve(stream: TcpStream, remote: SocketAddr, listener: Arc<Listener
         }
         Filter::Tcp(proxy) => {
             let secured = async {
-                let (stream, info, _) = secured.await?;
+                let (stream, info, alpn) = secured.await?;
                 let denied = denied(&chain, &info);
-                Ok(tcp::Secured { stream, info, denied })
+                let exchange = chain.peer_exchange.as_deref().filter(|exchange| exchange.is_agreed(alpn.as_deref()));
+                let introduction = exchange.map(|exchange| worker.local().preamble(&exchange.additional_labels));
+                Ok(tcp::Secured { stream, info, denied, introduction })
             };
             tcp::serve(proxy, info, secured, &worker).await;
         }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -16,11 +17,16 @@ pub(crate) use self::worker::{Connection, Worker};
 
 use self::publish::Published;
 use self::worker::{Command, Handle};
-use crate::config::{Secret, Snapshot};
+use crate::config::{Node, Secret, Snapshot};
+use crate::peer::Local;
+use crate::stream_info::LocalInfo;
 use crate::telemetry::access_log::{LogOptions, LogWriter};
 use crate::telemetry::metrics::{ProxyMetrics, Registry};
 use crate::tls::{Secrets, TlsError};
 use crate::upstream::Cluster;
+
+/// How long a drain waits for collectors.
+const EXPORT_FLUSH: Duration = Duration::from_secs(2);
 
 /// Settings of the data plane that do not change while it runs.
 #[derive(Clone, Debug)]
@@ -33,11 +39,13 @@ pub struct Options {
     pub max_series: usize,
     /// Lines waiting to be written above which further ones are dropped and counted.
     pub access_log_queue: usize,
+    /// Who we are: what peers are told, and the labels of our side in Istio's metrics.
+    pub node: Node,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 0, max_connections: 20_000, max_series: 10_000, access_log_queue: 8 * 1024 }
+        Self { workers: 0, max_connections: 20_000, max_series: 10_000, access_log_queue: 8 * 1024, node: Node::default() }
     }
 }
 
@@ -107,6 +115,10 @@ pub struct EndpointStatus {
     pub weight: u32,
     /// `region/zone/sub_zone`.
     pub locality: String,
+    /// Its host name, empty where it has none.
+    pub hostname: String,
+    /// 0 is asked first.
+    pub priority: u32,
 }
 
 /// A certificate on the admin page.
@@ -122,6 +134,17 @@ pub struct CertificateStatus {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+}
+
+/// The public part of a secret: nothing of it is confidential.
+#[derive(Clone, Debug)]
+pub struct PublicCertificates {
+    /// Secret name.
+    pub name: String,
+    /// Roots of trust rather than a chain of our own.
+    pub is_trust: bool,
+    /// The chain, leaf first, or the roots.
+    pub certificates: Vec<CertificateDer<'static>>,
 }
 
 /// A running data plane. Cheap to clone; the last clone that is dropped stops it.
@@ -140,6 +163,9 @@ struct Inner {
 /// What workers and publication have in common.
 pub(crate) struct Shared {
     options: Options,
+    local: Local,
+    /// The same for spans and log records.
+    local_info: Arc<LocalInfo>,
     workers: Vec<Handle>,
     metrics: Arc<ProxyMetrics>,
     /// Open downstream connections.
@@ -180,6 +206,8 @@ impl Proxy {
         let queue = LogOptions { max_lines: options.access_log_queue, ..LogOptions::default() };
         let logs = LogWriter::start(queue, metrics.access_log_dropped.clone())?;
         let shared = Arc::new(Shared {
+            local: Local::new(options.node.clone()),
+            local_info: Arc::new(LocalInfo::from(&options.node)),
             options: options.clone(),
             workers,
             metrics,
@@ -240,6 +268,11 @@ impl Proxy {
         self.inner.secrets.certificates()
     }
 
+    /// The public part of the secrets in force.
+    pub fn public_certificates(&self) -> Vec<PublicCertificates> {
+        self.inner.secrets.public()
+    }
+
     /// Stops accepting, tells peers to go elsewhere (`connection: close`, GOAWAY), finishes what is in flight. Inbound
     /// listeners only when `inbound_only`. Returns at once.
     pub fn drain(&self, inbound_only: bool) {
@@ -247,7 +280,7 @@ impl Proxy {
     }
 
     /// Waits until the listeners that drain have no connection left, `deadline` at the most; whether they had none. The access
-    /// log is written out then.
+    /// log is written out then, and spans and log records are exported, for two seconds at the most.
     pub async fn drained(&self, deadline: Duration) -> bool {
         let finished = tokio::time::timeout(deadline, async {
             loop {
@@ -260,6 +293,15 @@ impl Proxy {
         });
         let finished = finished.await.is_ok();
         self.inner.logs.flush(Duration::from_secs(1));
+        let exporters = self.published().exporters.all();
+        let flushed = async {
+            for exporter in &exporters {
+                exporter.flush().await;
+            }
+        };
+        if tokio::time::timeout(EXPORT_FLUSH, flushed).await.is_err() {
+            tracing::warn!("spans or log records could not be exported before the end");
+        }
         finished
     }
 

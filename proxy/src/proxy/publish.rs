@@ -11,7 +11,9 @@ use arc_swap::ArcSwap;
 
 use super::worker::Command;
 use super::{ApplyReport, Inner, ListenerState, ListenerStatus, Rejected};
-use crate::config::{self, ClusterDiscovery, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection};
+use crate::config::{
+    self, AccessLogSink, ClusterDiscovery, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection,
+};
 use crate::drain::Drain;
 use crate::http::filter::{FilterContext, Filters};
 use crate::http::forwarding::Forwarding;
@@ -22,8 +24,10 @@ use crate::jwt::RemoteKeySets;
 use crate::listener::{Acceptor, Filter, FilterChain, ListenerRuntime};
 use crate::rbac::Engine;
 use crate::tcp::TcpProxy;
-use crate::telemetry::access_log::AccessLogs;
-use crate::telemetry::metrics::{IstioHttpMetrics, IstioTcpMetrics};
+use crate::telemetry::access_log::{AccessLogs, otel as otel_log};
+use crate::telemetry::export::{Exporter, Exporters, Form};
+use crate::telemetry::metrics::{ExportCounters, IstioHttpMetrics, IstioTcpMetrics};
+use crate::telemetry::trace::Tracer;
 use crate::tls::ServerContext;
 use crate::upstream::Cluster;
 
@@ -38,6 +42,7 @@ pub(super) struct Published {
     leaving: Vec<Arc<Acceptor>>,
     draining: bool,
     remote_keys: RemoteKeySets,
+    pub(super) exporters: Exporters,
     /// The last apply rejected something: the same snapshot is then looked at again.
     rejected: bool,
 }
@@ -263,7 +268,7 @@ impl Published {
             config: config.clone(),
             chains,
             default_chain,
-            access_log: access_logs(&config.access_log, inner)?,
+            access_log: self.access_logs(&config.access_log, inner)?,
             metrics: inner.shared.metrics.listener(&config.name),
             drain: Arc::new(Drain::default()),
         })
@@ -282,6 +287,7 @@ impl Published {
             tls: tls.map_err(|error| format!("tls: {error}"))?,
             handshake_timeout: chain.handshake_timeout,
             connection_limit: chain.connection_limit,
+            peer_exchange: chain.peer_exchange.clone(),
             open: Arc::default(),
             rbac: rbac.map_err(|error| format!("rbac: {error}"))?,
             filter,
@@ -309,6 +315,7 @@ impl Published {
                     resolve: &|name| self.clusters.get(name).cloned(),
                     metrics: &inner.shared.metrics,
                     stat_prefix: &config.stat_prefix,
+                    local: &inner.shared.local,
                     remote_keys: &self.remote_keys,
                     start_fetching: &|keys| inner.shared.workers[0].send(Command::FetchKeys(keys)),
                 },
@@ -316,8 +323,12 @@ impl Published {
             .map_err(|error| format!("http_filters: {error}"))?,
             forwarding: Forwarding::from(&**config),
             path_options: PathOptions::from(&**config),
-            access_log: access_logs(&config.access_log, inner)?,
-            metrics: config.stats.as_ref().map(|labels| IstioHttpMetrics::new(inner.shared.metrics.registry(), labels)),
+            access_log: self.access_logs(&config.access_log, inner)?,
+            tracer: self.tracer(config, inner)?,
+            metrics: config
+                .stats
+                .as_ref()
+                .map(|stats| IstioHttpMetrics::new(inner.shared.metrics.registry(), inner.shared.local.node(), stats)),
         })
     }
 
@@ -326,14 +337,34 @@ impl Published {
         Ok(TcpProxy {
             config: config.clone(),
             clusters: config.clusters.iter().map(resolve).collect(),
-            access_log: access_logs(&config.access_log, inner)?,
-            metrics: config.stats.as_ref().map(|labels| IstioTcpMetrics::new(inner.shared.metrics.registry(), labels)),
+            access_log: self.access_logs(&config.access_log, inner)?,
+            metrics: config
+                .stats
+                .as_ref()
+                .map(|stats| IstioTcpMetrics::new(inner.shared.metrics.registry(), inner.shared.local.node(), stats)),
         })
     }
-}
 
-fn access_logs(config: &[config::AccessLog], inner: &Inner) -> Result<AccessLogs, Reason> {
-    AccessLogs::compile(config, &inner.logs).map_err(|error| format!("access_log: {error}"))
+    fn access_logs(&self, config: &[config::AccessLog], inner: &Inner) -> Result<AccessLogs, Reason> {
+        let local = &inner.shared.local_info;
+        let exporter = |log: &config::OtelLog| {
+            self.exporter(&log.service, &otel_log::form(log, local), &inner.shared.metrics.otel_logs, inner)
+        };
+        AccessLogs::compile(config, &inner.logs, &exporter).map_err(|error| format!("access_log: {error}"))
+    }
+
+    fn tracer(&self, manager: &config::HttpConnectionManager, inner: &Inner) -> Result<Option<Tracer>, Reason> {
+        let Some(config) = &manager.tracing else { return Ok(None) };
+        let (service, form) = Tracer::export(config);
+        let exporter = self.exporter(service, &form, &inner.shared.metrics.trace_spans, inner);
+        let tracer = Tracer::compile(config, manager.direction, &inner.shared.local_info, exporter);
+        tracer.map(Some).map_err(|error| format!("tracing: {error}"))
+    }
+
+    fn exporter(&self, service: &config::ExportService, form: &Form, counters: &ExportCounters, inner: &Inner) -> Arc<Exporter> {
+        let cluster = self.clusters.get(&service.cluster).cloned();
+        self.exporters.get(service, form, cluster, counters, &|new| inner.shared.workers[0].send(Command::Export(new)))
+    }
 }
 
 /// Binds at once, so that an apply can report what failed; the worker goes on trying.
@@ -348,10 +379,17 @@ fn listen(acceptor: &Arc<Acceptor>, config: &config::Listener, inner: &Inner) {
 
 /// Whether a listener holds live clusters itself, instead of by a named route table.
 fn names_clusters(config: &config::Listener) -> bool {
-    config.filter_chains.iter().chain(&config.default_filter_chain).any(|chain| match &chain.filter {
-        NetworkFilter::Http(manager) => {
-            matches!(manager.routes, RouteSource::Inline(_)) || manager.filters.iter().any(config::HttpFilter::names_cluster)
-        }
-        NetworkFilter::Tcp(_) => true,
-    })
+    let exports = |logs: &[config::AccessLog]| logs.iter().any(|log| matches!(log.sink, AccessLogSink::OpenTelemetry(_)));
+    let mut chains = config.filter_chains.iter().chain(&config.default_filter_chain);
+    let names = |manager: &config::HttpConnectionManager| {
+        matches!(manager.routes, RouteSource::Inline(_))
+            || manager.filters.iter().any(config::HttpFilter::names_cluster)
+            || manager.tracing.is_some()
+            || exports(&manager.access_log)
+    };
+    exports(&config.access_log)
+        || chains.any(|chain| match &chain.filter {
+            NetworkFilter::Http(manager) => names(manager),
+            NetworkFilter::Tcp(_) => true,
+        })
 }

@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 use super::Shared;
 use crate::jwt::RemoteKeys;
 use crate::listener::{self, Acceptor};
+use crate::peer::{Known, Local};
+use crate::telemetry::export::Exporter;
 use crate::telemetry::metrics::{ListenerMetrics, ProxyMetrics};
 use crate::upstream::pool::Pool;
 use crate::upstream::{Cluster, dns, health};
@@ -33,6 +35,8 @@ pub(super) enum Command {
     Resolve(Arc<Cluster>),
     /// Keep keys of tokens fetched.
     FetchKeys(Weak<RemoteKeys>),
+    /// Keep spans or log records going to their collector.
+    Export(Weak<Exporter>),
     /// Keep the health of a cluster's endpoints known.
     CheckHealth(Arc<Cluster>),
     /// End, and close every connection.
@@ -61,6 +65,8 @@ impl Handle {
 pub struct Worker {
     /// Upstream connections.
     pub pool: Rc<Pool>,
+    /// Peers that have introduced themselves.
+    pub peers: Known,
     shared: Arc<Shared>,
     index: usize,
 }
@@ -126,6 +132,11 @@ impl Worker {
         &self.shared.metrics
     }
 
+    /// Who we are.
+    pub fn local(&self) -> &Local {
+        &self.shared.local
+    }
+
     /// Serves a connection here or on the worker that it was counted for.
     pub fn dispatch(self: &Rc<Self>, mut connection: Connection) {
         if connection.worker == self.index {
@@ -187,6 +198,7 @@ impl Worker {
             Command::Serve(connection) => self.serve(connection),
             Command::Listen(acceptor, socket) => drop(tokio::task::spawn_local(acceptor.run(socket, self.clone()))),
             Command::FetchKeys(keys) => drop(tokio::task::spawn_local(RemoteKeys::run(keys, self.pool.clone()))),
+            Command::Export(exporter) => drop(tokio::task::spawn_local(Exporter::run(exporter, self.pool.clone()))),
             Command::Stop => {}
             Command::CheckHealth(cluster) => {
                 drop(tokio::task::spawn_local(health::run(cluster, self.shared.metrics.clone())));
@@ -224,7 +236,7 @@ pub(super) fn start(index: usize, commands: mpsc::Receiver<Command>, shared: Arc
                 return;
             }
         };
-        let worker = Rc::new(Worker { pool: Pool::new(shared.metrics.clone()), shared, index });
+        let worker = Rc::new(Worker { pool: Pool::new(shared.metrics.clone()), peers: Known::default(), shared, index });
         runtime.block_on(worker.run(commands));
     })?;
     Ok(())

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::error::Side;
 use crate::net::Stream;
+use crate::peer::preamble::Reader;
 
 const SCRATCH: usize = 64 * 1024;
 
@@ -32,6 +33,8 @@ pub enum End {
     MaxDuration,
     /// [`Copying::run`] was asked to come back at this time; it may go on.
     Paused,
+    /// A side has introduced itself, or will not: [`Copying::introduced`] tells. It may go on.
+    Introduced,
     /// The caller's side failed.
     Downstream(io::Error),
     /// The endpoint's side failed.
@@ -56,6 +59,10 @@ struct Direction {
     truncated: bool,
     shut: bool,
     needs_flush: bool,
+    /// Takes the preamble off what is read.
+    preamble: Option<Box<Reader>>,
+    /// What the preamble said, once it is known.
+    introduced: Option<Option<Vec<u8>>>,
     /// Bytes read and bytes written, to tell whether anything happened.
     activity: u64,
 }
@@ -116,12 +123,28 @@ impl Direction {
                 Err(error) => return Poll::Ready(Err(Failure::Read(error))),
             }
             let mut data = read.filled();
+            self.activity += data.len() as u64;
             if data.is_empty() {
                 self.read_done = true;
+                if let Some(reader) = self.preamble.take() {
+                    self.rest.extend_from_slice(&reader.end());
+                    *bytes += self.rest.len() as u64;
+                    self.introduced = Some(None);
+                }
                 return Poll::Ready(Ok(()));
             }
+            let after;
+            if let Some(reader) = &mut self.preamble {
+                let Some(read) = reader.feed(data) else { return Poll::Ready(Ok(())) };
+                self.preamble = None;
+                self.introduced = Some(read.metadata);
+                after = read.rest;
+                data = &after;
+                if data.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
             *bytes += data.len() as u64;
-            self.activity += data.len() as u64;
             if let Poll::Ready(result) = Pin::new(to).poll_write(cx, data) {
                 data = &data[result.map_err(Failure::Write)?..];
                 self.needs_flush = true;
@@ -164,6 +187,21 @@ impl Copying {
         let up = Direction { rest: early.0, ..Direction::default() };
         let down = Direction { rest: early.1, ..Direction::default() };
         Self { up, down, start: now, last: now, first_ended: None }
+    }
+
+    /// Expects a preamble of `side`, which is taken off.
+    pub fn expect_preamble(&mut self, side: Side) {
+        self.direction(side).preamble = Some(Box::default());
+    }
+
+    /// What `side` said in its preamble, once: the outer is `None` while it is not known.
+    pub fn introduced(&mut self, side: Side) -> Option<Option<Vec<u8>>> {
+        self.direction(side).introduced.take()
+    }
+
+    /// What comes from `side`.
+    fn direction(&mut self, side: Side) -> &mut Direction {
+        if side == Side::Upstream { &mut self.down } else { &mut self.up }
     }
 
     /// Which side finished first, if one has.
@@ -211,6 +249,9 @@ impl Copying {
             }
             if up_done && (down_done || up.truncated) || down_done && down.truncated {
                 return Poll::Ready(End::Finished);
+            }
+            if up.introduced.is_some() || down.introduced.is_some() {
+                return Poll::Ready(End::Introduced);
             }
             let Some(sleep) = sleep.as_mut() else { return Poll::Pending };
             if up.activity + down.activity != before {
@@ -303,5 +344,35 @@ mod tests {
         let mut got = [0; 7];
         server.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"one two");
+    }
+
+    #[tokio::test]
+    async fn a_preamble_is_taken_off_and_told_while_the_other_side_is_heard() {
+        let (mut client, mut downstream) = pair();
+        let (mut server, mut upstream) = pair();
+        let mut copying = Copying::new((BytesMut::from(&b"ours, "[..]), BytesMut::new()));
+        copying.expect_preamble(Side::Upstream);
+        let (mut received, mut sent) = (0, 0);
+        let preamble = [&[0x3d, 0x23, 0x04, 0x67, 0, 0, 0, 5], &b"theirs"[..]].concat();
+        server.write_all(&preamble[..9]).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        let mut heard = [0; 11];
+        {
+            let mut run =
+                std::pin::pin!(copying.run(&mut downstream, &mut upstream, Limits::default(), None, &mut received, &mut sent));
+            tokio::select! {
+                end = &mut run => panic!("half a preamble is none: {end:?}"),
+                read = server.read_exact(&mut heard) => drop(read.unwrap()),
+            }
+            assert_eq!(&heard, b"ours, hello");
+            server.write_all(&preamble[9..]).await.unwrap();
+            assert!(matches!(run.await, End::Introduced));
+        }
+        assert_eq!(copying.introduced(Side::Upstream), Some(Some(b"their".to_vec())));
+        assert_eq!((copying.introduced(Side::Upstream), copying.introduced(Side::Downstream)), (None, None));
+        drop((client, server));
+        let end = copying.run(&mut downstream, &mut upstream, Limits::default(), None, &mut received, &mut sent).await;
+        assert!(matches!(end, End::Finished | End::Downstream(_)), "{end:?}");
+        assert_eq!((received, sent), (5, 1), "only what is passed on counts");
     }
 }

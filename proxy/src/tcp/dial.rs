@@ -18,6 +18,8 @@ use crate::upstream::{Cluster, Endpoint, OpenConnection, Outcome, Permit, PickCo
 /// A connection to an endpoint, with its place in the cluster's limit.
 pub(super) struct Upstream {
     pub(super) stream: Stream,
+    /// What the endpoint is told first, where it takes part in the exchange of peer metadata.
+    pub(super) introduction: Option<Arc<[u8]>>,
     _permit: OpenConnection,
 }
 
@@ -97,7 +99,13 @@ async fn attempt(
         Ok(connected) => {
             cluster.report(endpoint, Outcome::TcpConnected);
             session.info.upstream = Some(Rc::new(connected.info));
-            Ok(Upstream { stream: connected.stream, _permit: OpenConnection::new(permit, cluster.metrics(worker.metrics())) })
+            let config = cluster.config();
+            let exchange = config.peer_exchange.as_deref().filter(|exchange| exchange.is_agreed(connected.alpn.as_deref()));
+            Ok(Upstream {
+                stream: connected.stream,
+                introduction: exchange.map(|exchange| worker.local().preamble(&exchange.additional_labels)),
+                _permit: OpenConnection::new(permit, cluster.metrics(worker.metrics())),
+            })
         }
         Err(error) => {
             cluster.report(endpoint, Outcome::LocalOriginFailure);

@@ -2,6 +2,9 @@
 //!
 //! As in Envoy the endpoint is dialled while the caller still shakes hands, and whom network RBAC refuses is told so by
 //! the answer to its first byte. Unlike in Envoy no byte of the endpoint reaches a caller before RBAC has let it pass.
+//!
+//! Where TLS agreed on Istio's exchange of peer metadata, on either side, our preamble is the first thing written there and the
+//! other's is taken off what is read, while bytes flow: neither direction waits for the other.
 
 pub mod copy;
 mod dial;
@@ -18,9 +21,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::config;
-use crate::error::Error;
+use crate::error::{Error, Side};
 use crate::flags::ResponseFlags;
 use crate::net::Stream;
+use crate::peer::preamble::Reader;
 use crate::proxy::Worker;
 use crate::stream_info::{ConnectionInfo, LogMoment};
 use crate::telemetry::access_log::AccessLogs;
@@ -54,6 +58,8 @@ pub struct Secured {
     pub info: Rc<ConnectionInfo>,
     /// Why network RBAC refuses it.
     pub denied: Option<Cow<'static, str>>,
+    /// What the caller is told first, where it takes part in the exchange of peer metadata.
+    pub introduction: Option<Arc<[u8]>>,
 }
 
 /// Why there is nothing to copy.
@@ -96,8 +102,11 @@ pub async fn serve(
         Ok(Ok((upstream, secured))) => {
             session.info.connection = secured.info;
             match secured.denied {
-                Some(details) => deny(&mut session, secured.stream, upstream, details, &life).await,
-                None => carry(&mut session, secured.stream, upstream, &life).await,
+                Some(details) => {
+                    let introduction = secured.introduction.is_some().then(Reader::default);
+                    deny(&mut session, secured.stream, introduction, upstream, details, &life).await;
+                }
+                None => carry(&mut session, (secured.stream, secured.introduction), upstream, &life, worker).await,
             }
         }
         Ok(Err(Failure::Handshake(info))) => session.info.connection = info,
@@ -136,24 +145,50 @@ impl Life {
     }
 }
 
-/// Copies until the end, with the log lines in between that are asked for.
-async fn carry(session: &mut Session<'_>, mut downstream: Stream, mut upstream: Upstream, life: &Life) {
-    session.open();
+/// Copies until the end, with the log lines and reports in between that are asked for.
+async fn carry(
+    session: &mut Session<'_>,
+    (mut downstream, introduction): (Stream, Option<Arc<[u8]>>),
+    mut upstream: Upstream,
+    life: &Life,
+    worker: &Worker,
+) {
+    let first = |introduction: &Option<Arc<[u8]>>| introduction.as_deref().map_or_else(BytesMut::new, BytesMut::from);
+    let mut copying = Copying::new((first(&upstream.introduction), first(&introduction)));
+    session.established();
+    for (side, introduction) in [(Side::Downstream, &introduction), (Side::Upstream, &upstream.introduction)] {
+        match introduction {
+            Some(_) => copying.expect_preamble(side),
+            None => session.met(side, None),
+        }
+    }
     let config = &session.proxy.config;
     if config.log_on_connected {
         session.log(LogMoment::TcpConnected);
     }
     let limits = life.limits();
-    let mut flush = config.log_interval.map(|interval| Instant::now() + interval);
-    let mut copying = Copying::new((BytesMut::new(), BytesMut::new()));
+    let mut flush = Periodic::begin(config.log_interval);
+    let mut report = Periodic::begin(config.stats.as_ref().and_then(|stats| stats.tcp_reporting_duration));
     let end = loop {
         let info = &mut session.info;
         let (received, sent) = (&mut info.bytes_received, &mut info.bytes_sent);
-        match copying.run(&mut downstream, &mut upstream.stream, limits, flush, received, sent).await {
-            End::Paused => {
-                session.log(LogMoment::TcpPeriodic);
-                flush = flush.zip(config.log_interval).map(|(last, interval)| last + interval);
+        let pause = [flush.next, report.next].into_iter().flatten().min();
+        let end = copying.run(&mut downstream, &mut upstream.stream, limits, pause, received, sent).await;
+        for side in [Side::Downstream, Side::Upstream] {
+            if let Some(said) = copying.introduced(side) {
+                session.met(side, said.and_then(|said| worker.peers.by_preamble(&said)));
             }
+        }
+        match end {
+            End::Paused => {
+                if flush.is_due() {
+                    session.log(LogMoment::TcpPeriodic);
+                }
+                if report.is_due() {
+                    session.report();
+                }
+            }
+            End::Introduced => {}
             end => break end,
         }
     };
@@ -163,10 +198,33 @@ async fn carry(session: &mut Session<'_>, mut downstream: Stream, mut upstream: 
     }
 }
 
+/// Something that is done again and again.
+struct Periodic {
+    interval: Option<Duration>,
+    next: Option<Instant>,
+}
+
+impl Periodic {
+    fn begin(interval: Option<Duration>) -> Self {
+        let interval = interval.filter(|interval| !interval.is_zero());
+        Self { interval, next: interval.map(|interval| Instant::now() + interval) }
+    }
+
+    /// Whether its time has come; the next time follows.
+    fn is_due(&mut self) -> bool {
+        let due = self.next.is_some_and(|at| at <= Instant::now());
+        if due {
+            self.next = self.next.zip(self.interval).map(|(last, interval)| last + interval);
+        }
+        due
+    }
+}
+
 /// Waits for the first byte of a caller that network RBAC refuses, or for its farewell.
 async fn deny(
     session: &mut Session<'_>,
     mut downstream: Stream,
+    mut introduction: Option<Reader>,
     mut upstream: Upstream,
     details: Cow<'static, str>,
     life: &Life,
@@ -180,6 +238,13 @@ async fn deny(
             end = life.over() => return session.ended(&end),
             read = downstream.read(&mut from_caller) => {
                 match read {
+                    // Who introduces itself has not asked for anything yet.
+                    Ok(len) if len > 0 && introduction.is_some() => {
+                        match introduction.as_mut().and_then(|reader| reader.feed(&from_caller[..len])) {
+                            Some(read) => session.info.bytes_received = read.rest.len() as u64,
+                            None => continue,
+                        }
+                    }
                     Ok(len) => session.info.bytes_received = len as u64,
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                     Err(_) => return,

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use super::TcpProxy;
 use super::copy::End;
-use crate::config;
-use crate::error::Error;
+use crate::config::{self, Reporter};
+use crate::error::{Error, Side};
 use crate::flags::ResponseFlags;
 use crate::stream_info::{ConnectionInfo, FormatContext, LogMoment, StreamInfo};
-use crate::telemetry::metrics::TcpSample;
+use crate::telemetry::metrics::{Destination, IstioTcpMetrics, TcpSample};
+use crate::tls::PeerCertificate;
 use crate::upstream::Endpoint;
 
 /// A connection in the log: written and counted when dropped.
@@ -20,33 +21,83 @@ pub(super) struct Session<'a> {
     pub(super) info: StreamInfo,
     pub(super) endpoint: Option<Arc<Endpoint>>,
     pub(super) service: Option<Arc<config::Service>>,
+    established: bool,
+    /// Counted as opened.
     opened: bool,
+    /// Bytes from and to the caller that have been counted.
+    counted: (u64, u64),
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(proxy: &'a TcpProxy, info: Rc<ConnectionInfo>) -> Self {
-        Self { proxy, info: StreamInfo::new(info), endpoint: None, service: None, opened: false }
+        let info = StreamInfo::new(info);
+        Self { proxy, info, endpoint: None, service: None, established: false, opened: false, counted: (0, 0) }
     }
 
-    fn sample(&self) -> TcpSample<'_> {
-        let inbound = self.info.connection.peer.as_ref();
-        let outbound = self.info.upstream.as_ref().and_then(|upstream| upstream.peer.as_ref());
-        let peer_principal = inbound.or(outbound).map(|peer| peer.principal());
-        TcpSample {
-            service: self.service.as_ref(),
-            peer: self.endpoint.as_ref().and_then(|e| e.workload()),
-            peer_principal,
-            mtls: peer_principal.is_some(),
+    fn count(&self, record: impl FnOnce(&IstioTcpMetrics, &TcpSample<'_>)) {
+        let Some(metrics) = &self.proxy.metrics else { return };
+        let custom = metrics.attributes(&self.format_context());
+        let (connection, upstream) = (&self.info.connection, self.info.upstream.as_deref());
+        let (peer, theirs, ours) = match metrics.reporter() {
+            Reporter::Destination => {
+                (self.info.downstream_peer.as_ref(), connection.peer.as_deref(), connection.local_certificate.as_deref())
+            }
+            Reporter::Source => {
+                let peer = self.info.upstream_peer.as_ref();
+                let (theirs, ours) = upstream.map(|up| (up.peer.as_deref(), up.local_certificate.as_deref())).unwrap_or_default();
+                (peer.or_else(|| self.endpoint.as_ref().and_then(|endpoint| endpoint.workload())), theirs, ours)
+            }
+        };
+        let sample = TcpSample {
+            destination: Destination {
+                service: self.service.as_ref(),
+                cluster: self.info.upstream_cluster.as_deref(),
+                ..Destination::default()
+            },
+            peer,
+            peer_principal: theirs.and_then(PeerCertificate::uri_san),
+            local_principal: ours.and_then(PeerCertificate::uri_san),
             flags: self.info.flags,
+            custom: &custom,
+        };
+        record(metrics, &sample);
+    }
+
+    /// Both sides are connected.
+    pub(super) fn established(&mut self) {
+        self.established = true;
+    }
+
+    /// It is known who is at this side, or that nobody will say so. The connection is counted once the metrics' other side
+    /// is known.
+    pub(super) fn met(&mut self, side: Side, peer: Option<Arc<config::Workload>>) {
+        let reported = match self.proxy.metrics.as_ref().map(IstioTcpMetrics::reporter) {
+            Some(Reporter::Destination) => Side::Downstream,
+            _ => Side::Upstream,
+        };
+        match side {
+            Side::Upstream => self.info.upstream_peer = peer,
+            Side::Downstream | Side::Local => self.info.downstream_peer = peer,
+        }
+        if side == reported {
+            self.open();
         }
     }
 
-    /// Counts the connection as opened.
-    pub(super) fn open(&mut self) {
-        self.opened = true;
-        if let Some(metrics) = &self.proxy.metrics {
-            metrics.opened(&self.sample());
+    fn open(&mut self) {
+        if !std::mem::replace(&mut self.opened, true) {
+            self.count(|metrics, sample| metrics.opened(sample));
         }
+    }
+
+    /// Counts the bytes since the last time, once the connection is counted.
+    pub(super) fn report(&mut self) {
+        if !self.opened {
+            return;
+        }
+        let (received, sent) = (self.info.bytes_received - self.counted.0, self.info.bytes_sent - self.counted.1);
+        self.counted = (self.info.bytes_received, self.info.bytes_sent);
+        self.count(|metrics, sample| metrics.transferred(sample, received, sent));
     }
 
     /// Notes why there is no connection to an endpoint.
@@ -72,17 +123,20 @@ impl<'a> Session<'a> {
     /// Writes a log line about the connection as it is now.
     pub(super) fn log(&mut self, moment: LogMoment) {
         self.info.moment = moment;
-        let context = FormatContext { info: &self.info, request: None, response: None, trailers: None, now: Instant::now() };
-        self.proxy.access_log.log(&context);
+        self.proxy.access_log.log(&self.format_context());
+    }
+
+    fn format_context(&self) -> FormatContext<'_> {
+        FormatContext { info: &self.info, request: None, response: None, trailers: None, now: Instant::now() }
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        if let Some(metrics) = self.proxy.metrics.as_ref().filter(|_| self.opened) {
-            let sample = self.sample();
-            metrics.transferred(&sample, self.info.bytes_received, self.info.bytes_sent);
-            metrics.closed(&sample);
+        if self.established {
+            self.open();
+            self.report();
+            self.count(|metrics, sample| metrics.closed(sample));
         }
         self.log(LogMoment::End);
     }

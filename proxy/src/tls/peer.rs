@@ -44,6 +44,11 @@ impl PeerCertificate {
         self.uri_sans.first().or(self.dns_sans.first()).unwrap_or(&self.subject)
     }
 
+    /// The first URI, a SPIFFE id in a mesh: what Istio's metrics call a principal.
+    pub fn uri_san(&self) -> Option<&str> {
+        self.uri_sans.first().map(String::as_str)
+    }
+
     /// The certificate as `%DOWNSTREAM_PEER_CERT%` prints it: PEM, percent-encoded.
     pub fn encoded(&self) -> Vec<u8> {
         let mut out = Vec::new();

@@ -13,8 +13,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::provider::Providers;
 use super::verify::Sans;
 use super::{PeerCertificate, TlsError, peer, source_name};
-use crate::CertificateStatus;
 use crate::config::{CertificateSource, InlinePem, Secret};
+use crate::{CertificateStatus, PublicCertificates};
 
 /// Where the usual distributions keep their bundle of public roots.
 const SYSTEM_BUNDLES: [&str; 5] = [
@@ -55,6 +55,7 @@ enum Material {
 pub(super) struct Identity {
     pub(super) resolver: Arc<SingleCertAndKey>,
     pub(super) own: Option<Arc<PeerCertificate>>,
+    chain: Vec<CertificateDer<'static>>,
     status: CertificateStatus,
 }
 
@@ -62,6 +63,7 @@ pub(super) struct Identity {
 #[derive(Debug)]
 pub(super) struct Trust {
     pub(super) roots: Arc<RootCertStore>,
+    certificates: Vec<CertificateDer<'static>>,
     statuses: Vec<CertificateStatus>,
 }
 
@@ -117,6 +119,24 @@ impl Secrets {
                 Material::Trust(trust) => &trust.statuses,
             })
             .cloned()
+            .collect()
+    }
+
+    /// The certificates of the secrets in force, those of files and of the system left out.
+    pub fn public(&self) -> Vec<PublicCertificates> {
+        let state = self.lock();
+        let secrets = state.materials.0.iter().filter_map(|(source, material)| match source {
+            CertificateSource::Secret(name) => Some((name, material)),
+            _ => None,
+        });
+        secrets
+            .map(|(name, material)| {
+                let (certificates, is_trust) = match material {
+                    Material::Certificate(identity) => (&identity.chain, false),
+                    Material::Trust(trust) => (&trust.certificates, true),
+                };
+                PublicCertificates { name: name.clone(), is_trust, certificates: certificates.clone() }
+            })
             .collect()
     }
 
@@ -186,10 +206,10 @@ impl Secrets {
         let sans = Sans::of(&leaf).map_err(|error| certificate_error(name, 0, &error))?;
         let status = status(name, &leaf, sans.uris.into_iter().chain(sans.dns).collect());
         let own = PeerCertificate::parse(&chain).map(Arc::new);
-        let certified = CertifiedKey::from_der(chain, key.clone_key(), &self.providers.server).map_err(key_error)?;
+        let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &self.providers.server).map_err(key_error)?;
         // `from_der` lets a key pass whose public half it cannot derive; every key type of ours can.
         certified.keys_match().map_err(key_error)?;
-        Ok(Identity { resolver: Arc::new(certified.into()), own, status })
+        Ok(Identity { resolver: Arc::new(certified.into()), own, chain, status })
     }
 }
 
@@ -249,7 +269,7 @@ fn trust(name: &str, certificates: &[CertificateDer<'static>]) -> Result<Trust, 
     if roots.is_empty() {
         return Err(TlsError::Empty(name.to_owned()));
     }
-    Ok(Trust { roots: Arc::new(roots), statuses })
+    Ok(Trust { roots: Arc::new(roots), certificates: certificates.to_vec(), statuses })
 }
 
 /// The system's roots, without those that webpki cannot read: one odd root must not take the other hundred away.
@@ -261,7 +281,7 @@ fn system_trust() -> Result<Arc<Trust>, TlsError> {
     if roots.is_empty() {
         return Err(TlsError::Empty(path.display().to_string()));
     }
-    Ok(Arc::new(Trust { roots: Arc::new(roots), statuses: Vec::new() }))
+    Ok(Arc::new(Trust { roots: Arc::new(roots), certificates: Vec::new(), statuses: Vec::new() }))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -442,6 +442,8 @@ fn endpoint_status(endpoint: &Endpoint) -> EndpointStatus {
         active: endpoint.active_requests().into(),
         weight: endpoint.weight(),
         locality: format!("{region}/{zone}/{sub_zone}"),
+        hostname: endpoint.hostname().to_string(),
+        priority: endpoint.priority(),
     }
 }
 

@@ -1,16 +1,22 @@
 //! Access logs and their filters.
 
+use std::sync::Arc;
+
 use skiff_proto::envoy::config::accesslog::v3 as pb;
 use skiff_proto::envoy::config::core::v3::substitution_format_string::Format;
 use skiff_proto::envoy::config::core::v3::{DataSource, RuntimeUInt32, SubstitutionFormatString, data_source::Specifier};
 use skiff_proto::envoy::data::accesslog::v3::AccessLogType;
 use skiff_proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
+use skiff_proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use skiff_proto::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
 use skiff_proto::envoy::extensions::access_loggers::stream::v3 as stream;
 use skiff_proto::google::protobuf::{Any, Struct, value::Kind};
-use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, Fraction, LogFormat};
+use skiff_proto::opentelemetry::common::v1::{KeyValueList, any_value};
+use skiff_proxy::cel::Expression;
+use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, Fraction, LogFormat, OtelLog};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{any, basic, rbac};
+use super::{any, basic, rbac, tracing};
 
 pub(super) fn access_log(message: &pb::AccessLog) -> Outcome<AccessLog> {
     let pb::access_log::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
@@ -34,8 +40,43 @@ fn logger(config: &Any) -> Outcome<(AccessLogSink, LogFormat)> {
                 required(message.access_log_format.as_ref(), "log_format")?;
             Ok((AccessLogSink::Stderr, substitution(format).at("log_format")?))
         }
+        "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig" => open_telemetry(&any::unpack(config)?),
         other => invalid(format!("access logger {other} is not supported")),
     }
+}
+
+/// The fields of the deprecated `common_config` count where the newer ones beside it are not set.
+fn open_telemetry(message: &OpenTelemetryAccessLogConfig) -> Outcome<(AccessLogSink, LogFormat)> {
+    let common = message.common_config.clone().unwrap_or_default();
+    let service = match (message.grpc_service.as_ref().or(common.grpc_service.as_ref()), &message.http_service) {
+        (Some(grpc), None) => tracing::grpc_service(grpc).at("grpc_service")?,
+        (None, Some(http)) => tracing::http_service(http, "/v1/logs").at("http_service")?,
+        _ => return invalid("expected grpc_service or http_service"),
+    };
+    let fields = |list: Option<&KeyValueList>, field: &str| maybe(list, field, texts).map(Option::unwrap_or_default);
+    let format = match message.body.as_ref().and_then(|body| body.value.as_ref()) {
+        None => LogFormat::Text(String::new()),
+        Some(any_value::Value::StringValue(text)) => LogFormat::Text(text.clone()),
+        Some(any_value::Value::KvlistValue(list)) => {
+            LogFormat::Json { fields: texts(list).at("body")?, omit_empty_values: false, sort: false }
+        }
+        Some(_) => return invalid("expected string_value or kvlist_value").at("body"),
+    };
+    let otel = OtelLog {
+        service,
+        log_name: if message.log_name.is_empty() { common.log_name } else { message.log_name.clone() },
+        builtin_labels: !message.disable_builtin_labels,
+        resource_attributes: fields(message.resource_attributes.as_ref(), "resource_attributes")?,
+        attributes: fields(message.attributes.as_ref(), "attributes")?,
+    };
+    Ok((AccessLogSink::OpenTelemetry(Arc::new(otel)), format))
+}
+
+fn texts(list: &KeyValueList) -> Outcome<Vec<(String, String)>> {
+    each(&list.values, "values", |pair| match pair.value.as_ref().and_then(|value| value.value.as_ref()) {
+        Some(any_value::Value::StringValue(text)) => Ok((pair.key.clone(), text.clone())),
+        _ => invalid("expected string_value").at("value"),
+    })
 }
 
 fn file(message: &FileAccessLog) -> Outcome<(AccessLogSink, LogFormat)> {
@@ -124,12 +165,29 @@ fn filter(message: &pb::AccessLogFilter) -> Outcome<AccessLogFilter> {
         FilterSpecifier::ResponseFlagFilter(inner) => AccessLogFilter::ResponseFlags(inner.flags.clone()),
         FilterSpecifier::AndFilter(inner) => AccessLogFilter::And(each(&inner.filters, "filters", filter).at("and_filter")?),
         FilterSpecifier::OrFilter(inner) => AccessLogFilter::Or(each(&inner.filters, "filters", filter).at("or_filter")?),
+        FilterSpecifier::ExtensionFilter(inner) => {
+            let pb::extension_filter::ConfigType::TypedConfig(config) = required(inner.config_type.as_ref(), "typed_config")?;
+            return cel(config).at("extension_filter.typed_config");
+        }
         _ => {
             return invalid(
-                "this filter is not supported: expected status_code_filter, duration_filter, not_health_check_filter, runtime_filter, header_filter, response_flag_filter, grpc_status_filter, metadata_filter, log_type_filter, and_filter or or_filter",
+                "this filter is not supported: expected status_code_filter, duration_filter, not_health_check_filter, runtime_filter, header_filter, response_flag_filter, grpc_status_filter, metadata_filter, log_type_filter, extension_filter, and_filter or or_filter",
             );
         }
     })
+}
+
+fn cel(config: &Any) -> Outcome<AccessLogFilter> {
+    match any::type_name(config).as_str() {
+        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter" => {
+            let message: ExpressionFilter = any::unpack(config)?;
+            match Expression::compile(&message.expression) {
+                Ok(_) => Ok(AccessLogFilter::Cel(message.expression)),
+                Err(error) => invalid(error.to_string()).at("expression"),
+            }
+        }
+        other => invalid(format!("access log filter {other} is not supported")),
+    }
 }
 
 /// Lines are written at the end of a request or of a TCP connection, never in between.

@@ -16,7 +16,7 @@ use skiff_proxy::config;
 
 use super::endpoint::{self, Names};
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{any, basic, http, tls};
+use super::{any, basic, http, peer, tls};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const DNS_REFRESH: Duration = Duration::from_secs(5);
@@ -47,7 +47,22 @@ pub(super) fn cluster(message: &pb::Cluster) -> Outcome<config::Cluster> {
     cluster.source_addresses =
         maybe(message.upstream_bind_config.as_ref(), "upstream_bind_config", source_addresses)?.unwrap_or_default();
     cluster.service = istio_metadata(message).and_then(service).map(Arc::new);
+    let flag = |name: &str| {
+        let value = istio_metadata(message).and_then(|istio| istio.fields.get(name)?.kind.as_ref());
+        matches!(value, Some(Kind::BoolValue(true)))
+    };
+    (cluster.external, cluster.disable_mx) = (flag("external"), flag("disable_mx"));
+    cluster.peer_exchange = each(&message.filters, "filters", filter)?.pop().map(Arc::new);
     Ok(cluster)
+}
+
+fn filter(message: &pb::Filter) -> Outcome<config::PeerExchange> {
+    let config = required(message.typed_config.as_ref(), "typed_config")?;
+    match any::type_name(config).as_str() {
+        "envoy.tcp.metadataexchange.config.MetadataExchange" => any::unpack(config).and_then(|message| peer::exchange(&message)),
+        other => invalid(format!("cluster filter {} ({other}) is not supported", message.name)),
+    }
+    .at("typed_config")
 }
 
 fn discovery(message: &pb::Cluster) -> Outcome<config::ClusterDiscovery> {
@@ -182,7 +197,9 @@ fn service(message: &Struct) -> Option<config::Service> {
         Some(Kind::StringValue(text)) => text.clone(),
         _ => String::new(),
     };
-    Some(config::Service { host: text("host"), name: text("name"), namespace: text("namespace") })
+    let (host, name) = (text("host"), text("name"));
+    let name = if name.is_empty() { host.split('.').next().unwrap_or_default().to_owned() } else { name };
+    Some(config::Service { name, host, namespace: text("namespace") })
 }
 
 fn istio_metadata(message: &pb::Cluster) -> Option<&Struct> {

@@ -149,7 +149,14 @@ pub(super) fn strings(message: &Struct) -> Outcome<BTreeMap<String, String>> {
 /// `name;namespace;canonical service;canonical revision;cluster`.
 fn workload(message: &Struct) -> Option<Workload> {
     let Some(Kind::StringValue(text)) = message.fields.get("workload").and_then(|value| value.kind.as_ref()) else { return None };
-    let mut parts = text.split(';').map(str::to_owned);
-    let mut next = || parts.next().unwrap_or_default();
-    Some(Workload { name: next(), namespace: next(), canonical_service: next(), canonical_revision: next(), cluster: next() })
+    // As in Istio, less than five parts say nothing.
+    let [name, namespace, service, revision, cluster, ..] = text.split(';').collect::<Vec<_>>()[..] else { return None };
+    Some(Workload {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        canonical_service: service.to_owned(),
+        canonical_revision: revision.to_owned(),
+        cluster: cluster.to_owned(),
+        ..Workload::default()
+    })
 }

@@ -136,7 +136,15 @@ fn grpc(message: &core::GrpcService) -> Outcome<(AuthzService, Duration)> {
     let Some(TargetSpecifier::EnvoyGrpc(target)) = &message.target_specifier else {
         return invalid("expected envoy_grpc");
     };
-    let metadata = each(&message.initial_metadata, "initial_metadata", |header| {
+    let metadata = grpc_metadata(&message.initial_metadata)?;
+    let service =
+        GrpcAuthz { cluster: target.cluster_name.clone(), authority: target.authority.clone(), initial_metadata: metadata };
+    Ok((AuthzService::Grpc(service), basic::duration_or(message.timeout.as_ref(), TIMEOUT, "timeout")?))
+}
+
+/// Headers of calls of our own.
+pub(super) fn grpc_metadata(headers: &[core::HeaderValue]) -> Outcome<Vec<(String, String)>> {
+    each(headers, "initial_metadata", |header| {
         let name = header.key.to_ascii_lowercase();
         if header.value.contains('%') || !header.raw_value.is_empty() {
             return invalid("expected a plain value: formats and raw values are not supported");
@@ -146,10 +154,7 @@ fn grpc(message: &core::GrpcService) -> Outcome<(AuthzService, Duration)> {
         } else {
             invalid("is no valid header")
         }
-    })?;
-    let service =
-        GrpcAuthz { cluster: target.cluster_name.clone(), authority: target.authority.clone(), initial_metadata: metadata };
-    Ok((AuthzService::Grpc(service), basic::duration_or(message.timeout.as_ref(), TIMEOUT, "timeout")?))
+    })
 }
 
 fn http_name(name: &str) -> bool {

@@ -2,18 +2,24 @@
 //!
 //! A translation that forgets a field would run something else than what was written, so the question is put to the
 //! message itself: every set field, down to the messages inside of `typed_config`, must be in [`table::HONOURED`] or
-//! [`table::IGNORED`]. New fields of a newer control plane are found the same way.
+//! [`table::IGNORED`]. The bytes are walked as they are on the wire: a push of thousands of resources decodes nothing twice.
 
 mod table;
+mod wire;
 
 use std::collections::BTreeSet;
 
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
+use skiff_proto::google::protobuf::Any;
+use skiff_proto::schema;
 
 use self::table::{HONOURED, IGNORED};
-use super::json::POOL;
+use self::wire::Value;
+use super::any;
 use super::outcome::Invalid;
+
+/// Messages inside of messages; prost decodes no deeper.
+const MAX_DEPTH: usize = 100;
 
 /// What a message holds beside that which is translated.
 #[derive(Default)]
@@ -25,14 +31,43 @@ pub(super) struct Check {
 }
 
 pub(super) fn check<T: Message + Name>(message: &T) -> Check {
-    let descriptor = POOL.get_message_by_name(&T::full_name());
-    let decoded = descriptor.and_then(|descriptor| DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).ok());
     let mut walk = Walk::default();
-    match decoded {
-        Some(decoded) => walk.message(&decoded, ""),
-        None => walk.unsupported(String::new(), format!("no descriptor of {}", T::full_name())),
+    match schema::Message::named(&T::full_name()) {
+        Some(schema) => walk.message(schema, &message.encode_to_vec(), &Path::Root, 0),
+        None => walk.unsupported(&Path::Root, format!("no descriptor of {}", T::full_name())),
     }
     Check { unsupported: walk.unsupported, ignored: walk.ignored.into_iter().collect() }
+}
+
+/// Where the walk is. Written out only for what is found.
+enum Path<'a> {
+    Root,
+    Field(&'a Path<'a>, &'static str),
+    Index(&'a Path<'a>, usize),
+    Key(&'a Path<'a>, &'a str),
+}
+
+impl Path<'_> {
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Root => {}
+            Self::Field(parent, name) => {
+                parent.write(out);
+                if !out.is_empty() {
+                    out.push('.');
+                }
+                out.push_str(name);
+            }
+            Self::Index(parent, index) => {
+                parent.write(out);
+                out.push_str(&format!("[{index}]"));
+            }
+            Self::Key(parent, key) => {
+                parent.write(out);
+                out.push_str(&format!("[{key:?}]"));
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -42,71 +77,98 @@ struct Walk {
 }
 
 impl Walk {
-    fn unsupported(&mut self, path: String, reason: String) {
-        self.unsupported.push(Invalid { path, reason });
+    fn unsupported(&mut self, path: &Path<'_>, reason: String) {
+        let mut text = String::new();
+        path.write(&mut text);
+        self.unsupported.push(Invalid { path: text, reason });
     }
 
-    fn message(&mut self, message: &DynamicMessage, path: &str) {
-        let descriptor = message.descriptor();
-        let name = descriptor.full_name();
+    fn message(&mut self, schema: schema::Message, bytes: &[u8], path: &Path<'_>, depth: usize) {
+        let name = schema.full_name();
+        if depth > MAX_DEPTH {
+            return self.unsupported(path, format!("{name} is nested more than {MAX_DEPTH} times"));
+        }
         if name.starts_with("google.protobuf.") {
-            return self.any(message, path);
+            return self.any(name, bytes, path, depth);
         }
         let honoured = fields_of(HONOURED, name);
         let ignored = fields_of(IGNORED, name);
-        for (field, value) in message.fields() {
-            let at = join(path, field.name());
-            if ignored.contains(&field.name()) {
-                self.ignored.insert(format!("{}.{}", descriptor.name(), field.name()));
-            } else if honoured.contains(&field.name()) {
-                self.value(value, &at);
-            } else {
-                self.unsupported(at, format!("{name}.{} is not supported", field.name()));
+        // How many elements of each list have been seen; an encoder may put others between them.
+        let mut seen: Vec<(u32, usize)> = Vec::new();
+        for field in wire::fields(bytes) {
+            let Ok((number, value)) = field else {
+                return self.unsupported(path, format!("{name} cannot be decoded"));
+            };
+            let Some(field) = schema.field(number) else {
+                self.unsupported(path, format!("{name} has an unknown field with number {number}"));
+                continue;
+            };
+            let at = Path::Field(path, field.name);
+            if ignored.contains(&field.name) {
+                self.ignored.insert(format!("{}.{}", schema.name(), field.name));
+            } else if !honoured.contains(&field.name) {
+                if field.is_repeated && seen.iter().any(|(of, _)| *of == number) {
+                    continue;
+                }
+                seen.push((number, 0));
+                self.unsupported(&at, format!("{name}.{} is not supported", field.name));
+            } else if let (Some(inner), Value::Bytes(value)) = (field.message, value) {
+                if field.is_map {
+                    self.entry(inner, value, &at, depth);
+                } else if field.is_repeated {
+                    self.message(inner, value, &Path::Index(&at, next(&mut seen, number)), depth + 1);
+                } else {
+                    self.message(inner, value, &at, depth + 1);
+                }
             }
         }
-        for unknown in message.unknown_fields() {
-            self.unsupported(path.to_owned(), format!("{name} has an unknown field with number {}", unknown.number()));
+    }
+
+    /// One entry of a map, whose value counts if it is a message.
+    fn entry(&mut self, entry: schema::Message, bytes: &[u8], path: &Path<'_>, depth: usize) {
+        let (mut key, mut inner) = ("", None);
+        for (number, value) in wire::fields(bytes).flatten() {
+            match (number, value) {
+                (1, Value::Bytes(text)) => key = std::str::from_utf8(text).unwrap_or_default(),
+                (2, Value::Bytes(value)) => inner = entry.field(2).and_then(|field| field.message).map(|inner| (inner, value)),
+                _ => {}
+            }
+        }
+        if let Some((inner, value)) = inner {
+            self.message(inner, value, &Path::Key(path, key), depth + 1);
         }
     }
 
     /// Types without a descriptor are left to the translation, which knows extensions by name.
-    fn any(&mut self, message: &DynamicMessage, path: &str) {
-        if message.descriptor().full_name() != "google.protobuf.Any" {
+    fn any(&mut self, name: &str, bytes: &[u8], path: &Path<'_>, depth: usize) {
+        if name != Any::full_name() {
             return;
         }
-        let Ok(any) = message.transcode_to::<skiff_proto::google::protobuf::Any>() else { return };
+        let Ok(any) = Any::decode(bytes) else { return };
+        // What a TypedStruct holds that its type does not is told by the translation.
+        let Ok(any) = any::open(&any) else { return };
         let name = any.type_url.rsplit('/').next().unwrap_or_default();
-        let Some(descriptor) = POOL.get_message_by_name(name) else { return };
+        let Some(schema) = schema::Message::named(name) else { return };
         // A type that is known by its name only rejects the resource in the translation, with a better reason.
         if fields_of(HONOURED, name).is_empty() && fields_of(IGNORED, name).is_empty() {
             return;
         }
-        if let Ok(inner) = DynamicMessage::decode(descriptor, any.value.as_slice()) {
-            self.message(&inner, path);
-        }
-    }
-
-    fn value(&mut self, value: &Value, path: &str) {
-        match value {
-            Value::Message(message) => self.message(message, path),
-            Value::List(values) => {
-                for (index, value) in values.iter().enumerate() {
-                    self.value(value, &format!("{path}[{index}]"));
-                }
-            }
-            Value::Map(values) => {
-                for (key, value) in values {
-                    let key = if let MapKey::String(key) = key { key.clone() } else { format!("{key:?}") };
-                    self.value(value, &format!("{path}[{key:?}]"));
-                }
-            }
-            _ => {}
-        }
+        self.message(schema, &any.value, path, depth + 1);
     }
 }
 
-fn join(path: &str, field: &str) -> String {
-    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+/// The index of the next element of a list.
+fn next(seen: &mut Vec<(u32, usize)>, number: u32) -> usize {
+    match seen.iter_mut().find(|(of, _)| *of == number) {
+        Some((_, count)) => {
+            *count += 1;
+            *count
+        }
+        None => {
+            seen.push((number, 0));
+            0
+        }
+    }
 }
 
 fn fields_of(table: &[(&str, &'static [&'static str])], name: &str) -> &'static [&'static str] {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
+use skiff_proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use skiff_proxy::config;
 
 use super::http_filter::{self, Filters};
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{access_log, any, basic, route};
+use super::{access_log, any, basic, route, stats, tracing};
 
 pub(super) fn http_connection_manager(
     message: &pb::HttpConnectionManager,
@@ -18,7 +19,7 @@ pub(super) fn http_connection_manager(
 ) -> Outcome<config::HttpConnectionManager> {
     let routes = routes(message);
     let filters = http_filter::filters(&message.http_filters);
-    let (routes, Filters { chain, router }) = match (routes, filters) {
+    let (routes, Filters { chain, router, stats }) = match (routes, filters) {
         (Ok(routes), Ok(filters)) => (routes, filters),
         (routes, filters) => return Err([routes.err(), filters.err()].into_iter().flatten().flatten().collect()),
     };
@@ -26,6 +27,7 @@ pub(super) fn http_connection_manager(
         codec: codec(message.codec_type)?,
         server_header: server_header(message.server_header_transformation)?,
         filters: chain,
+        stats: maybe(stats.as_ref(), "http_filters", |message| stats::stats(message, direction))?.map(Arc::new),
         access_log: each(&message.access_log, "access_log", access_log::access_log)?,
         upgrades: upgrades(&message.upgrade_configs)?,
         proxy_100_continue: message.proxy_100_continue,
@@ -37,7 +39,9 @@ pub(super) fn http_connection_manager(
         manager.server_name.clone_from(&message.server_name);
     }
     paths(message, &mut manager)?;
-    identity(message, &mut manager)?;
+    let request_id = identity(message, &mut manager)?;
+    let tracing = maybe(message.tracing.as_ref(), "tracing", |block| tracing::tracing(block, request_id.as_ref()))?;
+    manager.tracing = tracing.flatten().map(Arc::new);
     timeouts(message, &mut manager)?;
     protocols(message, &mut manager)?;
     Ok(manager)
@@ -99,7 +103,7 @@ fn paths(message: &pb::HttpConnectionManager, to: &mut config::HttpConnectionMan
 }
 
 /// Who the caller is: addresses, request ids, certificates.
-fn identity(message: &pb::HttpConnectionManager, to: &mut config::HttpConnectionManager) -> Outcome<()> {
+fn identity(message: &pb::HttpConnectionManager, to: &mut config::HttpConnectionManager) -> Outcome<Option<UuidRequestIdConfig>> {
     use hcm::ForwardClientCertDetails as Details;
     to.use_remote_address = basic::flag(message.use_remote_address.as_ref(), false);
     to.xff_num_trusted_hops = message.xff_num_trusted_hops;
@@ -111,10 +115,11 @@ fn identity(message: &pb::HttpConnectionManager, to: &mut config::HttpConnection
     to.generate_request_id = basic::flag(message.generate_request_id.as_ref(), true);
     to.preserve_external_request_id = message.preserve_external_request_id;
     to.always_set_request_id_in_response = message.always_set_request_id_in_response;
-    maybe(message.request_id_extension.as_ref(), "request_id_extension", |extension| {
-        match extension.typed_config.as_ref().map(any::type_name).as_deref() {
-            None | Some("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig") => Ok(()),
-            Some(other) => invalid(format!("request id extension {other} is not supported")).at("typed_config"),
+    let request_id = maybe(message.request_id_extension.as_ref(), "request_id_extension", |extension| {
+        let Some(config) = &extension.typed_config else { return Ok(None) };
+        match any::type_name(config).as_str() {
+            "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => any::unpack(config).map(Some).at("typed_config"),
+            other => invalid(format!("request id extension {other} is not supported")).at("typed_config"),
         }
     })?;
     to.forward_client_cert = match Details::try_from(message.forward_client_cert_details) {
@@ -134,7 +139,7 @@ fn identity(message: &pb::HttpConnectionManager, to: &mut config::HttpConnection
             uri: details.uri,
         };
     }
-    Ok(())
+    Ok(request_id.flatten())
 }
 
 fn timeouts(message: &pb::HttpConnectionManager, to: &mut config::HttpConnectionManager) -> Outcome<()> {

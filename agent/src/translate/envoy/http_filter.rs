@@ -17,26 +17,29 @@ use skiff_proto::envoy::extensions::filters::http::local_ratelimit::v3::LocalRat
 use skiff_proto::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use skiff_proto::envoy::extensions::filters::http::router::v3::Router;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use skiff_proto::filters::stats::PluginConfig;
 use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config::{self, FilterOverride, Fraction};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{any, basic, ext_authz, jwt, rate_limit, rbac};
+use super::{any, basic, ext_authz, jwt, peer, rate_limit, rbac};
 
 /// The filters before the router, and the router's own settings.
 pub(super) struct Filters {
     pub(super) chain: Vec<config::HttpFilter>,
     pub(super) router: Router,
+    pub(super) stats: Option<PluginConfig>,
 }
 
 enum Filter {
     Chained(config::HttpFilter),
     Router(Router),
+    Stats(PluginConfig),
     Nothing,
 }
 
 pub(super) fn filters(messages: &[pb::HttpFilter]) -> Outcome<Filters> {
-    let (mut chain, mut router) = (Vec::new(), None);
+    let (mut chain, mut router, mut stats) = (Vec::new(), None, None);
     each(messages, "http_filters", |message| {
         let Some(pb::http_filter::ConfigType::TypedConfig(config)) = &message.config_type else {
             return invalid(format!("HTTP filter {}: only typed_config is supported", message.name));
@@ -47,12 +50,16 @@ pub(super) fn filters(messages: &[pb::HttpFilter]) -> Outcome<Filters> {
         match filter(&message.name, config).at("typed_config")? {
             Filter::Chained(filter) => chain.push(filter),
             Filter::Router(found) => router = Some(found),
+            Filter::Stats(_) if stats.is_some() => {
+                return invalid(format!("HTTP filter {}: expected one of its type", message.name));
+            }
+            Filter::Stats(found) => stats = Some(found),
             Filter::Nothing => {}
         }
         Ok(())
     })?;
     match router {
-        Some(router) => Ok(Filters { chain, router }),
+        Some(router) => Ok(Filters { chain, router, stats }),
         None => invalid("expected envoy.filters.http.router at the end").at("http_filters"),
     }
 }
@@ -85,10 +92,12 @@ fn filter(name: &str, config: &Any) -> Outcome<Filter> {
         }
         "envoy.extensions.filters.http.cors.v3.Cors" => Filter::Chained(config::HttpFilter::Cors),
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => Filter::Chained(config::HttpFilter::Alpn(alpn(config)?)),
-        // Statistics and the exchange of peer metadata: labels of metrics, nothing that decides.
-        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig"
-        | "io.istio.http.peer_metadata.Config"
-        | "stats.PluginConfig" => Filter::Nothing,
+        "io.istio.http.peer_metadata.Config" => {
+            Filter::Chained(config::HttpFilter::PeerMetadata(Arc::new(peer::http_filter(name, &any::unpack(config)?)?)))
+        }
+        "stats.PluginConfig" => Filter::Stats(any::unpack(config)?),
+        // Istio's metrics count messages without being asked.
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => Filter::Nothing,
         other => return invalid(format!("HTTP filter {name} ({other}) is not supported")),
     })
 }

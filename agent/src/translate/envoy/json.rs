@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::str::FromStr;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use base64::Engine;
 use prost::Message;
@@ -15,18 +15,38 @@ use serde_json::Value as Json;
 use super::any;
 use super::outcome::{At, Invalid, Outcome, invalid};
 
-/// Descriptors of the messages that skiff reads.
+/// Descriptors of the messages that skiff reads: megabytes, of which a running sidecar needs none. They are there for as long as
+/// somebody holds them; who reads or writes many messages holds them over all of them.
 #[expect(clippy::expect_used, reason = "the descriptors are built into the program and every test decodes them")]
-pub(crate) static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(skiff_proto::ENVOY_DESCRIPTORS).expect("the descriptors were made by our build script")
-});
+pub(crate) fn descriptors() -> Arc<DescriptorPool> {
+    static HELD: Mutex<Weak<DescriptorPool>> = Mutex::new(Weak::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.upgrade().unwrap_or_else(|| {
+        let pool = DescriptorPool::decode(skiff_proto::ENVOY_DESCRIPTORS).expect("the descriptors were made by our build script");
+        let pool = Arc::new(pool);
+        *held = Arc::downgrade(&pool);
+        pool
+    })
+}
 
 /// The message of type `T` that `json` stands for.
 pub(crate) fn from_json<T: Message + prost::Name + Default>(json: &Json) -> Outcome<T> {
-    let Some(descriptor) = POOL.get_message_by_name(&T::full_name()) else {
+    let Some(descriptor) = descriptors().get_message_by_name(&T::full_name()) else {
         return invalid(format!("no descriptor of {}", T::full_name()));
     };
     message(&descriptor, json)?.transcode_to().or_else(|error| invalid(error.to_string()))
+}
+
+/// Descriptors of the filters that Istio adds: these alone come as a `TypedStruct`, and [`descriptors`] take megabytes.
+#[expect(clippy::expect_used, reason = "the descriptors are built into the program and every test decodes them")]
+static FILTERS: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(skiff_proto::FILTER_DESCRIPTORS).expect("the descriptors were made by our build script")
+});
+
+/// The encoded message of this type that `json` stands for; `None` when it is no filter of Istio's.
+pub(super) fn encoded(name: &str, json: &Json) -> Outcome<Option<Vec<u8>>> {
+    let descriptor = FILTERS.get_message_by_name(name);
+    descriptor.map(|descriptor| Ok(message(&descriptor, json)?.encode_to_vec())).transpose()
 }
 
 fn message(descriptor: &MessageDescriptor, json: &Json) -> Outcome<DynamicMessage> {
@@ -193,9 +213,11 @@ fn any(json: &Json) -> Outcome<skiff_proto::google::protobuf::Any> {
             return invalid("is missing").at("type_url");
         };
         let fields = rest.get("value").and_then(Json::as_object).cloned().unwrap_or_default();
-        return Ok(skiff_proto::google::protobuf::Any { type_url: inner.clone(), value: structure(&fields).encode_to_vec() });
+        let known = encoded(inner.rsplit('/').next().unwrap_or_default(), &Json::Object(fields.clone())).at("value")?;
+        let value = known.unwrap_or_else(|| structure(&fields).encode_to_vec());
+        return Ok(skiff_proto::google::protobuf::Any { type_url: inner.clone(), value });
     }
-    let value = match POOL.get_message_by_name(name) {
+    let value = match descriptors().get_message_by_name(name) {
         Some(descriptor) => message(&descriptor, &Json::Object(rest))?.encode_to_vec(),
         None => structure(&rest).encode_to_vec(),
     };

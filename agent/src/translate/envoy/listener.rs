@@ -11,7 +11,7 @@ use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config;
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
-use super::{access_log, any, basic, http, rbac, tcp, tls};
+use super::{access_log, any, basic, http, peer, rbac, stats, tcp, tls};
 
 /// Envoy's own deadline for sniffing.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -76,19 +76,28 @@ fn inspectors(message: &pb::Listener) -> Outcome<Inspectors> {
 }
 
 fn filter_chain(message: &pb::FilterChain, direction: config::TrafficDirection) -> Outcome<config::FilterChain> {
-    let NetworkFilters { connection_limit, rbac, terminal: Some(filter) } = network_filters(message, direction)? else {
+    let NetworkFilters { connection_limit, peer_exchange, rbac, terminal: Some(filter), .. } =
+        network_filters(message, direction)?
+    else {
         return invalid("expected a terminal filter").at("filters");
     };
+    let tls = maybe(message.transport_socket.as_ref(), "transport_socket", tls::downstream_socket)?.flatten();
+    if let (Some(exchange), config::NetworkFilter::Http(_), Some(tls)) = (&peer_exchange, &filter, &tls)
+        && tls.alpn.contains(&exchange.protocol)
+    {
+        return invalid(format!("offers {}, which is only supported before tcp_proxy", exchange.protocol)).at("transport_socket");
+    }
     Ok(config::FilterChain {
         name: message.name.clone(),
         matches: maybe(message.filter_chain_match.as_ref(), "filter_chain_match", filter_chain_match)?.unwrap_or_default(),
-        tls: maybe(message.transport_socket.as_ref(), "transport_socket", tls::downstream_socket)?.flatten(),
+        tls,
         handshake_timeout: basic::duration_or(
             message.transport_socket_connect_timeout.as_ref(),
             HANDSHAKE_TIMEOUT,
             "transport_socket_connect_timeout",
         )?,
         connection_limit,
+        peer_exchange,
         rbac,
         filter,
     })
@@ -135,6 +144,8 @@ fn server_name(name: &str) -> Outcome<String> {
 #[derive(Default)]
 struct NetworkFilters {
     connection_limit: Option<config::ConnectionLimit>,
+    peer_exchange: Option<Arc<config::PeerExchange>>,
+    stats: Option<Arc<config::IstioStats>>,
     rbac: Vec<Arc<config::RbacRules>>,
     terminal: Option<config::NetworkFilter>,
 }
@@ -159,12 +170,16 @@ fn network_filters(message: &pb::FilterChain, direction: config::TrafficDirectio
 fn network_filter(name: &str, config: &Any, direction: config::TrafficDirection, found: &mut NetworkFilters) -> Outcome<()> {
     match any::type_name(config).as_str() {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            if found.stats.is_some() {
+                return invalid("stats.PluginConfig as a network filter is only supported before tcp_proxy");
+            }
             let message: HttpConnectionManager = any::unpack(config)?;
             let manager = http::http_connection_manager(&message, direction)?;
             found.terminal = Some(config::NetworkFilter::Http(Arc::new(manager)));
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
-            found.terminal = Some(config::NetworkFilter::Tcp(Arc::new(tcp::tcp_proxy(&any::unpack(config)?)?)));
+            let proxy = config::TcpProxy { stats: found.stats.take(), ..tcp::tcp_proxy(&any::unpack(config)?)? };
+            found.terminal = Some(config::NetworkFilter::Tcp(Arc::new(proxy)));
         }
         "envoy.extensions.filters.network.rbac.v3.RBAC" => {
             let message: Rbac = any::unpack(config)?;
@@ -177,8 +192,13 @@ fn network_filter(name: &str, config: &Any, direction: config::TrafficDirection,
             }
             found.connection_limit = found.connection_limit.or(limit);
         }
-        // Peer metadata and Istio's statistics: labels of metrics, nothing that decides.
-        "envoy.tcp.metadataexchange.config.MetadataExchange" | "stats.PluginConfig" => {}
+        "envoy.tcp.metadataexchange.config.MetadataExchange" => {
+            found.peer_exchange = Some(Arc::new(peer::exchange(&any::unpack(config)?)?));
+        }
+        "stats.PluginConfig" if found.stats.is_some() => {
+            return invalid(format!("network filter {name}: expected one of its type"));
+        }
+        "stats.PluginConfig" => found.stats = Some(Arc::new(stats::stats(&any::unpack(config)?, direction)?)),
         other => return invalid(format!("network filter {name} ({other}) is not supported")),
     }
     Ok(())

@@ -17,13 +17,18 @@ mod http_filter;
 mod json;
 mod jwt;
 mod listener;
+mod node;
 mod outcome;
+mod peer;
 mod rate_limit;
 mod rbac;
 mod route;
 mod route_action;
+mod stats;
 mod tcp;
 mod tls;
+mod to_json;
+mod tracing;
 
 use std::fmt;
 
@@ -33,9 +38,12 @@ use skiff_proto::envoy::config::{cluster::v3 as cds, endpoint::v3 as eds, listen
 use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as sds;
 use skiff_proxy::config;
 
-pub(crate) use self::json::from_json;
-pub(crate) use self::outcome::Invalid;
+pub(crate) use self::json::{descriptors, from_json};
+pub use self::node::local_node;
 use self::outcome::Outcome;
+pub(crate) use self::outcome::{At, Invalid};
+pub(crate) use self::stats::metric_override;
+pub(crate) use self::to_json::{any_to_json, message_to_json};
 
 /// A resource that is not taken over: what ADS answers with a NACK and `skiff check bootstrap` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -111,6 +111,10 @@ fn route(message: &pb::Route) -> Outcome<config::Route> {
         cors,
         fault,
         filters,
+        decorator: message.decorator.as_ref().map(|decorator| config::Decorator {
+            operation: decorator.operation.clone(),
+            propagate: basic::flag(decorator.propagate.as_ref(), true),
+        }),
     })
 }
 

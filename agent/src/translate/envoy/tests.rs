@@ -5,6 +5,7 @@ mod connections;
 mod conversions;
 mod errors;
 mod istiod;
+mod peer;
 
 use serde_json::Value as Json;
 use skiff_proxy::config;

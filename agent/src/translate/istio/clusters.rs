@@ -14,6 +14,7 @@ use skiff_proxy::config::{
 use super::documents::Resource;
 use super::endpoints;
 use super::mtls::{MESH_ROOTS, WORKLOAD_CERTIFICATE};
+use super::peer;
 use super::policy::{self, Policy};
 use super::registry::Service;
 use super::schema::destination_rule::{
@@ -60,6 +61,7 @@ pub(super) fn translate(scope: &Scope<'_>, selection: &Selection, output: &mut O
         passthrough.circuit_breakers = CircuitBreakers::UNLIMITED;
         passthrough.protocol = UpstreamProtocol::UseDownstream;
         passthrough.http.idle_timeout = Some(Duration::from_secs(300));
+        passthrough.peer_exchange = (name == PASSTHROUGH).then(peer::exchange);
         output.add_cluster(passthrough);
     }
 }
@@ -109,6 +111,8 @@ fn cluster(
     cluster.circuit_breakers = CircuitBreakers::UNLIMITED;
     cluster.panic_threshold = Fraction::NONE;
     cluster.service = Some(Arc::new(service_metadata(service)));
+    cluster.peer_exchange = Some(peer::exchange());
+    cluster.external = service.external;
     if port.protocol().is_http2() {
         cluster.protocol = UpstreamProtocol::Http2;
     }

@@ -13,6 +13,7 @@ use super::schema::request_authentication::RequestAuthentication;
 use super::schema::security::{AuthorizationPolicy, PeerAuthentication};
 use super::schema::services::{ServiceEntry, WorkloadEntry, WorkloadGroup};
 use super::schema::sidecar::Sidecar;
+use super::schema::telemetry::Telemetry;
 use super::schema::virtual_service::VirtualService;
 use super::yaml::{self, Node};
 
@@ -76,12 +77,13 @@ pub struct Documents {
     pub(super) peer_authentications: Vec<Resource<PeerAuthentication>>,
     pub(super) request_authentications: Vec<Resource<RequestAuthentication>>,
     pub(super) authorization_policies: Vec<Resource<AuthorizationPolicy>>,
+    pub(super) telemetries: Vec<Resource<Telemetry>>,
     pub(super) mesh: Option<MeshConfig>,
     pub(super) warnings: Vec<String>,
 }
 
 /// Kinds of Istio that change nothing for a local sidecar or that skiff does not serve.
-const IGNORED_KINDS: [&str; 4] = ["Telemetry", "Gateway", "ProxyConfig", "ServiceExport"];
+const IGNORED_KINDS: [&str; 3] = ["Gateway", "ProxyConfig", "ServiceExport"];
 
 /// Kinds that guard a workload, or may: to leave them out would let requests pass that must not.
 const REFUSED_KINDS: [&str; 2] = ["WasmPlugin", "EnvoyFilter"];
@@ -126,6 +128,7 @@ impl Documents {
         };
         let networking = "networking.istio.io/v1, networking.istio.io/v1beta1 or networking.istio.io/v1alpha3";
         let security = "security.istio.io/v1 or security.istio.io/v1beta1";
+        let telemetry = "telemetry.istio.io/v1 or telemetry.istio.io/v1alpha1";
         let (expected, read): (&str, Read) = match name {
             "Sidecar" => (networking, |all, reader| reader.read(&mut all.sidecars)),
             "ServiceEntry" => (networking, |all, reader| reader.read(&mut all.service_entries)),
@@ -135,6 +138,7 @@ impl Documents {
             "VirtualService" => (networking, |all, reader| reader.read(&mut all.virtual_services)),
             "PeerAuthentication" => (security, |all, reader| reader.read(&mut all.peer_authentications)),
             "RequestAuthentication" => (security, |all, reader| reader.read(&mut all.request_authentications)),
+            "Telemetry" => (telemetry, |all, reader| reader.read(&mut all.telemetries)),
             "AuthorizationPolicy" => (security, |all, reader| reader.read(&mut all.authorization_policies)),
             // Of the onboarding plane, which may have the same folder; it reads them strictly.
             _ if api.split('/').next().is_some_and(|group| group.ends_with("onboarding.tetrate.io")) => return Ok(()),
@@ -147,10 +151,10 @@ impl Documents {
             }
             _ => return Err(FieldError::at(kind.line, "kind".to_owned(), format!("{name:?}: not a kind of Istio's"))),
         };
-        let (group, versions) = if expected == security {
-            ("security.istio.io/", ["v1", "v1beta1", "v1"])
-        } else {
-            ("networking.istio.io/", ["v1", "v1beta1", "v1alpha3"])
+        let (group, versions) = match expected {
+            _ if expected == security => ("security.istio.io/", ["v1", "v1beta1", "v1"]),
+            _ if expected == telemetry => ("telemetry.istio.io/", ["v1", "v1alpha1", "v1"]),
+            _ => ("networking.istio.io/", ["v1", "v1beta1", "v1alpha3"]),
         };
         if !api.strip_prefix(group).is_some_and(|version| versions.contains(&version)) {
             return wrong_version(expected);

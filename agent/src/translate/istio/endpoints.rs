@@ -74,6 +74,7 @@ fn by_host(scope: &Scope<'_>, service: &Service<'_>, port: &ServicePort) -> Endp
         namespace: service.namespace.to_owned(),
         canonical_revision: String::new(),
         cluster: scope.workload.cluster_id.clone(),
+        ..Default::default()
     }));
     endpoint
 }

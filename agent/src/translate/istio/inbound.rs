@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    Address, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress, EscapedSlashesAction,
+    Address, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, Decorator, EndpointAddress, EscapedSlashesAction,
     FilterChain, ForwardClientCert, HttpConnectionManager, HttpFilter, Listener, NetworkFilter, RetryOn, RetryPolicy, Route,
     RouteAction, RouteConfiguration, RouteMatch, RouteSource, RouteTarget, SetCurrentClientCertDetails, TcpProxy,
     TrafficDirection, UpgradeType, UpstreamProtocol, VirtualHost, WeightedCluster,
@@ -18,7 +18,7 @@ use super::schema::mesh::{MeshConfig, Normalization};
 use super::schema::sidecar::Ingress;
 use super::scope::Scope;
 use super::values::{InboundEndpoint, Protocol};
-use super::{Output, Selection, authz, clusters, custom, jwt, mtls};
+use super::{Output, Selection, authz, clusters, custom, jwt, mtls, peer};
 
 /// Envoy's TCP idle time-out where nobody sets one.
 pub(super) const TCP_IDLE: Duration = Duration::from_secs(3600);
@@ -122,6 +122,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, jwt: Option<&HttpF
         tls: shape.tls,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         connection_limit: None,
+        peer_exchange: Some(peer::exchange()),
         rbac: rbac.clone(),
         filter: filter.clone(),
     };
@@ -148,8 +149,8 @@ fn tcp_filter(scope: &Scope<'_>, ingress: &Ingress) -> TcpProxy {
         stat_prefix: name.clone(),
         clusters: vec![WeightedCluster::only(name)],
         idle_timeout: Some(TCP_IDLE),
-        access_log: scope.access_log.clone(),
-        stats: Some(Arc::clone(&scope.inbound_stats)),
+        access_log: scope.inbound.access_log.clone(),
+        stats: scope.inbound.stats.clone(),
         ..TcpProxy::default()
     };
     apply_tcp_pool(&mut proxy, connection_pool(scope, ingress));
@@ -172,18 +173,21 @@ fn connection_pool<'p>(scope: &'p Scope<'_>, ingress: &'p Ingress) -> Option<&'p
 }
 
 fn http_filter(scope: &Scope<'_>, ingress: &Ingress, listener: &str, jwt: Option<&HttpFilter>) -> HttpConnectionManager {
-    let routes = RouteSource::Inline(Arc::new(routes(ingress)));
+    let sidecar = scope.sidecar.map(|sidecar| format!("{}.{}", sidecar.metadata.name, sidecar.namespace)).unwrap_or_default();
+    let routes = RouteSource::Inline(Arc::new(routes(&sidecar, ingress)));
     let mut http = HttpConnectionManager::new(format!("inbound_{listener};"), TrafficDirection::Inbound, routes);
     apply_mesh_defaults(&mut http, &scope.mesh);
     http.server_name = "istio-envoy".to_owned();
     http.forward_client_cert = ForwardClientCert::AppendForward;
     http.client_cert_details = SetCurrentClientCertDetails { subject: true, dns: true, uri: true, ..Default::default() };
-    http.filters = custom::http_filters(scope);
+    http.filters = vec![peer::inbound()];
+    http.filters.extend(custom::http_filters(scope));
     http.filters.extend(jwt.cloned());
     http.filters.extend(authz::http_filters(scope));
     http.filters.extend([HttpFilter::Fault, HttpFilter::Cors]);
-    http.access_log = scope.access_log.clone();
-    http.stats = Some(Arc::clone(&scope.inbound_stats));
+    http.access_log = scope.inbound.access_log.clone();
+    http.tracing = scope.inbound.tracing.clone();
+    http.stats = scope.inbound.stats.clone();
     http
 }
 
@@ -206,7 +210,8 @@ pub(super) fn apply_mesh_defaults(http: &mut HttpConnectionManager, mesh: &MeshC
 }
 
 /// Everything goes to the application. A gRPC port retries nothing, as a client of it decides that.
-fn routes(ingress: &Ingress) -> RouteConfiguration {
+/// Spans are called by the name of the Sidecar, as in istiod.
+fn routes(sidecar: &str, ingress: &Ingress) -> RouteConfiguration {
     let mut action = RouteAction::cluster(cluster_name(ingress));
     action.max_stream_duration = Some(Duration::ZERO);
     action.grpc_timeout_header_max = Some(Duration::ZERO);
@@ -227,6 +232,7 @@ fn routes(ingress: &Ingress) -> RouteConfiguration {
                 cors: None,
                 fault: None,
                 filters: Vec::new(),
+                decorator: Some(Decorator { operation: format!("{sidecar}:{}/*", ingress.port.number.get()), propagate: true }),
             }],
             ..VirtualHost::default()
         }],

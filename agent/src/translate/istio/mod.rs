@@ -20,6 +20,7 @@ mod inbound;
 mod jwt;
 mod mtls;
 mod outbound;
+mod peer;
 mod policy;
 mod registry;
 mod route;
@@ -27,6 +28,7 @@ mod routes;
 mod schema;
 mod scope;
 pub(crate) mod single;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -86,7 +88,7 @@ pub fn translate(documents: &Documents, workload: &Workload) -> Result<Translati
     let authorizers = custom::check(&scope, &mut output);
     let asked_for_keys = inbound::translate(&scope, &mut output);
     let mut selection = outbound::translate(&scope, &mut output);
-    selection.extend(asked_for_keys.into_iter().chain(authorizers));
+    selection.extend(asked_for_keys.into_iter().chain(authorizers).chain(scope.collectors.iter().cloned()));
     clusters::translate(&scope, &selection, &mut output);
     outbound::warn_of_loops(&mut output);
     if !output.errors.is_empty() {

@@ -20,7 +20,7 @@ use super::schema::sidecar::{Egress, OutboundMode};
 use super::schema::virtual_service::{TcpDestination, VirtualService};
 use super::scope::Scope;
 use super::values::{HostFilter, Protocol, covers};
-use super::{Output, Selection, clusters, routes};
+use super::{Output, Selection, clusters, peer, routes};
 
 /// Where egress listeners without `bind` listen, as istiod has it for sidecars without iptables.
 const DEFAULT_BIND: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -131,9 +131,10 @@ fn listener(
         let mut http =
             HttpConnectionManager::new(format!("outbound_{name};"), TrafficDirection::Outbound, RouteSource::Named(routes));
         apply_mesh_defaults(&mut http, &scope.mesh);
-        http.filters = vec![HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
-        http.access_log = scope.access_log.clone();
-        http.stats = Some(Arc::clone(&scope.outbound_stats));
+        http.filters = vec![peer::outbound(), HttpFilter::Alpn(alpn()), HttpFilter::Fault, HttpFilter::Cors];
+        http.access_log = scope.outbound.access_log.clone();
+        http.tracing = scope.outbound.tracing.clone();
+        http.stats = scope.outbound.stats.clone();
         http.http_proxy = protocol == Protocol::HttpProxy;
         listener.filter_chains = vec![chain(String::new(), FilterChainMatch::default(), NetworkFilter::Http(Arc::new(http)))];
         return Some(listener);
@@ -158,6 +159,7 @@ fn chain(name: String, matches: FilterChainMatch, filter: NetworkFilter) -> Filt
         tls: None,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         connection_limit: None,
+        peer_exchange: None,
         rbac: Vec::new(),
         filter,
     }
@@ -314,8 +316,8 @@ impl TcpListener<'_, '_> {
             stat_prefix,
             clusters,
             idle_timeout: Some(TCP_IDLE),
-            access_log: self.scope.access_log.clone(),
-            stats: Some(Arc::clone(&self.scope.outbound_stats)),
+            access_log: self.scope.outbound.access_log.clone(),
+            stats: self.scope.outbound.stats.clone(),
             ..TcpProxy::default()
         }
     }

@@ -84,6 +84,7 @@ impl ServiceEndpoint<'_> {
             canonical_service: canonical_service(&self.labels).unwrap_or(&self.workload_name).to_owned(),
             canonical_revision: canonical_revision(&self.labels).unwrap_or_default().to_owned(),
             cluster: cluster.to_owned(),
+            ..EndpointWorkload::default()
         }
     }
 }

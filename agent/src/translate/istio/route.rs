@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    AppendAction, CorsPolicy, DirectResponse, Fault, FaultAbort, FaultDelay, Fraction, HeaderMatch, HeaderMatcher,
+    AppendAction, CorsPolicy, Decorator, DirectResponse, Fault, FaultAbort, FaultDelay, Fraction, HeaderMatch, HeaderMatcher,
     HeaderMutations, HeaderValueOption, HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, Redirect,
     RedirectPath, RetryPolicy, Route, RouteAction, RouteMatch, RouteTarget, StringMatcher, WeightedCluster,
 };
@@ -116,17 +116,37 @@ impl Builder<'_, '_> {
                 ("", matched) => matched.to_owned(),
                 (route, matched) => format!("{route}.{matched}"),
             };
+            let matches = route_match(matched);
+            let decorator = Some(Decorator { operation: self.operation(&matches, &action), propagate: true });
             routes.push(Route {
                 name,
-                matches: route_match(matched),
+                matches,
                 action,
                 headers: http.value.headers.as_ref().map(header_mutations).unwrap_or_default(),
                 cors: http.value.cors_policy.as_ref().map(cors),
                 fault: http.value.fault.as_ref().map(fault),
                 filters: Vec::new(),
+                decorator,
             });
         }
         routes
+    }
+
+    /// What spans are called, as istiod has it: by the destination where there is one, else by the VirtualService.
+    fn operation(&self, matches: &RouteMatch, action: &RouteTarget) -> String {
+        let path = match &matches.path {
+            PathMatch::Prefix(prefix) => format!("{prefix}*"),
+            PathMatch::Exact(path) => path.clone(),
+            PathMatch::Regex(regex) => regex.as_str().to_owned(),
+            PathMatch::SeparatedPrefix(_) | PathMatch::UriTemplate(_) | PathMatch::Connect => "/*".to_owned(),
+        };
+        let clusters = if let RouteTarget::Forward(action) = action { &action.clusters[..] } else { &[] };
+        if let [only] = clusters
+            && let [_, port, _, host] = only.name.split('|').collect::<Vec<_>>()[..]
+        {
+            return format!("{host}:{port}{path}");
+        }
+        format!("{}:{}{path}", self.to.resource.metadata.name, self.to.port)
     }
 
     fn action(&mut self, http: &Located<HttpRoute>) -> Option<RouteTarget> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    DirectResponse, PathMatch, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, VirtualHost,
+    Decorator, DirectResponse, PathMatch, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget,
+    VirtualHost,
 };
 
 use super::documents::Resource;
@@ -97,6 +98,7 @@ fn plain_route(name: &str, action: RouteTarget) -> Route {
         cors: None,
         fault: None,
         filters: Vec::new(),
+        decorator: None,
     }
 }
 
@@ -177,7 +179,8 @@ impl Builder<'_, '_> {
         let policy = Policy::of(policy::destination_rule(self.scope, service), None, port);
         let hash = policy.load_balancer.and_then(|lb| lb.consistent_hash.as_ref());
         action.hash_policy = hash.map(clusters::hash_policies).unwrap_or_default();
-        plain_route("default", forward(action))
+        let decorator = Some(Decorator { operation: format!("{}:{port}/*", service.host), propagate: true });
+        Route { decorator, ..plain_route("default", forward(action)) }
     }
 
     /// Hosts of VirtualServices that no service declares.

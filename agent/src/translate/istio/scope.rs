@@ -1,18 +1,19 @@
 //! What one workload sees of the mesh: the input of every later step of the translation.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use skiff_proxy::config::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat, SpiffeId, StatsLabels};
+use skiff_proxy::config::{AccessLog, AccessLogFilter};
 
 use super::de::FieldError;
 use super::documents::{DocumentError, Documents, Resource};
 use super::registry::{self, Service};
 use super::schema::mesh::MeshConfig;
 use super::schema::sidecar::{OutboundMode, Sidecar};
+use super::schema::telemetry::Mode;
 use super::schema::{Labels, selects};
+use super::telemetry::{Side, Telemetry};
 use super::values::covers;
-use super::{Output, Workload};
+use super::{Output, Selection, Workload};
 
 /// The root namespace where MeshConfig does not name one.
 const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
@@ -24,10 +25,11 @@ pub(super) struct Scope<'a> {
     pub(super) root_namespace: String,
     pub(super) sidecar: Option<&'a Resource<Sidecar>>,
     pub(super) services: Vec<Service<'a>>,
-    /// For requests and TCP connections.
-    pub(super) access_log: Vec<AccessLog>,
-    pub(super) inbound_stats: Arc<StatsLabels>,
-    pub(super) outbound_stats: Arc<StatsLabels>,
+    /// Logs, spans and metrics of what comes in and of what goes out.
+    pub(super) inbound: Side,
+    pub(super) outbound: Side,
+    /// Services that take them.
+    pub(super) collectors: Selection,
 }
 
 impl<'a> Scope<'a> {
@@ -38,14 +40,20 @@ impl<'a> Scope<'a> {
             output.warnings.push(format!("trustDomain of the mesh is {}, this workload's is {own}, which is used", declared.0));
         }
         let root_namespace = mesh.root_namespace.clone().unwrap_or_else(|| DEFAULT_ROOT_NAMESPACE.to_owned());
+        let services = registry::services(documents, workload, &mut output.warnings)?;
+        let mut collectors = Selection::new();
+        let mut telemetry =
+            Telemetry { documents, workload, mesh: &mesh, root_namespace: &root_namespace, services: &services, output };
+        let mut side = |mode| telemetry.side(mode, &mut collectors);
+        let (inbound, outbound) = (side(Mode::Server), side(Mode::Client));
         Ok(Self {
             documents,
             workload,
             sidecar: choose_sidecar(documents, workload, &root_namespace, &mut output.warnings),
-            services: registry::services(documents, workload, &mut output.warnings)?,
-            access_log: access_log(&mesh),
-            inbound_stats: Arc::new(stats_labels(workload, "destination")),
-            outbound_stats: Arc::new(stats_labels(workload, "source")),
+            services,
+            inbound,
+            outbound,
+            collectors,
             mesh,
             root_namespace,
         })
@@ -72,8 +80,15 @@ impl<'a> Scope<'a> {
 
     /// Logs of connections that reach no filter chain.
     pub(super) fn listener_access_log(&self) -> Vec<AccessLog> {
-        let filter = Some(AccessLogFilter::ResponseFlags(vec!["NR".to_owned()]));
-        self.access_log.iter().cloned().map(|log| AccessLog { filter: filter.clone(), ..log }).collect()
+        let unmatched = AccessLogFilter::ResponseFlags(vec!["NR".to_owned()]);
+        let narrowed = |log: AccessLog| {
+            let filter = match log.filter {
+                Some(filter) => AccessLogFilter::And(vec![unmatched.clone(), filter]),
+                None => unmatched.clone(),
+            };
+            AccessLog { filter: Some(filter), ..log }
+        };
+        self.inbound.access_log.iter().cloned().map(narrowed).collect()
     }
 
     /// The most specific of `candidates` whose host covers `host`: exact before the longest wildcard before shorter ones, then
@@ -116,40 +131,4 @@ fn choose_sidecar<'a>(
     }
     let root = || documents.sidecars.iter().filter(|sidecar| sidecar.namespace == root_namespace);
     own().find(|sidecar| labels(sidecar).is_none()).or_else(|| root().find(|sidecar| labels(sidecar).is_none()))
-}
-
-/// The mesh's access log; on where nothing is said, because a local sidecar without one is hard to live with.
-fn access_log(mesh: &MeshConfig) -> Vec<AccessLog> {
-    let sink = match mesh.access_log_file.as_deref().unwrap_or("/dev/stdout") {
-        "" => return Vec::new(),
-        "/dev/stdout" => AccessLogSink::Stdout,
-        "/dev/stderr" => AccessLogSink::Stderr,
-        path => AccessLogSink::File(path.into()),
-    };
-    // The format was tried when the mesh was read.
-    let format = mesh.log_format().unwrap_or_else(|_| LogFormat::Text(LogFormat::ISTIO.to_owned()));
-    vec![AccessLog { filter: None, format, sink }]
-}
-
-fn stats_labels(workload: &Workload, reporter: &str) -> StatsLabels {
-    let label = |key: &str| workload.labels.get(key).map_or("unknown", String::as_str);
-    let local = [
-        ("workload", workload.name.as_str()),
-        ("workload_namespace", workload.namespace.as_str()),
-        ("app", label("app")),
-        ("version", label("version")),
-        ("canonical_service", registry::canonical_service(&workload.labels).unwrap_or(&workload.name)),
-        ("canonical_revision", registry::canonical_revision(&workload.labels).unwrap_or("latest")),
-        ("cluster", workload.cluster_id.as_str()),
-    ];
-    let principal = SpiffeId {
-        trust_domain: workload.trust_domain.clone(),
-        namespace: workload.namespace.clone(),
-        service_account: workload.service_account.clone(),
-    };
-    StatsLabels {
-        reporter: reporter.to_owned(),
-        local: local.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-        local_principal: Some(principal.to_string()),
-    }
 }

@@ -1,19 +1,17 @@
 //! A gRPC service, `envoy.service.auth.v3.Authorization/Check`.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::{Method, StatusCode};
+use http::StatusCode;
 use prost::Message;
 
 use super::super::forwarding::own_request;
-use super::super::head::{Known, RequestHead, Version};
-use super::super::subrequest::{self, Limits};
+use super::super::grpc;
+use super::super::subrequest::Limits;
 use super::Facts;
 use super::answer::{Answer, Changes, HeaderWrite, Refusal, Write};
 use super::check::{Check, PARTIAL_BODY};
@@ -23,12 +21,12 @@ use super::message::{
     Metadata, OkResponse, Peer, RefusedResponse, Request, SocketAddress, Struct, Timestamp, TlsSession,
 };
 use crate::config::GrpcAuthz;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::tls::{PeerCertificate, encoded_pem};
 use crate::upstream::Cluster;
 use crate::upstream::pool::Pool;
 
-const METHOD: &[u8] = b"/envoy.service.auth.v3.Authorization/Check";
+const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 pub(super) async fn ask(
     check: &Check<'_>,
@@ -37,53 +35,14 @@ pub(super) async fn ask(
     cluster: &Arc<Cluster>,
     timeout: Duration,
 ) -> Result<(Answer, Facts), Error> {
-    let body = frame(&CheckRequest { attributes: Some(attributes(check)) });
-    let head = head(check, service, timeout);
-    let answer = subrequest::send(pool, cluster, head, body, Limits { timeout, max_body: MAX_ANSWER }).await?;
-    let status = answer.trailers.as_deref().unwrap_or(&answer.head.headers).get(Known::GrpcStatus);
-    if answer.head.status != StatusCode::OK || status != Some(b"0") {
-        return Err(protocol(format!("status {}, grpc-status {:?}", answer.head.status, status.map(String::from_utf8_lossy))));
-    }
-    let message = unframe(&answer.body).ok_or_else(|| protocol("expected one message".to_owned()))?;
-    let mut response = CheckResponse::decode(message).map_err(|error| protocol(error.to_string()))?;
+    let question = CheckRequest { attributes: Some(attributes(check)) }.encode_to_vec();
+    let authority = if service.authority.is_empty() { &service.cluster } else { &service.authority };
+    let mut head = grpc::head(METHOD, authority, &service.initial_metadata, timeout);
+    own_request(&mut head, Some(check.exchange.info.connection.local.ip()));
+    let answer = grpc::call(pool, cluster, head, grpc::frame(&question), Limits { timeout, max_body: MAX_ANSWER }).await?;
+    let mut response = CheckResponse::decode(answer.as_slice()).map_err(|error| grpc::protocol(error.to_string()))?;
     let facts = facts(&mut response);
     Ok((read(response), facts))
-}
-
-fn protocol(reason: String) -> Error {
-    Error::with_source(ErrorKind::UpstreamProtocol, io::Error::other(reason))
-}
-
-fn head(check: &Check<'_>, service: &GrpcAuthz, timeout: Duration) -> RequestHead {
-    let mut head = RequestHead::new();
-    head.version = Version::Http2;
-    head.method = Method::POST;
-    head.set_path(METHOD);
-    head.set_authority(if service.authority.is_empty() { &service.cluster } else { &service.authority }.as_bytes());
-    head.headers.push_known(Known::Te, b"trailers");
-    head.headers.push_known(Known::GrpcTimeout, format!("{}m", timeout.as_millis()).as_bytes());
-    head.headers.push_known(Known::ContentType, b"application/grpc");
-    for (name, value) in &service.initial_metadata {
-        head.headers.push(name.as_bytes(), value.as_bytes());
-    }
-    own_request(&mut head, Some(check.exchange.info.connection.local.ip()));
-    head
-}
-
-/// A message behind its prefix: not compressed, and how long it is.
-fn frame(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut out = BytesMut::with_capacity(length + 5);
-    out.put_u8(0);
-    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    out.extend_from_slice(&message.encode_to_vec());
-    out.freeze()
-}
-
-fn unframe(body: &[u8]) -> Option<&[u8]> {
-    let (prefix, message) = body.split_first_chunk::<5>()?;
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-    (prefix[0] == 0 && message.len() == length).then_some(message)
 }
 
 fn attributes(check: &Check<'_>) -> AttributeContext {
@@ -277,16 +236,6 @@ mod tests {
     fn option(name: &str, append: Option<bool>, append_action: i32) -> HeaderValueOption {
         let header = HeaderValue { key: name.to_owned(), value: "v".to_owned(), ..HeaderValue::default() };
         HeaderValueOption { header: Some(header), append: append.map(|value| BoolValue { value }), append_action }
-    }
-
-    #[test]
-    fn a_message_is_framed_whole_and_plain() {
-        let framed = frame(&CheckResponse { status: Some(Status { code: 7 }), ..CheckResponse::default() });
-        assert_eq!(&framed[..], [0, 0, 0, 0, 4, 10, 2, 8, 7]);
-        assert_eq!(unframe(&framed), Some(&framed[5..]));
-        for bad in [&framed[..8], &[&framed[..], b"x"].concat(), b"", &[&[1], &framed[1..]].concat()] {
-            assert!(unframe(bad).is_none(), "{bad:?}");
-        }
     }
 
     #[test]

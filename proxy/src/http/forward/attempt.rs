@@ -27,7 +27,13 @@ impl Attempts<'_> {
         let _active = endpoint.start_request();
         let keep_original = !self.exchange.connection.manager.config.suppress_envoy_headers;
         self.action.apply_endpoint_host(&mut self.exchange.request, endpoint.hostname(), keep_original);
+        self.exchange.start_attempt_span();
         let result = self.exchange_with(&endpoint, retries).await;
+        self.exchange.finish_attempt_span(match &result {
+            Ok(_) | Err(Failed::Response) => None,
+            Err(Failed::Upstream { error, .. }) => Some(error.kind),
+            Err(Failed::Downstream(kind) | Failed::Deadline(kind)) => Some(*kind),
+        });
         match &result {
             // That a stream lives too long says nothing about the endpoint.
             Err(Failed::Upstream { error, .. }) if matches!(error.kind, ErrorKind::UpstreamMaxStreamDuration { .. }) => {}
@@ -51,7 +57,8 @@ impl Attempts<'_> {
         self.exchange.info.upstream = Some(lease.info());
         let sent = Upstream::send(&mut lease, &self.exchange.request, self.body.size()).await;
         let mut upstream = sent.map_err(|error| Failed::Upstream { error, head_sent: false })?;
-        let mut upload = if upstream.awaits_tunnel() { Pump::idle() } else { Pump::new(self.body.size()) };
+        let mut upload =
+            if upstream.awaits_tunnel() { Pump::idle() } else { Pump::new(self.body.size()).counting(self.exchange.is_grpc()) };
         loop {
             self.await_head(&mut upstream, &mut upload).await?;
             let status = self.exchange.response.status;

@@ -52,6 +52,7 @@ pub(super) async fn run(
     }
     exchange.info.attempts = 1;
     route.apply_request(&mut exchange.request, choice, &exchange.info, !suppress);
+    exchange.inject_span();
     if exchange.request.method == Method::CONNECT {
         return connect::run(exchange, found, choice, &cluster, body, out).await;
     }

@@ -54,7 +54,7 @@ impl Attempts<'_> {
             self.exchange.info.details = Cow::Borrowed("websocket_handshake_unsuccessful");
         }
         let close = self.exchange.must_close(self.body, self.out);
-        let mut download = Pump::new(size);
+        let mut download = Pump::new(size).counting(self.exchange.is_grpc());
         let failure = match self.out.head(&self.exchange.response, size, close) {
             Ok(mut sink) => {
                 poll_fn(|cx| {
@@ -77,6 +77,7 @@ impl Attempts<'_> {
             }
             Err(error) => Some(PumpError::Sink(error)),
         };
+        self.exchange.grpc_messages = (upload.messages(), download.messages());
         self.exchange.info.bytes_sent = download.bytes;
         self.exchange.info.bytes_received = self.body.received();
         self.exchange.trailers = download.trailers.take();

@@ -8,7 +8,7 @@ use super::{Client, Overrides};
 use crate::http::head::{Known, RequestHead};
 
 /// Never believed from outside: what steers retries, time-outs and tracing, and what would forge the log's path or a span's
-/// name (Envoy lets those two pass outside of edge mode).
+/// name (Envoy lets those two pass outside of edge mode; the latter passes here where there are spans, to be consumed).
 const CONTROL: &[&str] = &[
     "x-envoy-decorator-operation",
     "x-envoy-expected-rq-timeout-ms",
@@ -33,7 +33,13 @@ const CONTROL: &[&str] = &[
 const EDGE: &[&str] = &["x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node", "x-envoy-original-host"];
 
 /// Applies the trust rules; what an internal caller asks for is returned and gone from the head.
-pub(super) fn apply(head: &mut RequestHead, client: &Client, edge: bool, has_envoy_headers: bool) -> Option<Box<Overrides>> {
+pub(super) fn apply(
+    head: &mut RequestHead,
+    client: &Client,
+    edge: bool,
+    has_envoy_headers: bool,
+    believes_decorator: bool,
+) -> Option<Box<Overrides>> {
     if client.internal {
         head.headers.push_known(Known::XEnvoyInternal, b"true");
         return if has_envoy_headers { Overrides::take(head) } else { None };
@@ -44,7 +50,8 @@ pub(super) fn apply(head: &mut RequestHead, client: &Client, edge: bool, has_env
                 id,
                 Known::Other | Known::XEnvoyOriginalPath | Known::XEnvoyOriginalHost | Known::XEnvoyExpectedRqTimeoutMs
             ) && name.starts_with(b"x-envoy-")
-                && (contains(CONTROL, name) || edge && contains(EDGE, name));
+                && (contains(CONTROL, name) || edge && contains(EDGE, name))
+                && !(believes_decorator && name == b"x-envoy-decorator-operation");
             !control
         });
     }

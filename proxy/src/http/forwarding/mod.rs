@@ -22,7 +22,7 @@ pub use internal::{mirror_request, own_request};
 pub use overrides::Overrides;
 pub use response::{Asked, prepare_response, set_upstream_service_time};
 
-use crate::config::{ForwardClientCert, HttpConnectionManager, ServerHeaderTransformation};
+use crate::config::{ForwardClientCert, HttpConnectionManager, ServerHeaderTransformation, TrafficDirection};
 use crate::flags::ResponseFlags;
 use crate::http::head::{Known, RequestHead, Scheme, Version};
 use crate::stream_info::ConnectionInfo;
@@ -39,6 +39,8 @@ pub struct Forwarding {
     preserve_external_request_id: bool,
     always_set_request_id_in_response: bool,
     forward_client_cert: ForwardClientCert,
+    /// The caller names the span of its request, where there are spans.
+    believes_decorator: bool,
     server_name: Box<[u8]>,
     server_header: ServerHeaderTransformation,
 }
@@ -55,6 +57,7 @@ impl From<&HttpConnectionManager> for Forwarding {
             preserve_external_request_id: hcm.preserve_external_request_id,
             always_set_request_id_in_response: hcm.always_set_request_id_in_response,
             forward_client_cert: hcm.forward_client_cert,
+            believes_decorator: hcm.tracing.is_some() && hcm.direction == TrafficDirection::Inbound && !hcm.use_remote_address,
             server_name: hcm.server_name.as_bytes().into(),
             server_header: hcm.server_header,
         }
@@ -146,7 +149,7 @@ pub fn prepare_request(
         head.scheme = forwarded_scheme(head).unwrap_or(own_scheme(connection));
     }
     let edge = forwarding.use_remote_address && !client.internal;
-    let overrides = internal::apply(head, &client, edge, seen.envoy);
+    let overrides = internal::apply(head, &client, edge, seen.envoy, forwarding.believes_decorator);
     let tells_request_id = client.internal && seen.envoy && internal::forces_trace(head);
 
     if forwarding.generate_request_id {

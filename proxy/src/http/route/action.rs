@@ -29,6 +29,8 @@ pub struct Route {
     pub fault: Option<Fault>,
     /// What filters are told here.
     pub filters: RouteFilters,
+    /// What spans are called here, and whether the other hop is told.
+    pub decorator: Option<(Arc<str>, bool)>,
     pub(super) matched: MatchedPath,
     /// Route, virtual host, route configuration: Envoy's order. Levels without mutations are left out.
     pub(super) mutations: Box<[Arc<HeaderMutations>]>,

@@ -188,6 +188,7 @@ impl Compiler<'_> {
             cors: config.cors.as_ref().or(host.cors.as_ref()).cloned().map(Arc::new),
             fault: config.fault.clone(),
             filters: RouteFilters::compile([&config.filters, &host.filters, self.config_filters])?,
+            decorator: config.decorator.as_ref().map(|one| (one.operation.as_str().into(), one.propagate)),
             matched,
             mutations: mutations.into_iter().flatten().cloned().collect(),
         })
@@ -205,6 +206,7 @@ fn require_tls_route() -> Route {
         cors: None,
         fault: None,
         filters: RouteFilters::default(),
+        decorator: None,
         matched: MatchedPath::Whole,
         mutations: Box::default(),
     }

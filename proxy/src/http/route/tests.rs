@@ -16,7 +16,7 @@ use crate::stream_info::{ConnectionInfo, StreamInfo};
 
 fn route(name: &str, matches: config::RouteMatch, action: RouteTarget) -> config::Route {
     let headers = Mutations::default();
-    config::Route { name: name.into(), matches, action, headers, cors: None, fault: None, filters: Vec::new() }
+    config::Route { name: name.into(), matches, action, headers, cors: None, fault: None, filters: Vec::new(), decorator: None }
 }
 
 fn forward(name: &str, matches: config::RouteMatch, change: impl FnOnce(&mut RouteAction)) -> config::Route {

@@ -1,6 +1,7 @@
 //! Which streams are logged (Envoy `AccessLogFilter`).
 
 use super::AccessLogError;
+use crate::cel::Expression;
 use crate::config::{AccessLogFilter, Fraction, MetadataMatcher};
 use crate::flags::ResponseFlags;
 use crate::http::route::HeaderMatcher;
@@ -33,6 +34,7 @@ pub(super) enum Filter {
         matcher: MetadataMatcher,
         if_absent: bool,
     },
+    Cel(Expression),
     Http(bool),
     And(Box<[Filter]>),
     Or(Box<[Filter]>),
@@ -60,6 +62,7 @@ impl Filter {
             AccessLogFilter::Metadata { matcher, if_absent } => {
                 Self::Metadata { matcher: matcher.clone(), if_absent: *if_absent }
             }
+            AccessLogFilter::Cel(source) => Self::Cel(Expression::compile(source)?),
             AccessLogFilter::Http(http) => Self::Http(*http),
             // Envoy's health check filter marks such requests, and there is none in a sidecar's chain.
             AccessLogFilter::NotHealthCheck => Self::All,
@@ -92,6 +95,7 @@ impl Filter {
                 Some(_) => metadata_matches(matcher, info.metadata.as_deref()),
                 None => *if_absent,
             },
+            Self::Cel(expression) => expression.holds(context),
             Self::Http(http) => info.protocol.is_some() == *http,
             Self::And(filters) => filters.iter().all(|filter| filter.matches(context)),
             Self::Or(filters) => filters.iter().any(|filter| filter.matches(context)),

@@ -7,19 +7,24 @@
 //! <https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage>
 
 mod filter;
+pub(crate) mod otel;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::cell::RefCell;
 use std::io;
+use std::sync::Arc;
 
 pub use writer::{LogOptions, LogWriter};
 
+use super::export::Exporter;
 use super::format::{FormatError, LogTemplate};
+use crate::cel::CelError;
 use crate::config;
 use crate::stream_info::FormatContext;
 use filter::Filter;
+use otel::OtelRecords;
 use writer::Sink;
 
 /// Rendering buffers above this are given back: one 60 KiB head must not stay with every worker.
@@ -31,6 +36,9 @@ pub enum AccessLogError {
     /// A format string.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A filter's expression.
+    #[error(transparent)]
+    Cel(#[from] CelError),
     /// A filter names a response flag that does not exist.
     #[error("access log filter: unknown response flag {0:?}")]
     UnknownFlag(String),
@@ -53,21 +61,35 @@ pub struct AccessLogs {
 #[derive(Debug)]
 struct AccessLog {
     filter: Filter,
-    template: LogTemplate,
-    sink: Sink,
+    output: Output,
+}
+
+#[derive(Debug)]
+enum Output {
+    Lines { template: LogTemplate, sink: Sink },
+    Records(OtelRecords),
 }
 
 impl AccessLogs {
-    /// Compiles `logs` and opens their sinks with `writer`.
+    /// Compiles `logs` and opens their sinks with `writer`; `exporter` finds those of records.
     ///
     /// # Errors
     /// When a format or filter is refused or a file cannot be opened.
-    pub fn compile(logs: &[config::AccessLog], writer: &LogWriter) -> Result<Self, AccessLogError> {
+    pub(crate) fn compile(
+        logs: &[config::AccessLog],
+        writer: &LogWriter,
+        exporter: &dyn Fn(&config::OtelLog) -> Arc<Exporter>,
+    ) -> Result<Self, AccessLogError> {
         let compile = |log: &config::AccessLog| {
             let filter = log.filter.as_ref().map_or(Ok(Filter::All), Filter::compile)?;
+            if let config::AccessLogSink::OpenTelemetry(otel) = &log.sink {
+                let records = OtelRecords::compile(&log.format, otel, exporter(otel))?;
+                return Ok(AccessLog { filter, output: Output::Records(records) });
+            }
             let template = LogTemplate::compile(&log.format)?;
             let open = |source| AccessLogError::Open { sink: log.sink.clone(), source };
-            Ok(AccessLog { filter, template, sink: writer.sink(&log.sink).map_err(open)? })
+            let sink = writer.sink(&log.sink).map_err(open)?;
+            Ok(AccessLog { filter, output: Output::Lines { template, sink } })
         };
         Ok(Self { logs: logs.iter().map(compile).collect::<Result<_, AccessLogError>>()? })
     }
@@ -88,8 +110,13 @@ impl AccessLogs {
             }
             LINE.with_borrow_mut(|line| {
                 line.clear();
-                log.template.render(context, line);
-                log.sink.push(line);
+                match &log.output {
+                    Output::Lines { template, sink } => {
+                        template.render(context, line);
+                        sink.push(line);
+                    }
+                    Output::Records(records) => records.log(context, line),
+                }
                 if line.capacity() > KEPT_CAPACITY {
                     *line = Vec::new();
                 }

@@ -27,6 +27,10 @@ fn context(info: &StreamInfo) -> FormatContext<'_> {
     FormatContext { info, request: None, response: None, trailers: None, now: info.start }
 }
 
+fn no_collector(_: &crate::config::OtelLog) -> Arc<crate::telemetry::export::Exporter> {
+    panic!("nothing is exported here")
+}
+
 fn log_to(path: &Path, format: &str, filter: Option<AccessLogFilter>) -> AccessLog {
     AccessLog { filter, format: LogFormat::Text(format.to_owned()), sink: AccessLogSink::File(path.to_owned()) }
 }
@@ -109,6 +113,7 @@ fn filters_choose_the_streams() {
             log_to(&path, "not health\n", Some(AccessLogFilter::NotHealthCheck)),
         ],
         &writer,
+        &no_collector,
     )
     .unwrap();
     let mut stream = info();
@@ -129,7 +134,7 @@ fn filters_choose_the_streams() {
 #[test]
 fn what_cannot_be_compiled_is_refused() {
     let (writer, _) = writer(LogOptions::default());
-    let refuse = |log: AccessLog| AccessLogs::compile(&[log], &writer).unwrap_err();
+    let refuse = |log: AccessLog| AccessLogs::compile(&[log], &writer, &no_collector).unwrap_err();
     let path = Path::new("/nonexistent/skiff.log");
     assert!(matches!(refuse(log_to(path, "%NOPE%", None)), AccessLogError::Format(_)));
     let filter = AccessLogFilter::Or(vec![AccessLogFilter::ResponseFlags(vec!["XX".to_owned()])]);
@@ -142,7 +147,7 @@ fn what_cannot_be_compiled_is_refused() {
 fn a_lone_line_is_written_without_a_flush() {
     let (mut reader, _end, path) = pipe();
     let (writer, _) = writer(LogOptions::default());
-    let logs = AccessLogs::compile(&[log_to(&path, "line\n", None)], &writer).unwrap();
+    let logs = AccessLogs::compile(&[log_to(&path, "line\n", None)], &writer, &no_collector).unwrap();
     for _ in 0..3 {
         logs.log(&context(&info()));
         let mut line = [0; 5];
@@ -157,7 +162,7 @@ fn blocked_sink_drops_and_counts_and_blocks_nobody() {
     let options = LogOptions { max_lines: 100, max_bytes: 1 << 20 };
     let (writer, dropped) = writer(options);
     let long = format!("{}\n", "x".repeat(1023));
-    let logs = AccessLogs::compile(&[log_to(&path, &long, None)], &writer).unwrap();
+    let logs = AccessLogs::compile(&[log_to(&path, &long, None)], &writer, &no_collector).unwrap();
     let total = 1000;
     let stream = info();
     for _ in 0..total {
@@ -185,7 +190,7 @@ fn blocked_sink_drops_and_counts_and_blocks_nobody() {
 fn bytes_are_bounded_too() {
     let (_reader, _end, path) = pipe();
     let (writer, dropped) = writer(LogOptions { max_lines: 1000, max_bytes: 100 });
-    let logs = AccessLogs::compile(&[log_to(&path, &"y".repeat(101), None)], &writer).unwrap();
+    let logs = AccessLogs::compile(&[log_to(&path, &"y".repeat(101), None)], &writer, &no_collector).unwrap();
     logs.log(&context(&info()));
     assert_eq!(dropped.load(Ordering::SeqCst), 1);
 }
@@ -195,9 +200,12 @@ fn lines_of_many_threads_are_whole() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let (writer, dropped) = writer(LogOptions { max_lines: 1_000_000, max_bytes: 1 << 28 });
-    let logs =
-        AccessLogs::compile(&[log_to(&path, "%CONNECTION_ID% %BYTES_SENT% abcdefghijklmnopqrstuvwxyz end\n", None)], &writer)
-            .unwrap();
+    let logs = AccessLogs::compile(
+        &[log_to(&path, "%CONNECTION_ID% %BYTES_SENT% abcdefghijklmnopqrstuvwxyz end\n", None)],
+        &writer,
+        &no_collector,
+    )
+    .unwrap();
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -226,7 +234,7 @@ fn rotation_opens_the_file_again() {
     let directory = tempfile::tempdir().unwrap();
     let (path, rotated) = (directory.path().join("log"), directory.path().join("log.1"));
     let (writer, _) = writer(LogOptions::default());
-    let logs = AccessLogs::compile(&[log_to(&path, "%BYTES_SENT%\n", None)], &writer).unwrap();
+    let logs = AccessLogs::compile(&[log_to(&path, "%BYTES_SENT%\n", None)], &writer, &no_collector).unwrap();
     let mut stream = info();
     logs.log(&context(&stream));
     assert!(writer.flush(SOON));
@@ -248,8 +256,8 @@ fn one_file_has_one_queue_and_is_closed_after_its_last_use() {
         let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
         links.filter(|target| *target == path).count()
     };
-    let first = AccessLogs::compile(&[log_to(&path, "1\n", None), log_to(&path, "2\n", None)], &writer).unwrap();
-    let second = AccessLogs::compile(&[log_to(&path, "3\n", None)], &writer).unwrap();
+    let first = AccessLogs::compile(&[log_to(&path, "1\n", None), log_to(&path, "2\n", None)], &writer, &no_collector).unwrap();
+    let second = AccessLogs::compile(&[log_to(&path, "3\n", None)], &writer, &no_collector).unwrap();
     assert_eq!(open_files(), 1);
     first.log(&context(&info()));
     second.log(&context(&info()));
@@ -265,7 +273,7 @@ fn dropping_the_writer_writes_what_is_queued() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let (writer, _) = writer(LogOptions::default());
-    let logs = AccessLogs::compile(&[log_to(&path, "last words\n", None)], &writer).unwrap();
+    let logs = AccessLogs::compile(&[log_to(&path, "last words\n", None)], &writer, &no_collector).unwrap();
     logs.log(&context(&info()));
     drop(writer);
     assert_eq!(fs::read_to_string(&path).unwrap(), "last words\n");
@@ -276,7 +284,7 @@ fn dropping_the_writer_writes_what_is_queued() {
 #[test]
 fn failed_writes_are_counted_by_the_line() {
     let (writer, dropped) = writer(LogOptions::default());
-    let logs = AccessLogs::compile(&[log_to(Path::new("/dev/full"), "a\nb\n", None)], &writer).unwrap();
+    let logs = AccessLogs::compile(&[log_to(Path::new("/dev/full"), "a\nb\n", None)], &writer, &no_collector).unwrap();
     logs.log(&context(&info()));
     assert!(writer.flush(SOON));
     assert_eq!(dropped.load(Ordering::SeqCst), 2);

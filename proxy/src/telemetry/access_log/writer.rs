@@ -292,6 +292,8 @@ impl Target {
         let file = match place {
             AccessLogSink::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
             AccessLogSink::Stderr => File::from(io::stderr().as_fd().try_clone_to_owned()?),
+            // Records are no lines.
+            AccessLogSink::OpenTelemetry(_) => return Err(ErrorKind::Unsupported.into()),
             AccessLogSink::File(path) => OpenOptions::new().append(true).create(true).open(path)?,
         };
         Ok(Self { place: place.clone(), file, torn: false })

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use super::clock::TimeFormat;
 use super::grpc::{GrpcStatusStyle, grpc_status};
 use super::lookup::{Lookup, query_param, query_params, without_query};
 use super::output::Output;
+use crate::cel::Expression;
 use crate::http::head::Version;
 use crate::jwt::json;
 use crate::stream_info::{FormatContext, LogMoment, StreamInfo};
@@ -78,6 +80,10 @@ pub(super) enum Operator {
     GrpcStatus(GrpcStatusStyle),
     AccessLogType,
     UniqueId,
+    TraceId,
+    SpanId,
+    /// Typed in JSON where the second is set.
+    Cel(Arc<Expression>, bool),
     DynamicMetadata {
         filter: Box<str>,
         keys: Box<[String]>,
@@ -168,6 +174,10 @@ impl Command {
 
     /// What a JSON log writes as the JSON that it is.
     pub(super) fn json(&self, context: &FormatContext<'_>) -> Option<Vec<u8>> {
+        if let Operator::Cel(expression, true) = &self.operator {
+            let mut json = Vec::new();
+            return expression.write(context, true, &mut json).then_some(json);
+        }
         let Operator::DynamicMetadata { filter, keys } = &self.operator else { return None };
         let value = context.info.found_out(filter, keys).filter(|value| !value.is_string())?;
         let mut json = Vec::new();
@@ -219,6 +229,8 @@ impl Operator {
             Self::GrpcStatus(style) => grpc_status(context).is_some_and(|status| style.write(status, out)),
             Self::Peer(side, fact) => side.certificate(info).is_some_and(|peer| fact.write(peer, out)),
             Self::UniqueId => write_uuid(out),
+            Self::TraceId => info.trace.is_some_and(|ids| out.trusted(format!("{:032x}", ids.trace).as_bytes())),
+            Self::SpanId => info.trace.is_some_and(|ids| out.trusted(format!("{:016x}", ids.span).as_bytes())),
             Self::AccessLogType => out.trusted(match info.moment {
                 LogMoment::End if info.protocol.is_some() => b"DownstreamEnd",
                 LogMoment::End => b"TcpConnectionEnd",
@@ -233,6 +245,10 @@ impl Operator {
             Self::DownstreamTlsCipher => out.text(info.connection.tls_cipher),
             Self::UpstreamTlsCipher => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_cipher)),
             Self::UpstreamTlsVersion => out.text(info.upstream.as_ref().and_then(|upstream| upstream.tls_version)),
+            Self::Cel(expression, _) => {
+                let mut text = Vec::new();
+                expression.write(context, false, &mut text) && out.untrusted(&text)
+            }
             Self::DynamicMetadata { filter, keys } => info.found_out(filter, keys).is_some_and(|value| write_value(value, out)),
             Self::Missing => false,
         }

@@ -1,14 +1,17 @@
 //! From format text to pieces.
 
+use std::sync::Arc;
+
 use super::Piece;
 use super::clock::TimeFormat;
 use super::grpc::GrpcStatusStyle;
 use super::lookup::{Lookup, Source};
 use super::operator::{Address, AddressPart, Command, Operator, PeerFact, ServerName, Side, TimePoint, TimeUnit};
 use super::output::StaticText;
+use crate::cel::Expression;
 
 /// Envoy documents these, and nothing in this proxy knows their value: they render as missing, as they do in Envoy for
-/// streams without one. Metadata of hosts and routes, filter state and tracing belong here because no filter of ours sets any.
+/// streams without one. Metadata of hosts and routes and filter state belong here because no filter of ours sets any.
 const WITHOUT_VALUE: &[&str] = &[
     "CLUSTER_METADATA",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
@@ -32,10 +35,8 @@ const WITHOUT_VALUE: &[&str] = &[
     "RESPONSE_HEADERS_BYTES",
     "RESPONSE_TRAILERS_BYTES",
     "ROUNDTRIP_DURATION",
-    "SPAN_ID",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
-    "TRACE_ID",
     "UPSTREAM_CONNECTION_ID",
     "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
@@ -145,6 +146,7 @@ impl<'a> Token<'a> {
                 | Operator::QueryParam(_)
                 | Operator::QueryParams { .. }
                 | Operator::DynamicMetadata { .. }
+                | Operator::Cel(..)
         );
         match self.length {
             Some(_) if !truncates => Err("takes no length".to_owned()),
@@ -189,6 +191,8 @@ impl<'a> Token<'a> {
             "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(GrpcStatusStyle::Number),
             "ACCESS_LOG_TYPE" => Operator::AccessLogType,
             "UNIQUE_ID" => Operator::UniqueId,
+            "TRACE_ID" => Operator::TraceId,
+            "SPAN_ID" => Operator::SpanId,
             name => return certificate(name).or_else(|| self.address(name)),
         })
     }
@@ -236,7 +240,8 @@ impl<'a> Token<'a> {
             ("COMMON_DURATION", Some(points)) => common_duration(points),
             ("GRPC_STATUS", _) => grpc_status(params.unwrap_or_default()),
             ("DYNAMIC_METADATA", Some(path)) => dynamic_metadata(path),
-            ("CEL" | "TYPED_CEL", Some(expression)) => cel(expression),
+            ("CEL", Some(expression)) => cel(expression, false),
+            ("TYPED_CEL", Some(expression)) => cel(expression, true),
             (name, Some(bits)) if name.ends_with("_ADDRESS_WITHOUT_PORT") => self.network(bits),
             (name, _) if WITHOUT_VALUE.contains(&name) => Ok(Operator::Missing),
             ("REQ" | "RESP" | "TRAILER" | "QUERY_PARAM" | "COMMON_DURATION" | "ENVIRONMENT" | "DYNAMIC_METADATA", _) => {
@@ -416,11 +421,6 @@ fn grpc_status(params: &str) -> Result<Operator, String> {
     }))
 }
 
-/// Expressions over metadata and filter state have no value here, as none is ever set; others would have one in Envoy.
-fn cel(expression: &str) -> Result<Operator, String> {
-    let unset = ["filter_state", "upstream_filter_state", "metadata", "upstream_metadata", "xds."];
-    if unset.iter().any(|attribute| expression.starts_with(attribute)) {
-        return Ok(Operator::Missing);
-    }
-    Err("expressions are not evaluated".to_owned())
+fn cel(expression: &str, typed: bool) -> Result<Operator, String> {
+    Expression::compile(expression).map(|expression| Operator::Cel(Arc::new(expression), typed)).map_err(|error| error.reason)
 }

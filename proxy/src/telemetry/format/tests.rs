@@ -464,7 +464,7 @@ fn bad_formats_are_refused_with_operator_and_position() {
         ("%START_TIME(%Q)%", "%START_TIME% at byte 0: time specifier %Q is not supported"),
         ("%START_TIME(%n)%", "%START_TIME% at byte 0: time specifier %n is not supported"),
         ("%START_TIME_LOCAL%", "%START_TIME_LOCAL% at byte 0: local time is not supported, logs are in UTC"),
-        ("%CEL(response.code)%", "%CEL% at byte 0: expressions are not evaluated"),
+        ("%CEL(response.cod)%", "%CEL% at byte 0: response.cod is no attribute"),
         (
             "%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(129)%",
             "%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% at byte 0: the parameter must be a prefix length",

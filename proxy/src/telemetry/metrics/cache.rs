@@ -1,4 +1,4 @@
-//! Finds the handles of a label set without touching a string that is not a principal.
+//! Finds the handles of a label set without touching a string that is neither a principal nor what was asked to be a label.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -14,25 +14,33 @@ const CAPACITY: usize = 1024;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Identity<'a> {
     pub(super) service: Option<&'a Arc<Service>>,
+    /// The host that was asked for, where it stands in for a service.
+    pub(super) host: &'a str,
+    /// What stands in for the name of a service.
+    pub(super) special: Option<&'static str>,
     pub(super) peer: Option<&'a Arc<Workload>>,
-    pub(super) peer_principal: Option<&'a str>,
-    pub(super) mtls: bool,
+    /// Empty is none.
+    pub(super) peer_principal: &'a str,
+    /// The same for all label sets that have one, so only that there is one distinguishes them.
+    pub(super) local_principal: Option<&'a str>,
     pub(super) flags: u32,
     pub(super) response_code: u16,
     /// Whether the request is gRPC, and its status.
     pub(super) grpc: Option<Option<u32>>,
+    /// Values of attributes that are labels.
+    pub(super) custom: &'a [String],
 }
 
-/// The same, with pointers for shared data and a hash for the principal.
+/// The same, with pointers for shared data and one hash for all texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct CacheKey {
     service: usize,
     peer: usize,
-    principal: u64,
+    texts: u64,
     grpc: u64,
     flags: u32,
     response_code: u16,
-    mtls: bool,
+    has_local_principal: bool,
 }
 
 /// Handles of type `H` by identity.
@@ -46,11 +54,34 @@ struct Entry<H> {
     handles: H,
     /// Looked up since the last eviction.
     used: AtomicBool,
-    /// The key only holds its hash.
-    principal: Option<Box<str>>,
+    /// The key only holds their hash.
+    texts: Texts,
     /// Kept alive, so that no other service can get the address that the key holds.
     _service: Option<Arc<Service>>,
     _peer: Option<Arc<Workload>>,
+}
+
+/// The texts of an identity.
+#[derive(Debug)]
+struct Texts {
+    principal: Box<str>,
+    host: Box<str>,
+    special: Option<&'static str>,
+    custom: Box<[String]>,
+}
+
+impl Texts {
+    fn of(identity: &Identity<'_>) -> Self {
+        let &Identity { peer_principal, host, special, custom, .. } = identity;
+        Self { principal: peer_principal.into(), host: host.into(), special, custom: custom.into() }
+    }
+
+    fn are_of(&self, identity: &Identity<'_>) -> bool {
+        *self.principal == *identity.peer_principal
+            && *self.host == *identity.host
+            && self.special == identity.special
+            && *self.custom == *identity.custom
+    }
 }
 
 impl<H> HandleCache<H> {
@@ -63,7 +94,7 @@ impl<H> HandleCache<H> {
         let key = CacheKey::of(identity);
         {
             let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(entry) = entries.get(&key).filter(|entry| entry.principal.as_deref() == identity.peer_principal) {
+            if let Some(entry) = entries.get(&key).filter(|entry| entry.texts.are_of(identity)) {
                 // Most often it is set: a store would make the other workers fetch the cache line again.
                 if !entry.used.load(Ordering::Relaxed) {
                     entry.used.store(true, Ordering::Relaxed);
@@ -76,7 +107,7 @@ impl<H> HandleCache<H> {
         let entry = Entry {
             handles,
             used: AtomicBool::new(true),
-            principal: identity.peer_principal.map(Box::from),
+            texts: Texts::of(identity),
             _service: identity.service.cloned(),
             _peer: identity.peer.cloned(),
         };
@@ -98,14 +129,19 @@ impl<H> HandleCache<H> {
 
 impl CacheKey {
     fn of(identity: &Identity<'_>) -> Self {
-        let mut principal = Mixer::default();
-        if let Some(text) = identity.peer_principal {
-            principal.write(text.as_bytes());
+        let mut texts = Mixer::default();
+        texts.write(identity.peer_principal.as_bytes());
+        if identity.service.is_none() {
+            texts.write(identity.host.as_bytes());
+            texts.write(identity.special.unwrap_or_default().as_bytes());
+        }
+        for value in identity.custom {
+            texts.write(value.as_bytes());
         }
         Self {
             service: identity.service.map_or(0, |service| Arc::as_ptr(service).addr()),
             peer: identity.peer.map_or(0, |peer| Arc::as_ptr(peer).addr()),
-            principal: principal.finish(),
+            texts: texts.finish(),
             grpc: match identity.grpc {
                 None => 0,
                 Some(None) => 1,
@@ -113,7 +149,7 @@ impl CacheKey {
             },
             flags: identity.flags,
             response_code: identity.response_code,
-            mtls: identity.mtls,
+            has_local_principal: identity.local_principal.is_some(),
         }
     }
 }

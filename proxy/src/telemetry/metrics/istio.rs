@@ -2,85 +2,58 @@
 //!
 //! <https://istio.io/latest/docs/reference/config/metrics/>
 //!
-//! Names, label names and the literal `unknown` are Istio's, so that its dashboards, Kiali and alerts work unchanged. Not
-//! counted: `istio_request_messages_total` and `istio_response_messages_total`, the messages inside gRPC streams.
+//! Names, label names and the literal `unknown` are Istio's, so that its dashboards, Kiali and alerts work unchanged. Which
+//! labels a series has is in `labels`, what a Telemetry resource changes about them in `overrides`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, Label, SharedString};
+use metrics::{Counter, Histogram, Label};
 
 use super::cache::{HandleCache, Identity};
+use super::labels::{Destination, Labeller};
+use super::overrides::Overrides;
 use super::{Description, Kind, Registry};
-use crate::config::{Service, StatsLabels, Workload};
+use crate::config::{IstioMetric, IstioStats, Node, Reporter, Workload};
 use crate::flags::ResponseFlags;
+use crate::stream_info::FormatContext;
 
-const REQUESTS_TOTAL: &str = "istio_requests_total";
 pub(super) const REQUEST_DURATION_MILLISECONDS: &str = "istio_request_duration_milliseconds";
 pub(super) const REQUEST_BYTES: &str = "istio_request_bytes";
 pub(super) const RESPONSE_BYTES: &str = "istio_response_bytes";
-const TCP_OPENED_TOTAL: &str = "istio_tcp_connections_opened_total";
-const TCP_CLOSED_TOTAL: &str = "istio_tcp_connections_closed_total";
-const TCP_SENT_TOTAL: &str = "istio_tcp_sent_bytes_total";
-const TCP_RECEIVED_TOTAL: &str = "istio_tcp_received_bytes_total";
+const BUILD: &str = "istio_build";
 
 pub(super) const DESCRIPTIONS: &[Description] = &[
-    (Kind::Counter, REQUESTS_TOTAL, "Requests handled."),
+    (Kind::Counter, "istio_requests_total", "Requests handled."),
     (Kind::Histogram, REQUEST_DURATION_MILLISECONDS, "Duration of requests in milliseconds."),
     (Kind::Histogram, REQUEST_BYTES, "Size of request bodies in bytes."),
     (Kind::Histogram, RESPONSE_BYTES, "Size of response bodies in bytes."),
-    (Kind::Counter, TCP_OPENED_TOTAL, "TCP connections opened."),
-    (Kind::Counter, TCP_CLOSED_TOTAL, "TCP connections closed."),
-    (Kind::Counter, TCP_SENT_TOTAL, "Bytes sent to the caller of TCP connections."),
-    (Kind::Counter, TCP_RECEIVED_TOTAL, "Bytes received from the caller of TCP connections."),
+    (Kind::Counter, "istio_request_messages_total", "gRPC messages from callers."),
+    (Kind::Counter, "istio_response_messages_total", "gRPC messages to callers."),
+    (Kind::Counter, "istio_tcp_connections_opened_total", "TCP connections opened."),
+    (Kind::Counter, "istio_tcp_connections_closed_total", "TCP connections closed."),
+    (Kind::Counter, "istio_tcp_sent_bytes_total", "Bytes sent to the caller of TCP connections."),
+    (Kind::Counter, "istio_tcp_received_bytes_total", "Bytes received from the caller of TCP connections."),
+    (Kind::Gauge, BUILD, "1, with the release of Istio whose proxy this one stands in for."),
 ];
-
-const UNKNOWN: &str = "unknown";
-
-/// Longer than any DNS name.
-const MAX_LABEL_BYTES: usize = 256;
-
-/// Label names of a side's facts, in the order of [`Facts`].
-const SOURCE: [&str; 8] = [
-    "source_workload",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "source_canonical_service",
-    "source_canonical_revision",
-];
-const DESTINATION: [&str; 8] = [
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-];
-
-/// Workload, namespace, principal, app, version, cluster, canonical service and revision.
-type Facts = [SharedString; 8];
-const PRINCIPAL: usize = 2;
 
 /// One HTTP request that has ended. References only: making one costs nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct HttpSample<'a> {
-    /// The destination service, of the cluster. The same `Arc` for every request of a cluster: it is told apart by address.
-    pub service: Option<&'a Arc<Service>>,
-    /// The other side: the endpoint's workload on outbound, the caller's on inbound. Told apart by address as well.
+    /// What was asked for.
+    pub destination: Destination<'a>,
+    /// The other side. The same `Arc` for every request of a peer: it is told apart by address.
     pub peer: Option<&'a Arc<Workload>>,
     /// The other side's SPIFFE id, when it proved one.
     pub peer_principal: Option<&'a str>,
-    /// Whether the connection to the other side is mutual TLS.
-    pub mtls: bool,
+    /// Ours, when we proved it on the same connection. Always the same one.
+    pub local_principal: Option<&'a str>,
     /// Whether the request is gRPC.
     pub is_grpc: bool,
     /// gRPC status, see [`crate::telemetry::grpc_status`].
     pub grpc_status: Option<u32>,
+    /// gRPC messages of the request and of the response.
+    pub grpc_messages: (u64, u64),
     /// HTTP status; 0 when none was sent.
     pub response_code: u16,
     /// Response flags.
@@ -91,26 +64,59 @@ pub struct HttpSample<'a> {
     pub request_bytes: u64,
     /// Body bytes of the response.
     pub response_bytes: u64,
+    /// Of [`IstioHttpMetrics::attributes`].
+    pub custom: &'a [String],
 }
 
 /// Who a TCP connection is between.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TcpSample<'a> {
-    /// As [`HttpSample::service`].
-    pub service: Option<&'a Arc<Service>>,
+    /// What was asked for.
+    pub destination: Destination<'a>,
     /// As [`HttpSample::peer`].
     pub peer: Option<&'a Arc<Workload>>,
     /// As [`HttpSample::peer_principal`].
     pub peer_principal: Option<&'a str>,
-    /// As [`HttpSample::mtls`].
-    pub mtls: bool,
+    /// As [`HttpSample::local_principal`].
+    pub local_principal: Option<&'a str>,
     /// Response flags so far.
     pub flags: ResponseFlags,
+    /// Of [`IstioTcpMetrics::attributes`].
+    pub custom: &'a [String],
+}
+
+/// What the metrics of a listener have in common.
+struct Common {
+    registry: Arc<Registry>,
+    labeller: Labeller,
+    overrides: Overrides,
+}
+
+impl Common {
+    fn new(registry: &Arc<Registry>, node: &Node, stats: &IstioStats) -> Self {
+        let version = if node.istio_version.is_empty() { super::labels::UNKNOWN } else { &node.istio_version };
+        registry.gauge(BUILD, vec![Label::new("component", "proxy"), Label::new("tag", version.to_owned())]).set(1.0);
+        Self {
+            registry: Arc::clone(registry),
+            labeller: Labeller::new(node, stats),
+            overrides: Overrides::compile(&stats.overrides),
+        }
+    }
+
+    fn counter(&self, metric: IstioMetric, labels: &[Label], custom: &[String]) -> Counter {
+        let labels = self.overrides.apply(metric, labels, custom);
+        labels.map_or_else(Counter::noop, |labels| self.registry.counter(metric.name(), labels))
+    }
+
+    fn histogram(&self, metric: IstioMetric, labels: &[Label], custom: &[String]) -> Histogram {
+        let labels = self.overrides.apply(metric, labels, custom);
+        labels.map_or_else(Histogram::noop, |labels| self.registry.histogram(metric.name(), labels))
+    }
 }
 
 /// `istio_requests_total` and its histograms, for one connection manager.
 pub struct IstioHttpMetrics {
-    labeller: Labeller,
+    common: Common,
     cache: HandleCache<HttpHandles>,
 }
 
@@ -119,24 +125,37 @@ struct HttpHandles {
     duration: Histogram,
     request_bytes: Histogram,
     response_bytes: Histogram,
+    /// Of gRPC.
+    messages: Option<(Counter, Counter)>,
 }
 
 impl IstioHttpMetrics {
-    /// Metrics that are reported with these local labels.
-    pub fn new(registry: &Arc<Registry>, labels: &StatsLabels) -> Self {
-        Self { labeller: Labeller::new(registry, labels), cache: HandleCache::new() }
+    /// Metrics of `node`, as they are configured.
+    pub fn new(registry: &Arc<Registry>, node: &Node, stats: &IstioStats) -> Self {
+        Self { common: Common::new(registry, node, stats), cache: HandleCache::new() }
+    }
+
+    /// Which side they are reported from.
+    pub fn reporter(&self) -> Reporter {
+        self.common.labeller.reporter
+    }
+
+    /// Values of the attributes that labels are made of; allocates nothing where there are none.
+    pub fn attributes(&self, context: &FormatContext<'_>) -> Vec<String> {
+        self.common.overrides.attributes(context)
     }
 
     /// Counts a request.
     pub fn record(&self, sample: &HttpSample<'_>) {
         let identity = Identity {
-            service: sample.service,
             peer: sample.peer,
-            peer_principal: sample.peer_principal,
-            mtls: sample.mtls,
+            peer_principal: sample.peer_principal.unwrap_or_default(),
+            local_principal: sample.local_principal,
             flags: sample.flags.bits(),
             response_code: sample.response_code,
             grpc: sample.is_grpc.then_some(sample.grpc_status),
+            custom: sample.custom,
+            ..self.common.labeller.destination(&sample.destination)
         };
         self.cache.with(
             &identity,
@@ -146,25 +165,39 @@ impl IstioHttpMetrics {
                 handles.duration.record(sample.duration.as_secs_f64() * 1000.0);
                 handles.request_bytes.record(sample.request_bytes as f64);
                 handles.response_bytes.record(sample.response_bytes as f64);
+                if let Some((requests, responses)) = &handles.messages {
+                    requests.increment(sample.grpc_messages.0);
+                    responses.increment(sample.grpc_messages.1);
+                }
             },
         );
     }
 
     fn register(&self, identity: &Identity<'_>, flags: ResponseFlags) -> HttpHandles {
         let grpc_status = identity.grpc.flatten().map_or(String::new(), |status| status.to_string());
-        let mut labels = self.labeller.labels(identity);
+        let common = &self.common;
+        let mut labels = common.labeller.labels(identity);
+        let custom = identity.custom;
+        // They are reported while a stream goes on, when nothing but the two sides is known.
+        let messages = identity.grpc.is_some().then(|| {
+            (
+                common.counter(IstioMetric::RequestMessagesTotal, &labels, custom),
+                common.counter(IstioMetric::ResponseMessagesTotal, &labels, custom),
+            )
+        });
         labels.extend([
             Label::new("request_protocol", if identity.grpc.is_some() { "grpc" } else { "http" }),
             Label::new("response_code", identity.response_code.to_string()),
             Label::new("grpc_response_status", grpc_status),
             Label::new("response_flags", flags.to_string()),
+            common.labeller.security_policy(identity),
         ]);
-        let registry = &self.labeller.registry;
         HttpHandles {
-            requests: registry.counter(REQUESTS_TOTAL, labels.clone()),
-            duration: registry.histogram(REQUEST_DURATION_MILLISECONDS, labels.clone()),
-            request_bytes: registry.histogram(REQUEST_BYTES, labels.clone()),
-            response_bytes: registry.histogram(RESPONSE_BYTES, labels),
+            requests: common.counter(IstioMetric::RequestsTotal, &labels, custom),
+            duration: common.histogram(IstioMetric::RequestDurationMilliseconds, &labels, custom),
+            request_bytes: common.histogram(IstioMetric::RequestBytes, &labels, custom),
+            response_bytes: common.histogram(IstioMetric::ResponseBytes, &labels, custom),
+            messages,
         }
     }
 
@@ -176,7 +209,7 @@ impl IstioHttpMetrics {
 
 /// `istio_tcp_*`, for one TCP proxy.
 pub struct IstioTcpMetrics {
-    labeller: Labeller,
+    common: Common,
     cache: HandleCache<TcpHandles>,
 }
 
@@ -188,9 +221,19 @@ struct TcpHandles {
 }
 
 impl IstioTcpMetrics {
-    /// Metrics that are reported with these local labels.
-    pub fn new(registry: &Arc<Registry>, labels: &StatsLabels) -> Self {
-        Self { labeller: Labeller::new(registry, labels), cache: HandleCache::new() }
+    /// Metrics of `node`, as they are configured.
+    pub fn new(registry: &Arc<Registry>, node: &Node, stats: &IstioStats) -> Self {
+        Self { common: Common::new(registry, node, stats), cache: HandleCache::new() }
+    }
+
+    /// Which side they are reported from.
+    pub fn reporter(&self) -> Reporter {
+        self.common.labeller.reporter
+    }
+
+    /// As [`IstioHttpMetrics::attributes`].
+    pub fn attributes(&self, context: &FormatContext<'_>) -> Vec<String> {
+        self.common.overrides.attributes(context)
     }
 
     /// A connection was opened.
@@ -203,7 +246,7 @@ impl IstioTcpMetrics {
         self.with(sample, |handles| handles.closed.increment(1));
     }
 
-    /// Bytes passed since the last call: from the caller and to it. Istio's sidecar reports long connections every 15 s.
+    /// Bytes passed since the last call: from the caller and to it.
     pub fn transferred(&self, sample: &TcpSample<'_>, received: u64, sent: u64) {
         self.with(sample, |handles| {
             handles.received.increment(received);
@@ -213,12 +256,12 @@ impl IstioTcpMetrics {
 
     fn with(&self, sample: &TcpSample<'_>, record: impl FnOnce(&TcpHandles)) {
         let identity = Identity {
-            service: sample.service,
             peer: sample.peer,
-            peer_principal: sample.peer_principal,
-            mtls: sample.mtls,
+            peer_principal: sample.peer_principal.unwrap_or_default(),
+            local_principal: sample.local_principal,
             flags: sample.flags.bits(),
-            ..Identity::default()
+            custom: sample.custom,
+            ..self.common.labeller.destination(&sample.destination)
         };
         self.cache.with(&identity, || self.register(&identity, sample.flags), record);
     }
@@ -226,100 +269,19 @@ impl IstioTcpMetrics {
     fn register(&self, identity: &Identity<'_>, flags: ResponseFlags) -> TcpHandles {
         let names: Vec<_> = flags.short_names_tcp().collect();
         let flags = if names.is_empty() { "-".to_owned() } else { names.join(",") };
-        let mut labels = self.labeller.labels(identity);
-        labels.extend([Label::new("request_protocol", "tcp"), Label::new("response_flags", flags)]);
-        let registry = &self.labeller.registry;
-        TcpHandles {
-            opened: registry.counter(TCP_OPENED_TOTAL, labels.clone()),
-            closed: registry.counter(TCP_CLOSED_TOTAL, labels.clone()),
-            sent: registry.counter(TCP_SENT_TOTAL, labels.clone()),
-            received: registry.counter(TCP_RECEIVED_TOTAL, labels),
-        }
-    }
-}
-
-/// Makes the labels that HTTP and TCP have in common.
-struct Labeller {
-    registry: Arc<Registry>,
-    reporter: SharedString,
-    is_source: bool,
-    local: Facts,
-}
-
-impl Labeller {
-    fn new(registry: &Arc<Registry>, labels: &StatsLabels) -> Self {
-        let local = |name: &str| known(labels.local.get(name).map_or("", String::as_str));
-        Self {
-            registry: Arc::clone(registry),
-            reporter: shared(&labels.reporter),
-            is_source: labels.reporter == "source",
-            local: [
-                local("workload"),
-                local("workload_namespace"),
-                known(labels.local_principal.as_deref().unwrap_or_default()),
-                local("app"),
-                local("version"),
-                local("cluster"),
-                local("canonical_service"),
-                local("canonical_revision"),
-            ],
-        }
-    }
-
-    fn labels(&self, identity: &Identity<'_>) -> Vec<Label> {
-        let peer = peer_facts(identity);
-        let mut local = self.local.clone();
-        if !identity.mtls {
-            // An identity that was not shown on the wire is not reported.
-            local[PRINCIPAL] = UNKNOWN.into();
-        }
-        let (source, destination) = if self.is_source { (local, peer) } else { (peer, local) };
-        let mut labels = Vec::with_capacity(25);
-        labels.push(Label::new("reporter", self.reporter.clone()));
-        labels.extend(SOURCE.into_iter().zip(source).map(|(name, value)| Label::new(name, value)));
-        labels.extend(DESTINATION.into_iter().zip(destination).map(|(name, value)| Label::new(name, value)));
-        let service = identity.service.map_or_else(Service::default, |service| Service::clone(service));
+        let common = &self.common;
+        let mut labels = common.labeller.labels(identity);
         labels.extend([
-            Label::new("destination_service", known(&service.host)),
-            Label::new("destination_service_name", known(&service.name)),
-            Label::new("destination_service_namespace", known(&service.namespace)),
-            Label::new("connection_security_policy", self.security_policy(identity.mtls)),
+            Label::new("request_protocol", "tcp"),
+            Label::new("response_flags", flags),
+            common.labeller.security_policy(identity),
         ]);
-        labels
-    }
-
-    /// Only the side that terminates TLS knows for sure.
-    fn security_policy(&self, mtls: bool) -> &'static str {
-        match (self.is_source, mtls) {
-            (true, _) => UNKNOWN,
-            (false, true) => "mutual_tls",
-            (false, false) => "none",
+        let counter = |metric| common.counter(metric, &labels, identity.custom);
+        TcpHandles {
+            opened: counter(IstioMetric::TcpConnectionsOpenedTotal),
+            closed: counter(IstioMetric::TcpConnectionsClosedTotal),
+            sent: counter(IstioMetric::TcpSentBytesTotal),
+            received: counter(IstioMetric::TcpReceivedBytesTotal),
         }
     }
-}
-
-/// App and version are not part of the workload metadata that istiod and the peers send.
-fn peer_facts(identity: &Identity<'_>) -> Facts {
-    let peer = identity.peer.map_or_else(Workload::default, |peer| Workload::clone(peer));
-    let principal = identity.peer_principal.filter(|_| identity.mtls).unwrap_or_default();
-    [
-        known(&peer.name),
-        known(&peer.namespace),
-        known(principal),
-        UNKNOWN.into(),
-        UNKNOWN.into(),
-        known(&peer.cluster),
-        known(&peer.canonical_service),
-        known(&peer.canonical_revision),
-    ]
-}
-
-fn known(value: &str) -> SharedString {
-    if value.is_empty() { UNKNOWN.into() } else { shared(value) }
-}
-
-/// Labels are cloned for each metric of a set and once more by the recorder: one allocation serves all of them. Peers can
-/// choose some, so their length is bounded.
-fn shared(value: &str) -> SharedString {
-    SharedString::from_shared(Arc::from(&value[..value.floor_char_boundary(MAX_LABEL_BYTES)]))
 }

@@ -5,6 +5,8 @@
 
 mod cache;
 mod istio;
+mod labels;
+mod overrides;
 mod proxy;
 #[cfg(test)]
 mod tests;
@@ -15,7 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 
 pub use istio::{HttpSample, IstioHttpMetrics, IstioTcpMetrics, TcpSample};
-pub use proxy::{AuthzCounters, ClusterMetrics, HealthCheckMetrics, LimitCounters, ListenerMetrics, ProxyMetrics};
+pub use labels::Destination;
+pub use proxy::{
+    AuthzCounters, ClusterMetrics, ExportCounters, HealthCheckMetrics, LimitCounters, ListenerMetrics, ProxyMetrics,
+};
 
 /// The value that takes the place of every label of a series that is one too many.
 const OVERFLOW: &str = "overflow";

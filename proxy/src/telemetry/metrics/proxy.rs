@@ -49,6 +49,10 @@ const CONFIG_UPDATES: &str = "skiff_config_updates_total";
 const CONFIG_REJECTED: &str = "skiff_config_rejected_resources_total";
 const CERTIFICATE_EXPIRATION: &str = "skiff_certificate_expiration_timestamp_seconds";
 const ACCESS_LOG_DROPPED: &str = "skiff_access_log_dropped_total";
+const SPANS_EXPORTED: &str = "skiff_trace_spans_exported_total";
+const SPANS_DROPPED: &str = "skiff_trace_spans_dropped_total";
+const OTEL_LOGS_EXPORTED: &str = "skiff_otel_logs_exported_total";
+const OTEL_LOGS_DROPPED: &str = "skiff_otel_logs_dropped_total";
 const DRAINING: &str = "skiff_draining";
 const DRAINED: &str = "skiff_drained_connections_total";
 
@@ -109,6 +113,10 @@ pub(super) const DESCRIPTIONS: &[Description] = &[
     (Kind::Counter, CONFIG_REJECTED, "Resources of configurations that were refused."),
     (Kind::Gauge, CERTIFICATE_EXPIRATION, "End of validity of a secret's certificate, in seconds since 1970."),
     (Kind::Counter, ACCESS_LOG_DROPPED, "Access log lines that were lost because they could not be written in time."),
+    (Kind::Counter, SPANS_EXPORTED, "Spans that a collector has taken."),
+    (Kind::Counter, SPANS_DROPPED, "Spans that were lost because too many waited or the collector did not take them."),
+    (Kind::Counter, OTEL_LOGS_EXPORTED, "Log records that a collector has taken."),
+    (Kind::Counter, OTEL_LOGS_DROPPED, "Log records that were lost because too many waited or the collector did not take them."),
     (Kind::Gauge, DRAINING, "1 while the proxy drains."),
     (Kind::Counter, DRAINED, "Connections that ended because of a drain."),
 ];
@@ -141,6 +149,15 @@ pub struct LimitCounters {
     pub enforced: Counter,
 }
 
+/// What came of the records of one kind that go to collectors.
+#[derive(Clone, Debug)]
+pub struct ExportCounters {
+    /// Taken by the collector.
+    pub exported: Counter,
+    /// Lost: the queue was full, the collector away, or it did not want them.
+    pub dropped: Counter,
+}
+
 /// Handles that live as long as the proxy, and the makers of those that come and go with configuration.
 pub struct ProxyMetrics {
     registry: Arc<Registry>,
@@ -151,6 +168,10 @@ pub struct ProxyMetrics {
     pub config_rejected: Counter,
     /// For [`crate::telemetry::LogWriter::start`].
     pub access_log_dropped: Counter,
+    /// Of spans.
+    pub trace_spans: ExportCounters,
+    /// Of log records for collectors.
+    pub otel_logs: ExportCounters,
     /// 1 while the proxy drains.
     pub draining: Gauge,
     /// Connections that ended because of a drain.
@@ -231,6 +252,8 @@ impl ProxyMetrics {
             config_updates: registry.counter(CONFIG_UPDATES, Vec::new()),
             config_rejected: registry.counter(CONFIG_REJECTED, Vec::new()),
             access_log_dropped: registry.counter(ACCESS_LOG_DROPPED, Vec::new()),
+            trace_spans: exported(registry, SPANS_EXPORTED, SPANS_DROPPED),
+            otel_logs: exported(registry, OTEL_LOGS_EXPORTED, OTEL_LOGS_DROPPED),
             draining: registry.gauge(DRAINING, Vec::new()),
             drained_connections: registry.counter(DRAINED, Vec::new()),
             registry: Arc::clone(registry),
@@ -349,4 +372,9 @@ impl ProxyMetrics {
         // A gauge is a double: 53 bits survive.
         self.config_version.set((fnv >> 11) as f64);
     }
+}
+
+fn exported(registry: &Registry, exported: &'static str, dropped: &'static str) -> ExportCounters {
+    let counter = |metric| registry.counter(metric, Vec::new());
+    ExportCounters { exported: counter(exported), dropped: counter(dropped) }
 }

@@ -1,11 +1,13 @@
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::{HISTOGRAM_BUCKETS, HttpSample, IstioHttpMetrics, IstioTcpMetrics, ProxyMetrics, Registry, TcpSample};
-use crate::config::{Service, StatsLabels, Workload};
+use super::{Destination, HISTOGRAM_BUCKETS, HttpSample, IstioHttpMetrics, IstioTcpMetrics, ProxyMetrics, Registry, TcpSample};
+use crate::config::{IstioStats, Node, Reporter, Service, Workload};
 use crate::flags::ResponseFlags;
 
 fn registry(max_series: usize) -> (Arc<Registry>, PrometheusHandle) {
@@ -17,13 +19,30 @@ fn registry(max_series: usize) -> (Arc<Registry>, PrometheusHandle) {
     (Arc::new(Registry::new(Arc::new(recorder), max_series)), handle)
 }
 
-fn stats(reporter: &str) -> StatsLabels {
-    let local = [("workload", "productpage-v1"), ("workload_namespace", "bookinfo"), ("app", "productpage"), ("version", "v1")];
-    StatsLabels {
-        reporter: reporter.to_owned(),
-        local: local.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-        local_principal: Some("spiffe://cluster.local/ns/bookinfo/sa/productpage".to_owned()),
+fn node() -> Node {
+    let labels = [("app", "productpage"), ("version", "v1")];
+    let text = |text: &str| text.to_owned();
+    Node {
+        cluster: text("productpage.bookinfo"),
+        istio_version: text("1.32.0"),
+        workload: Workload {
+            name: text("productpage-v1"),
+            namespace: text("bookinfo"),
+            canonical_service: text("productpage"),
+            canonical_revision: text("v1"),
+            labels: labels.map(|(name, value)| (text(name), text(value))).into(),
+            ..Workload::default()
+        },
+        ..Node::default()
     }
+}
+
+const SOURCE: Reporter = Reporter::Source;
+const DESTINATION: Reporter = Reporter::Destination;
+const OURS: Option<&str> = Some("spiffe://cluster.local/ns/bookinfo/sa/productpage");
+
+fn http(registry: &Arc<Registry>, reporter: Reporter) -> IstioHttpMetrics {
+    IstioHttpMetrics::new(registry, &node(), &IstioStats::new(reporter))
 }
 
 fn service() -> Arc<Service> {
@@ -34,6 +53,10 @@ fn service() -> Arc<Service> {
     })
 }
 
+fn of(service: &Arc<Service>) -> Destination<'_> {
+    Destination { service: Some(service), ..Destination::default() }
+}
+
 fn workload() -> Arc<Workload> {
     Arc::new(Workload {
         name: "reviews-v2".to_owned(),
@@ -41,22 +64,9 @@ fn workload() -> Arc<Workload> {
         canonical_service: "reviews".to_owned(),
         canonical_revision: "v2".to_owned(),
         cluster: "Kubernetes".to_owned(),
+        ..Workload::default()
     })
 }
-
-const NOTHING: HttpSample<'static> = HttpSample {
-    service: None,
-    peer: None,
-    peer_principal: None,
-    mtls: false,
-    is_grpc: false,
-    grpc_status: None,
-    response_code: 0,
-    flags: ResponseFlags::NONE,
-    duration: Duration::ZERO,
-    request_bytes: 0,
-    response_bytes: 0,
-};
 
 /// The labels of the one series of `metric`, and its value.
 fn series(rendered: &str, metric: &str) -> (BTreeMap<String, String>, String) {
@@ -77,19 +87,19 @@ const COMMON: &str = "reporter source_workload source_workload_namespace source_
 #[test]
 fn outbound_request_has_istios_labels() {
     let (registry, handle) = registry(100);
-    let metrics = IstioHttpMetrics::new(&registry, &stats("source"));
+    let metrics = http(&registry, SOURCE);
     let (service, workload) = (service(), workload());
     let sample = HttpSample {
-        service: Some(&service),
+        destination: of(&service),
         peer: Some(&workload),
         peer_principal: Some("spiffe://cluster.local/ns/bookinfo/sa/reviews"),
-        mtls: true,
+        local_principal: OURS,
         response_code: 503,
         flags: ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED,
         duration: Duration::from_micros(1500),
         request_bytes: 7,
         response_bytes: 121,
-        ..NOTHING
+        ..HttpSample::default()
     };
     metrics.record(&sample);
     metrics.record(&sample);
@@ -103,7 +113,7 @@ fn outbound_request_has_istios_labels() {
         ("source_workload", "productpage-v1"),
         ("source_principal", "spiffe://cluster.local/ns/bookinfo/sa/productpage"),
         ("source_app", "productpage"),
-        ("source_cluster", "unknown"),
+        ("source_cluster", ""),
         ("destination_workload", "reviews-v2"),
         ("destination_principal", "spiffe://cluster.local/ns/bookinfo/sa/reviews"),
         ("destination_app", "unknown"),
@@ -141,9 +151,10 @@ fn inbound_request_tells_how_it_was_secured() {
         (false, "none", "unknown", "unknown"),
     ] {
         let (registry, handle) = registry(100);
-        let metrics = IstioHttpMetrics::new(&registry, &stats("destination"));
-        let grpc = HttpSample { is_grpc: true, grpc_status: Some(14), ..NOTHING };
-        metrics.record(&HttpSample { mtls, peer_principal: principal, response_code: 200, ..grpc });
+        let metrics = http(&registry, DESTINATION);
+        let grpc = HttpSample { is_grpc: true, grpc_status: Some(14), ..HttpSample::default() };
+        let (theirs, ours) = if mtls { (principal, OURS) } else { (None, None) };
+        metrics.record(&HttpSample { peer_principal: theirs, local_principal: ours, response_code: 200, ..grpc });
         let (labels, _) = series(&handle.render(), "istio_requests_total");
         let expected = [
             ("reporter", "destination"),
@@ -151,8 +162,12 @@ fn inbound_request_tells_how_it_was_secured() {
             ("source_principal", source),
             ("destination_principal", destination),
             ("source_workload", "unknown"),
+            ("source_workload_namespace", if mtls { "bookinfo" } else { "unknown" }),
+            ("source_canonical_revision", "latest"),
             ("destination_workload", "productpage-v1"),
-            ("destination_service", "unknown"),
+            ("destination_service", "productpage"),
+            ("destination_service_name", "productpage"),
+            ("destination_service_namespace", "bookinfo"),
             ("request_protocol", "grpc"),
             ("grpc_response_status", "14"),
             ("response_flags", "-"),
@@ -166,9 +181,9 @@ fn inbound_request_tells_how_it_was_secured() {
 #[test]
 fn tcp_connections_are_counted() {
     let (registry, handle) = registry(100);
-    let metrics = IstioTcpMetrics::new(&registry, &stats("source"));
+    let metrics = IstioTcpMetrics::new(&registry, &node(), &IstioStats::new(SOURCE));
     let service = service();
-    let sample = TcpSample { service: Some(&service), peer: None, peer_principal: None, mtls: false, flags: ResponseFlags::NONE };
+    let sample = TcpSample { destination: of(&service), ..TcpSample::default() };
     metrics.opened(&sample);
     metrics.transferred(&sample, 10, 300);
     metrics.transferred(&sample, 1, 0);
@@ -190,19 +205,19 @@ fn tcp_connections_are_counted() {
 #[test]
 fn samples_that_differ_get_series_of_their_own() {
     let (registry, handle) = registry(1000);
-    let metrics = IstioHttpMetrics::new(&registry, &stats("destination"));
+    let metrics = http(&registry, DESTINATION);
     let (service, other_service, workload) = (service(), Arc::new(Service::default()), workload());
     let samples = [
-        NOTHING,
-        HttpSample { response_code: 200, ..NOTHING },
-        HttpSample { flags: ResponseFlags::NO_ROUTE_FOUND, ..NOTHING },
-        HttpSample { is_grpc: true, ..NOTHING },
-        HttpSample { is_grpc: true, grpc_status: Some(0), ..NOTHING },
-        HttpSample { mtls: true, ..NOTHING },
-        HttpSample { mtls: true, peer_principal: Some("spiffe://a"), ..NOTHING },
-        HttpSample { mtls: true, peer_principal: Some("spiffe://b"), ..NOTHING },
-        HttpSample { service: Some(&service), ..NOTHING },
-        HttpSample { peer: Some(&workload), ..NOTHING },
+        HttpSample::default(),
+        HttpSample { response_code: 200, ..HttpSample::default() },
+        HttpSample { flags: ResponseFlags::NO_ROUTE_FOUND, ..HttpSample::default() },
+        HttpSample { is_grpc: true, ..HttpSample::default() },
+        HttpSample { is_grpc: true, grpc_status: Some(0), ..HttpSample::default() },
+        HttpSample { local_principal: OURS, ..HttpSample::default() },
+        HttpSample { local_principal: OURS, peer_principal: Some("spiffe://a"), ..HttpSample::default() },
+        HttpSample { local_principal: OURS, peer_principal: Some("spiffe://b"), ..HttpSample::default() },
+        HttpSample { destination: of(&service), ..HttpSample::default() },
+        HttpSample { peer: Some(&workload), ..HttpSample::default() },
     ];
     for sample in samples.iter().chain(&samples) {
         metrics.record(sample);
@@ -214,7 +229,7 @@ fn samples_that_differ_get_series_of_their_own() {
     assert_eq!(counts(&handle.render()), vec!["2"; samples.len()]);
     assert_eq!(metrics.cached(), samples.len());
     // Equal labels behind another address (configuration was pushed again): another entry, the same series.
-    metrics.record(&HttpSample { service: Some(&other_service), ..NOTHING });
+    metrics.record(&HttpSample { destination: of(&other_service), ..HttpSample::default() });
     assert_eq!(metrics.cached(), samples.len() + 1);
     assert_eq!(counts(&handle.render()).len(), samples.len());
 }
@@ -222,12 +237,12 @@ fn samples_that_differ_get_series_of_their_own() {
 #[test]
 fn cache_is_bounded_and_forgets_nothing_that_was_counted() {
     let (registry, handle) = registry(100_000);
-    let metrics = IstioHttpMetrics::new(&registry, &stats("destination"));
+    let metrics = http(&registry, DESTINATION);
     for round in 0..2 {
         for response_code in 0..3000 {
-            metrics.record(&HttpSample { response_code, ..NOTHING });
+            metrics.record(&HttpSample { response_code, ..HttpSample::default() });
             // A label set in constant use stays.
-            metrics.record(&HttpSample { response_code: 200, ..NOTHING });
+            metrics.record(&HttpSample { response_code: 200, ..HttpSample::default() });
         }
         assert!(metrics.cached() <= 1024, "{round}: {}", metrics.cached());
     }
@@ -242,11 +257,12 @@ fn cache_is_bounded_and_forgets_nothing_that_was_counted() {
 
 #[test]
 fn series_beyond_the_cap_collapse() {
-    let (registry, handle) = registry(8);
-    let metrics = IstioHttpMetrics::new(&registry, &stats("destination"));
+    // The release of the proxy is a series too.
+    let (registry, handle) = registry(9);
+    let metrics = http(&registry, DESTINATION);
     // Four metrics each: two label sets fit.
     for response_code in [200, 404, 500, 503, 500] {
-        metrics.record(&HttpSample { response_code, ..NOTHING });
+        metrics.record(&HttpSample { response_code, ..HttpSample::default() });
     }
     let rendered = handle.render();
     let requests: Vec<_> = rendered.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();

@@ -18,6 +18,20 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ),
     ("envoy.config.listener.v3.ListenerFilter", &["name", "typed_config"]),
     (
+        "io.istio.http.peer_metadata.Config",
+        &["downstream_discovery", "upstream_discovery", "downstream_propagation", "upstream_propagation", "additional_labels"],
+    ),
+    (
+        "io.istio.http.peer_metadata.Config.DiscoveryMethod",
+        &["istio_headers", "workload_discovery", "baggage", "upstream_filter_state"],
+    ),
+    ("io.istio.http.peer_metadata.Config.PropagationMethod", &["istio_headers", "baggage"]),
+    ("io.istio.http.peer_metadata.Config.IstioHeaders", &["skip_external_clusters"]),
+    ("io.istio.http.peer_metadata.Config.UpstreamFilterState", &["peer_metadata_key"]),
+    ("envoy.tcp.metadataexchange.config.MetadataExchange", &["protocol", "additional_labels"]),
+    ("stats.PluginConfig", &["disable_host_header_fallback", "tcp_reporting_duration", "metrics", "reporter"]),
+    ("stats.MetricConfig", &["dimensions", "name", "tags_to_remove", "drop"]),
+    (
         "envoy.config.listener.v3.FilterChain",
         &["filter_chain_match", "filters", "transport_socket", "transport_socket_connect_timeout", "name"],
     ),
@@ -166,6 +180,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
             "grpc_status_filter",
             "metadata_filter",
             "log_type_filter",
+            "extension_filter",
         ],
     ),
     ("envoy.config.accesslog.v3.RuntimeFilter", &["percent_sampled", "use_independent_randomness"]),
@@ -185,6 +200,51 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
     ),
     ("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", &["log_format"]),
     ("envoy.extensions.access_loggers.stream.v3.StderrAccessLog", &["log_format"]),
+    (
+        "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+        &[
+            "common_config",
+            "http_service",
+            "grpc_service",
+            "disable_builtin_labels",
+            "resource_attributes",
+            "body",
+            "attributes",
+            "log_name",
+        ],
+    ),
+    ("envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig", &["log_name", "grpc_service"]),
+    ("envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter", &["expression"]),
+    ("envoy.config.accesslog.v3.ExtensionFilter", &["name", "typed_config"]),
+    ("opentelemetry.proto.common.v1.AnyValue", &["string_value", "kvlist_value"]),
+    ("opentelemetry.proto.common.v1.KeyValueList", &["values"]),
+    ("opentelemetry.proto.common.v1.KeyValue", &["key", "value"]),
+    (
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing",
+        &[
+            "client_sampling",
+            "random_sampling",
+            "overall_sampling",
+            "max_path_tag_length",
+            "custom_tags",
+            "provider",
+            "spawn_upstream_span",
+        ],
+    ),
+    ("envoy.config.trace.v3.Tracing.Http", &["name", "typed_config"]),
+    // Of ZipkinConfig no fields are listed: its newest ones are not in the descriptors that we have.
+    ("envoy.config.trace.v3.OpenTelemetryConfig", &["grpc_service", "http_service", "service_name", "resource_detectors"]),
+    ("envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig", &["attributes"]),
+    ("envoy.type.tracing.v3.CustomTag", &["tag", "literal", "environment", "request_header", "metadata", "value"]),
+    ("envoy.type.tracing.v3.CustomTag.Literal", &["value"]),
+    ("envoy.type.tracing.v3.CustomTag.Environment", &["name", "default_value"]),
+    ("envoy.type.tracing.v3.CustomTag.Header", &["name", "default_value"]),
+    ("envoy.type.tracing.v3.CustomTag.Metadata", &["kind", "metadata_key", "default_value"]),
+    ("envoy.type.metadata.v3.MetadataKind", &["request", "route", "cluster", "host"]),
+    ("envoy.type.metadata.v3.MetadataKey", &["key", "path"]),
+    ("envoy.type.metadata.v3.MetadataKey.PathSegment", &["key"]),
+    ("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", &["pack_trace_reason", "use_request_id_for_trace_sampling"]),
+    ("envoy.config.route.v3.Decorator", &["operation", "propagate"]),
     ("envoy.config.rbac.v3.RBAC", &["action", "policies"]),
     ("envoy.config.rbac.v3.Policy", &["permissions", "principals"]),
     (
@@ -289,6 +349,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
         "envoy.extensions.filters.http.ext_authz.v3.CheckSettings",
         &["context_extensions", "disable_request_body_buffering", "with_request_body"],
     ),
+    ("envoy.config.core.v3.HttpService", &["http_uri", "request_headers_to_add"]),
     ("envoy.config.core.v3.GrpcService", &["envoy_grpc", "timeout", "initial_metadata"]),
     ("envoy.config.core.v3.GrpcService.EnvoyGrpc", &["cluster_name", "authority"]),
     ("envoy.type.v3.HttpStatus", &["code"]),
@@ -406,6 +467,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
             "request_id_extension",
             "stream_error_on_invalid_http_message",
             "append_x_forwarded_port",
+            "tracing",
             "rds",
             "route_config",
         ],
@@ -461,6 +523,7 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
             "name",
             "match",
             "typed_per_filter_config",
+            "decorator",
             "request_headers_to_add",
             "request_headers_to_remove",
             "response_headers_to_add",
@@ -624,9 +687,11 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
             "dns_lookup_family",
             "dns_failure_refresh_rate",
             "dns_jitter",
+            "filters",
         ],
     ),
     ("envoy.config.cluster.v3.Cluster.EdsClusterConfig", &["service_name"]),
+    ("envoy.config.cluster.v3.Filter", &["name", "typed_config"]),
     ("envoy.config.cluster.v3.Cluster.TransportSocketMatch", &["name", "match", "transport_socket"]),
     (
         "envoy.config.cluster.v3.Cluster.CommonLbConfig",
@@ -856,6 +921,14 @@ pub(super) const HONOURED: &[(&str, &[&str])] = &[
 /// Fields without effect here: statistics, tracing, tuning of Envoy's own buffers, and what the data plane decides itself
 /// (ciphers: the AEAD suites of rustls, which are those that Istio names).
 pub(super) const IGNORED: &[(&str, &[&str])] = &[
+    // Only listeners inside of the process would see it.
+    ("io.istio.http.peer_metadata.Config", &["shared_with_upstream"]),
+    // Workload discovery is off in the bootstrap of a sidecar.
+    ("envoy.tcp.metadataexchange.config.MetadataExchange", &["enable_discovery"]),
+    // Series are bounded by their number, not by their age. Telemetry resources define no metrics.
+    ("stats.PluginConfig", &["rotation_interval", "graceful_deletion_interval", "definitions"]),
+    // Istio does not implement it either.
+    ("stats.MetricConfig", &["match"]),
     (
         "envoy.config.listener.v3.Listener",
         &[
@@ -910,12 +983,23 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
         &["enable_ja3_fingerprinting", "initial_read_buffer_size"],
     ),
-    ("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", &["pack_trace_reason", "use_request_id_for_trace_sampling"]),
-    ("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", &["tracing", "access_log_options"]),
+    // Timings as annotations, which OTLP has none of in Envoy either.
+    ("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing", &["verbose"]),
+    // Spans leave as one batch a second, whoever asks for it otherwise.
+    ("envoy.config.trace.v3.OpenTelemetryConfig", &["max_cache_size"]),
+    (
+        "envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig",
+        &["transport_api_version", "buffer_flush_interval", "buffer_size_bytes", "filter_state_objects_to_log"],
+    ),
+    (
+        "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+        &["stat_prefix", "formatters", "buffer_flush_interval", "buffer_size_bytes", "filter_state_objects_to_log"],
+    ),
+    ("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", &["access_log_options"]),
     ("envoy.extensions.filters.network.http_connection_manager.v3.Rds", &["config_source"]),
     ("envoy.config.route.v3.RouteConfiguration", &["validate_clusters", "max_direct_response_body_size_bytes", "metadata"]),
     ("envoy.config.route.v3.VirtualHost", &["metadata"]),
-    ("envoy.config.route.v3.Route", &["metadata", "decorator", "tracing", "stat_prefix"]),
+    ("envoy.config.route.v3.Route", &["metadata", "tracing", "stat_prefix"]),
     ("envoy.config.route.v3.RouteAction.RequestMirrorPolicy", &["trace_sampled"]),
     ("envoy.config.route.v3.RetryPolicy", &["retry_priority"]),
     ("envoy.config.route.v3.WeightedCluster", &["total_weight", "runtime_key_prefix"]),
@@ -928,7 +1012,6 @@ pub(super) const IGNORED: &[(&str, &[&str])] = &[
             "typed_dns_resolver_config",
             "wait_for_warm_on_init",
             "cleanup_interval",
-            "filters",
             "close_connections_on_host_health_failure",
             "ignore_health_on_host_removal",
             "track_timeout_budgets",

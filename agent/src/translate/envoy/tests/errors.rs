@@ -69,7 +69,7 @@ fn an_unknown_http_filter_rejects_the_listener() {
 }
 
 #[test]
-fn ignorable_filters_of_istio_pass_in_each_of_their_wrappings() {
+fn filters_of_istio_are_read_in_each_of_their_wrappings() {
     let yaml = format!(
         "      route_config: {{name: r}}{}",
         ROUTER.replace(
@@ -81,7 +81,9 @@ fn ignorable_filters_of_istio_pass_in_each_of_their_wrappings() {
       - name: router"#
         )
     );
-    assert!(http_listener(&yaml).unwrap().filters.is_empty());
+    let manager = http_listener(&yaml).unwrap();
+    assert!(matches!(&*manager.filters, [skiff_proxy::config::HttpFilter::PeerMetadata(_)]), "{:?}", manager.filters);
+    assert!(manager.stats.unwrap().disable_host_header_fallback);
 }
 
 #[test]

@@ -92,7 +92,9 @@ fn request_authentication_comes_before_authorization() {
     let listeners: Vec<_> = resources::<Listener>(&file).iter().map(|message| listener(message).unwrap()).collect();
     let inbound = listeners.iter().find(|listener| listener.name == "0.0.0.0_9080").unwrap();
     let config::NetworkFilter::Http(manager) = &inbound.filter_chains[0].filter else { panic!("{inbound:?}") };
-    let [config::HttpFilter::JwtAuthn(jwt), config::HttpFilter::Rbac(_), ..] = manager.filters.as_slice() else {
+    let [config::HttpFilter::PeerMetadata(_), config::HttpFilter::JwtAuthn(jwt), config::HttpFilter::Rbac(_), ..] =
+        manager.filters.as_slice()
+    else {
         panic!("{:?}", manager.filters)
     };
     let provider = &jwt.providers["origins-0"];

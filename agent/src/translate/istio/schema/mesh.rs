@@ -6,8 +6,10 @@ use serde::Deserialize;
 use skiff_proxy::config::{LogFormat, TrustDomain};
 
 use super::super::de::{FieldError, Located};
-use super::super::values::{GoDuration, Ignored, Port};
+use super::super::values::{GoDuration, Ignored, Port, Refused, Share};
+use super::request_authentication::HeaderName;
 use super::sidecar::OutboundTrafficPolicy;
+use super::telemetry::CustomTag;
 
 /// [MeshConfig](https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/), a file without kind and apiVersion.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -28,20 +30,165 @@ pub(in super::super) struct MeshConfig {
     pub(in super::super) path_normalization: PathNormalization,
     #[serde(default)]
     pub(in super::super) extension_providers: Vec<ExtensionProvider>,
+    #[serde(default)]
+    pub(in super::super) default_providers: DefaultProviders,
+    #[serde(default)]
+    pub(in super::super) default_config: ProxyConfig,
+    #[serde(default)]
+    pub(in super::super) enable_tracing: bool,
     #[serde(flatten)]
     pub(in super::super) other: BTreeMap<String, Ignored>,
 }
 
 /// [ExtensionProvider](https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ExtensionProvider): those
-/// that policies with the action CUSTOM ask. Others, for tracing and logs, are not for us.
+/// that policies with the action CUSTOM ask, and those that traces and logs go to.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(in super::super) struct ExtensionProvider {
     pub(in super::super) name: String,
     pub(in super::super) envoy_ext_authz_http: Option<Located<HttpAuthorizer>>,
     pub(in super::super) envoy_ext_authz_grpc: Option<Located<GrpcAuthorizer>>,
+    pub(in super::super) envoy_file_access_log: Option<FileAccessLog>,
+    pub(in super::super) envoy_otel_als: Option<OtelAls>,
+    pub(in super::super) opentelemetry: Option<OpenTelemetryTracer>,
+    pub(in super::super) zipkin: Option<ZipkinTracer>,
+    /// Prometheus, which needs nothing, and those that skiff does not have.
     #[serde(flatten)]
-    pub(in super::super) _other: BTreeMap<String, Ignored>,
+    pub(in super::super) other: BTreeMap<String, Ignored>,
+}
+
+/// Who serves where a Telemetry resource names nobody.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct DefaultProviders {
+    #[serde(default)]
+    pub(in super::super) tracing: Vec<String>,
+    pub(in super::super) metrics: Option<Vec<String>>,
+    #[serde(default)]
+    pub(in super::super) access_logging: Vec<String>,
+}
+
+/// What ProxyConfig says of tracing. The rest of it configures Istio's own agent.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(in super::super) struct ProxyConfig {
+    #[serde(default)]
+    pub(in super::super) tracing: ProxyTracing,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(in super::super) struct ProxyTracing {
+    pub(in super::super) sampling: Option<Share>,
+    pub(in super::super) max_path_tag_length: Option<u32>,
+    #[serde(default)]
+    pub(in super::super) custom_tags: BTreeMap<String, CustomTag>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct FileAccessLog {
+    #[serde(default)]
+    pub(in super::super) path: String,
+    pub(in super::super) log_format: Option<ProviderLogFormat>,
+    #[serde(default)]
+    pub(in super::super) omit_empty_values: bool,
+}
+
+/// A text, or labels: keys of a JSON object, attributes of a record.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct ProviderLogFormat {
+    #[serde(default)]
+    pub(in super::super) text: String,
+    #[serde(default)]
+    pub(in super::super) labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct OtelAls {
+    pub(in super::super) service: String,
+    pub(in super::super) port: Port,
+    #[serde(default)]
+    pub(in super::super) log_name: String,
+    #[serde(default)]
+    pub(in super::super) log_format: ProviderLogFormat,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct OpenTelemetryTracer {
+    pub(in super::super) service: String,
+    pub(in super::super) port: Port,
+    pub(in super::super) max_tag_length: Option<u32>,
+    pub(in super::super) http: Option<HttpExport>,
+    #[serde(default)]
+    pub(in super::super) grpc: GrpcExport,
+    #[serde(default)]
+    pub(in super::super) resource_detectors: ResourceDetectors,
+    #[serde(rename = "dynatraceSampler")]
+    pub(in super::super) _dynatrace_sampler: Option<Refused>,
+    #[serde(rename = "serviceAttributeEnrichment")]
+    pub(in super::super) _service_attribute_enrichment: Option<Refused>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct HttpExport {
+    pub(in super::super) path: String,
+    pub(in super::super) timeout: Option<GoDuration>,
+    #[serde(default)]
+    pub(in super::super) headers: Vec<ExportHeader>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct GrpcExport {
+    pub(in super::super) timeout: Option<GoDuration>,
+    #[serde(default)]
+    pub(in super::super) initial_metadata: Vec<ExportHeader>,
+}
+
+/// `envName`, which takes the value from istiod's environment, is not supported.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct ExportHeader {
+    pub(in super::super) name: HeaderName,
+    pub(in super::super) value: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct ResourceDetectors {
+    pub(in super::super) environment: Option<Ignored>,
+    #[serde(rename = "dynatrace")]
+    pub(in super::super) _dynatrace: Option<Refused>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct ZipkinTracer {
+    pub(in super::super) service: String,
+    pub(in super::super) port: Port,
+    pub(in super::super) max_tag_length: Option<u32>,
+    #[serde(default, rename = "enable64bitTraceId")]
+    pub(in super::super) enable_64bit_trace_id: bool,
+    #[serde(default)]
+    pub(in super::super) path: String,
+    #[serde(default)]
+    pub(in super::super) trace_context_option: TraceContextOption,
+    pub(in super::super) timeout: Option<GoDuration>,
+    #[serde(default)]
+    pub(in super::super) headers: Vec<ExportHeader>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(in super::super) enum TraceContextOption {
+    #[default]
+    #[serde(rename = "USE_B3")]
+    B3,
+    #[serde(rename = "USE_B3_WITH_W3C_PROPAGATION")]
+    B3WithW3c,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -111,8 +258,7 @@ impl<'de> Deserialize<'de> for ErrorStatus {
 }
 
 /// Fields that are known to change nothing for a sidecar of ours, so that they deserve no warning.
-pub(in super::super) const HARMLESS_MESH_FIELDS: [&str; 4] =
-    ["configSources", "defaultConfig", "enablePrometheusMerge", "defaultProviders"];
+pub(in super::super) const HARMLESS_MESH_FIELDS: [&str; 2] = ["configSources", "enablePrometheusMerge"];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -178,7 +324,7 @@ impl MeshConfig {
 }
 
 /// The fields of Istio's JSON access log.
-const DEFAULT_JSON: [(&str, &str); 24] = [
+pub(in super::super) const DEFAULT_JSON: [(&str, &str); 24] = [
     ("authority", "%REQ(:AUTHORITY)%"),
     ("bytes_received", "%BYTES_RECEIVED%"),
     ("bytes_sent", "%BYTES_SENT%"),

@@ -6,6 +6,7 @@ pub(super) mod request_authentication;
 pub(super) mod security;
 pub(super) mod services;
 pub(super) mod sidecar;
+pub(super) mod telemetry;
 pub(super) mod virtual_service;
 
 use std::collections::BTreeMap;

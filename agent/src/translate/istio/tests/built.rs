@@ -53,11 +53,20 @@ fn chain(chain: &FilterChain) -> Value {
             "alpn": tls.alpn,
             "require": tls.require_client_certificate,
         })),
+        "exchange": chain.peer_exchange.as_ref().map(|exchange| &exchange.protocol),
         "filter": match &chain.filter {
-            NetworkFilter::Tcp(tcp) => json!({ "tcp": tcp.clusters[0].name, "stat_prefix": tcp.stat_prefix }),
+            NetworkFilter::Tcp(tcp) => json!({
+                "tcp": tcp.clusters[0].name, "stat_prefix": tcp.stat_prefix, "stats": stats(tcp.stats.as_ref().unwrap()),
+            }),
             NetworkFilter::Http(http) => self::http(http),
         },
     })
+}
+
+/// The fields of `stats.PluginConfig` that are set.
+fn stats(stats: &IstioStats) -> Value {
+    assert_eq!((stats.tcp_reporting_duration, &stats.overrides), (Some(Duration::from_secs(5)), &Vec::new()));
+    if stats.disable_host_header_fallback { json!({ "disable_host_header_fallback": true }) } else { json!({}) }
 }
 
 fn san(san: &SanMatcher) -> Value {
@@ -100,6 +109,7 @@ fn http(http: &HttpConnectionManager) -> Value {
             HttpFilter::Rbac(rbac) => super::rbac::filter(rbac),
             HttpFilter::ExtAuthz(authz) => json!(authz.name),
             HttpFilter::LocalRateLimit(limit) => json!(limit.name),
+            HttpFilter::PeerMetadata(peer) => super::peer::filter(peer),
             HttpFilter::Fault => json!("envoy.filters.http.fault"),
             HttpFilter::Cors => json!("envoy.filters.http.cors"),
             HttpFilter::Alpn(alpn) => {
@@ -108,6 +118,7 @@ fn http(http: &HttpConnectionManager) -> Value {
                 json!("istio.alpn")
             }
         }).collect::<Vec<_>>(),
+        "stats": stats(http.stats.as_ref().unwrap()),
         "server_name": inbound.then_some(&http.server_name),
         "forward": (http.forward_client_cert == ForwardClientCert::AppendForward).then_some("APPEND_FORWARD"),
         "details": inbound.then(|| json!({ "subject": details.subject, "dns": details.dns, "uri": details.uri })),
@@ -311,6 +322,8 @@ fn cluster(cluster: &Cluster) -> Value {
             ])
         }),
         "service": cluster.service.as_ref().map(|service| &service.host),
+        "external": cluster.external,
+        "exchange": cluster.peer_exchange.as_ref().map(|exchange| &exchange.protocol),
         "load": assignment,
     })
 }

@@ -54,11 +54,25 @@ fn chain(chain: &Value) -> Value {
             "alpn": common["alpn_protocols"],
             "require": tls["require_client_certificate"],
         })),
+        "exchange": exchange(list(&chain["filters"])),
         "filter": match filter["name"].as_str().unwrap() {
-            "envoy.filters.network.tcp_proxy" => json!({ "tcp": config["cluster"], "stat_prefix": config["stat_prefix"] }),
+            "envoy.filters.network.tcp_proxy" => json!({
+                "tcp": config["cluster"], "stat_prefix": config["stat_prefix"], "stats": stats(list(&chain["filters"])),
+            }),
             _ => http(config),
         },
     })
+}
+
+/// The protocol of the exchange of peer metadata.
+fn exchange(filters: &[Value]) -> Value {
+    let filter = filters.iter().find(|filter| filter["name"] == "istio.metadata_exchange");
+    filter.map_or(Value::Null, |filter| filter["typed_config"]["value"]["protocol"].clone())
+}
+
+fn stats(filters: &[Value]) -> Value {
+    let filter = filters.iter().find(|filter| filter["name"] == "istio.stats").unwrap();
+    filter["typed_config"].clone()
 }
 
 fn http(config: &Value) -> Value {
@@ -68,12 +82,14 @@ fn http(config: &Value) -> Value {
         "inline": config.get("route_config").map(route_configuration),
         "filters": list(&config["http_filters"])
             .iter()
-            .filter(|filter| filter["name"] != "envoy.filters.http.router")
+            .filter(|filter| !["envoy.filters.http.router", "istio.stats"].contains(&filter["name"].as_str().unwrap()))
             .map(|filter| match filter["name"].as_str().unwrap() {
                 "envoy.filters.http.rbac" | "envoy.filters.http.jwt_authn" => filter["typed_config"].clone(),
+                "istio.metadata_exchange" => filter["typed_config"]["value"].clone(),
                 name => json!(name),
             })
             .collect::<Vec<_>>(),
+        "stats": stats(list(&config["http_filters"])),
         "server_name": config["server_name"],
         "forward": config["forward_client_cert_details"],
         "details": config["set_current_client_cert_details"],
@@ -188,6 +204,8 @@ pub(super) fn clusters(scenario: &str) -> Facts {
                 o["max_ejection_percent"].as_u64().unwrap_or(10),
             ])),
             "service": cluster["metadata"]["filter_metadata"]["istio"]["services"][0]["host"],
+            "external": cluster["metadata"]["filter_metadata"]["istio"]["external"] == true,
+            "exchange": exchange(list(&cluster["filters"])),
             "load": cluster.get("load_assignment").map(load),
         })
     })

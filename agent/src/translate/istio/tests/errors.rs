@@ -190,12 +190,12 @@ fn an_alias_bomb_is_refused() {
 
 #[test]
 fn kinds_that_are_not_served_are_left_out_by_name() {
-    let telemetry = "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: x}\nspec: {anything: 1}\n";
+    let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: x}\nspec: {anything: 1}\n";
     let mut files = files("01-default");
-    files.push((PathBuf::from("telemetry.yaml"), telemetry.to_owned()));
+    files.push((PathBuf::from("gateway.yaml"), gateway.to_owned()));
     let documents = Documents::parse(&files, "default").unwrap();
     let warnings = translate(&documents, &workload()).unwrap().warnings;
-    assert_eq!(warnings, ["telemetry.yaml:1: Telemetry is not served by skiff and left out"]);
+    assert_eq!(warnings, ["gateway.yaml:1: Gateway is not served by skiff and left out"]);
 }
 
 /// The errors of the base configuration with one more or another file.

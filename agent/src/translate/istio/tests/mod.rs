@@ -4,8 +4,10 @@ mod built;
 mod captured;
 mod errors;
 mod jwt;
+mod peer;
 mod rbac;
 mod semantics;
+mod telemetry;
 
 use std::path::PathBuf;
 

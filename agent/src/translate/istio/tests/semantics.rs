@@ -182,7 +182,7 @@ fn principals_hold_in_every_trust_domain_of_the_mesh() {
     let rule = "{rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b, other/ns/a/sa/b]}}]}]}";
     let built = with(&[("mesh.yaml", mesh), ("policy.yaml", &policy(rule))]);
     let listener = &built.snapshot.listeners["127.0.0.21_9080"];
-    let HttpFilter::Rbac(rbac) = &http(listener).filters[0] else { panic!("{:?}", http(listener).filters) };
+    let HttpFilter::Rbac(rbac) = &http(listener).filters[1] else { panic!("{:?}", http(listener).filters) };
     let name = |name: &str| Principal::Authenticated(Some(StringMatcher::exact(name)));
     let expected = Principal::And(vec![Principal::Or(vec![
         name("spiffe://cluster.local/ns/a/sa/b"),
@@ -408,7 +408,9 @@ fn custom(provider: &str) -> String {
 fn a_custom_policy_asks_its_provider_about_what_it_matches() {
     let built = with(&[("mesh.yaml", PROVIDERS), ("policy.yaml", &custom("http"))]);
     let filters = &http(&built.snapshot.listeners["127.0.0.21_9080"]).filters;
-    let [HttpFilter::Rbac(rbac), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else { panic!("{filters:?}") };
+    let [HttpFilter::PeerMetadata(_), HttpFilter::Rbac(rbac), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else {
+        panic!("{filters:?}")
+    };
     assert!(rbac.rules.is_none() && rbac.shadow_stat_prefix == "istio_ext_authz_");
     let shadow = rbac.shadow_rules.as_ref().unwrap();
     assert_eq!(shadow.action, RbacAction::Deny);
@@ -433,7 +435,9 @@ fn a_custom_policy_asks_its_provider_about_what_it_matches() {
 
     let built = with(&[("mesh.yaml", PROVIDERS), ("policy.yaml", &custom("grpc"))]);
     let filters = &http(&built.snapshot.listeners["127.0.0.21_9080"]).filters;
-    let [_, HttpFilter::ExtAuthz(authz), ..] = &filters[..] else { panic!("{filters:?}") };
+    let [HttpFilter::PeerMetadata(_), HttpFilter::Rbac(_), HttpFilter::ExtAuthz(authz), ..] = &filters[..] else {
+        panic!("{filters:?}")
+    };
     let AuthzService::Grpc(service) = &authz.service else { panic!("{:?}", authz.service) };
     assert_eq!(service.authority, "outbound_.9080_._.reviews.bookinfo.svc.cluster.local");
     assert_eq!((authz.timeout.as_secs(), authz.failure_mode_allow, authz.status_on_error), (600, false, 403));
