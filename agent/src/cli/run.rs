@@ -4,10 +4,12 @@
 //! configure` writes for a virtual machine works as it is; skiff's own begin with `SKIFF_`. Where they come from is in
 //! [`super::environment`].
 
+mod onboard;
+
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -24,19 +26,19 @@ use crate::identity::{
     CaClient, ControlPlaneConnector, IdentityConfig, IdentityManager, RootSource, Security, TokenSource, WorkloadCertificate,
     read_certificates,
 };
+use crate::onboarding::config::{self as onboarding_config, Settings};
+use crate::onboarding::source_address;
 use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
 use crate::translate::envoy::local_node;
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
+pub(super) use onboard::Plan;
 
 /// Where Istio YAML is looked for unless `SKIFF_CONFIG` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/skiff";
 
 /// Of a call to the certificate authority, without the connect.
 const CA_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A documentation address: nothing is sent there, it only makes the system choose a source address.
-const ANYWHERE: (&str, u16) = ("192.0.2.1", 9);
 
 /// Where the token of the workload is, in the folder of a virtual machine and where Istio mounts it.
 const TOKEN_FILES: &[&str] = &["istio-token", "var/run/secrets/tokens/istio-token"];
@@ -52,9 +54,13 @@ pub(super) struct RunArgs {
     /// Where the admin page listens [default: 127.0.0.1 and proxyAdminPort, else 15000].
     #[arg(long, env = "SKIFF_ADMIN_ADDRESS")]
     admin_address: Option<SocketAddr>,
-    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: terminationDrainDuration, else 30s].
+    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: terminationDrainDuration, else 30s; of an onboarded
+    /// workload, 2 s less than its stop timeout].
     #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration)]
     pub(super) drain_deadline: Option<Duration>,
+    /// How long an onboarded workload has from SIGTERM to SIGKILL: `stopTimeout` of the task definition.
+    #[arg(long, env = "SKIFF_STOP_TIMEOUT", value_parser = super::parse_duration, default_value = "30s")]
+    stop_timeout: Duration,
     /// Worker threads; 0 takes the CPUs that the cgroup grants, at most 4.
     #[arg(long, env = "SKIFF_WORKERS", default_value_t = skiff_proxy::Options::default().workers)]
     workers: usize,
@@ -136,22 +142,32 @@ impl RunArgs {
     ///
     /// # Errors
     /// When there is nothing to run from, or a variable cannot be read.
-    pub(super) fn resolve(self) -> Result<(SidecarConfig, Sources), Failure> {
-        self.resolve_in(&Environment::of_process()?)
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        self.resolve_in(Environment::of_process()?, Path::new(onboarding_config::FOLDER))
     }
 
-    fn resolve_in(self, environment: &Environment) -> Result<(SidecarConfig, Sources), Failure> {
-        let documents = match self.config {
-            Some(config) => Some(config),
+    fn resolve_in(self, environment: Environment, agent_folder: &Path) -> Result<Plan, Failure> {
+        if self.config.is_none()
+            && let Some(settings) = Settings::read(|name| environment.get(name), agent_folder).map_err(wrong)?
+        {
+            return self.join(environment, settings).map(|join| Plan::Onboarding(Box::new(join)));
+        }
+        let documents = match &self.config {
+            Some(config) => Some(config.clone()),
             None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
         };
         let in_mesh = documents.is_none() && environment.joins();
         if let Some(config) = documents.as_ref().filter(|path| !path.exists()) {
             return Err(nothing(&format!("SKIFF_CONFIG: {} does not exist", config.display())));
         }
-        let workload = self.workload.resolve(environment)?;
+        let drain_deadline = match self.drain_deadline {
+            Some(deadline) => deadline,
+            None => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
+        };
+        let mut config = self.sidecar(&environment, in_mesh, drain_deadline)?;
+        let workload = self.workload.resolve(&environment)?;
         let node = node(&workload);
-        let control_plane = self.control_plane.resolve(environment, in_mesh)?;
+        let control_plane = self.control_plane.resolve(&environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
         let node_config = NodeConfig {
             metadata: environment.node_metadata()?,
@@ -161,32 +177,45 @@ impl RunArgs {
         let local = local_node(&node_config.node(&workload, &node.id, &node.cluster));
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(environment, &workload, (&node, node_config), identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(&environment, &workload, (&node, node_config), identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
-                    "no SKIFF_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
+                    "no SKIFF_CONFIG, no ONBOARDING_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
                 )));
             }
         };
-        let config = SidecarConfig {
-            node,
+        config.node = node;
+        config.proxy.node = local;
+        let identity = identity.map(connect::certificates);
+        Ok(Plan::Sidecar(config, Sources { configuration, identity, membership: None }))
+    }
+
+    /// Everything of a sidecar but who it is.
+    fn sidecar(&self, environment: &Environment, in_mesh: bool, drain_deadline: Duration) -> Result<SidecarConfig, Failure> {
+        Ok(SidecarConfig {
+            node: Node::default(),
             admin_address: admin_address_in(self.admin_address, environment)?,
-            status: self.status.resolve(environment, in_mesh)?,
-            drain_deadline: match self.drain_deadline {
-                Some(deadline) => deadline,
-                None => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
-            },
+            status: self.status.clone().resolve(environment, in_mesh)?,
+            drain_deadline,
             proxy: skiff_proxy::Options {
                 workers: self.workers,
                 max_connections: self.max_connections,
                 max_series: self.max_series,
                 access_log_queue: self.access_log_queue,
-                node: local,
+                ..skiff_proxy::Options::default()
             },
             histograms: &HISTOGRAM_BUCKETS,
-        };
-        Ok((config, Sources { configuration, identity: identity.map(connect::certificates) }))
+        })
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
+fn wrong(error: impl std::fmt::Display) -> Failure {
+    Failure::Configuration(error.to_string())
+}
+
+fn parse_addresses(text: &str) -> Option<Vec<IpAddr>> {
+    text.split(',').map(|ip| ip.trim().parse().ok()).collect()
 }
 
 /// Where the admin page of this machine's sidecar is.
@@ -227,8 +256,7 @@ impl WorkloadArgs {
         let name = text(self.workload_name, "ISTIO_META_WORKLOAD_NAME").or_else(|| labels.get("app").cloned());
         let name = name.or_else(|| environment.get("HOSTNAME").map(str::to_owned)).unwrap_or_default();
         let given = if self.instance_ip.is_empty() {
-            let parse = |text: &str| text.split(',').map(|ip| ip.trim().parse().ok()).collect::<Option<Vec<IpAddr>>>();
-            environment.parse("INSTANCE_IP", "addresses separated by commas", parse)?.unwrap_or_default()
+            environment.parse("INSTANCE_IP", "addresses separated by commas", parse_addresses)?.unwrap_or_default()
         } else {
             self.instance_ip
         };
@@ -377,13 +405,6 @@ pub(crate) fn node(workload: &Workload) -> Node {
     }
 }
 
-/// The address that this machine would send from.
-fn source_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect(ANYWHERE).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
 fn parse_labels(text: &str) -> Result<Labels, String> {
     serde_json::from_str(text).map(Labels).map_err(|error| format!("expected a JSON object of strings: {error}"))
 }
@@ -396,13 +417,20 @@ mod tests {
     use super::*;
     use crate::status::Ports;
 
+    fn plan(arguments: &[&str], environment: &Environment) -> Plan {
+        let args = Cli::try_parse_from(arguments).unwrap().run;
+        args.resolve_in(environment.clone(), Path::new("/nowhere")).unwrap()
+    }
+
     #[test]
     fn without_anything_to_run_from_it_says_how_to_begin() {
         let args = Cli::try_parse_from(["skiff", "--config", "/nowhere"]).unwrap().run;
-        let failure = args.resolve_in(&Environment::default()).err().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let failure = args.resolve_in(Environment::default(), folder.path()).err().unwrap();
         assert_eq!(failure.code(), 78);
         assert!(failure.to_string().contains("/nowhere") && failure.to_string().contains("skiff quickstart"), "{failure}");
-        let failure = Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&Environment::default()).err().unwrap();
+        let failure =
+            Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(Environment::default(), folder.path()).err().unwrap();
         assert!(failure.code() == 78 && failure.to_string().contains("skiff quickstart"), "{failure}");
     }
 
@@ -413,7 +441,7 @@ mod tests {
         let labels = r#"{"app":"ratings","version":"v1"}"#;
         let arguments = ["skiff", "--config", config, "--labels", labels, "--instance-ip", "127.0.0.21,::1"];
         let environment = Environment::read([("POD_NAMESPACE".to_owned(), "bookinfo".to_owned())], folder.path()).unwrap();
-        let (config, sources) = Cli::try_parse_from(arguments).unwrap().run.resolve_in(&environment).unwrap();
+        let Plan::Sidecar(config, sources) = plan(&arguments, &environment) else { panic!("no sidecar") };
         assert_eq!(config.node.id, "sidecar~127.0.0.21~ratings.bookinfo~bookinfo.svc.cluster.local");
         assert_eq!(config.node.cluster, "ratings.bookinfo");
         assert!(sources.identity.is_none());
@@ -429,7 +457,7 @@ mod tests {
             [("PROXY_CONFIG", proxy_config), ("INSTANCE_IP", "10.0.0.4"), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = Environment::read(variables, folder.path()).unwrap();
-        let (config, sources) = Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&environment).unwrap();
+        let Plan::Sidecar(config, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
         assert_eq!(config.admin_address, "127.0.0.1:16000".parse().unwrap());
         assert_eq!(config.drain_deadline, Duration::from_millis(5500));
         assert_eq!(config.status.unwrap().ports, Ports::ISTIO);

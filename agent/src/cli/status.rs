@@ -9,7 +9,7 @@ use crate::exit::Failure;
 use crate::status::{self, AppProbes, Ports, ScrapeTargets, StatusConfig};
 
 /// Where Istio's tools and Kubernetes ask.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct StatusArgs {
     /// IP that the ports 15020, 15021 and 15090 listen on.
     #[arg(long, env = "SKIFF_STATUS_ADDRESS", default_value_t = status::DEFAULT_ADDRESS)]

@@ -27,6 +27,7 @@ mod tests;
 pub use check::check;
 pub use client::{Connection, Xds};
 pub use health::{HealthReport, Probe, ProbeAction};
+pub(crate) use node::ISTIO_VERSION;
 pub use node::NodeConfig;
 pub use originals::{Content, Originals, Refusal, Shown};
 pub use resources::{Kind, Resources};

@@ -13,6 +13,7 @@ pub mod forwarding;
 pub mod http1;
 pub mod http2;
 pub mod input;
+pub mod onboarding;
 pub mod path;
 pub mod peer;
 pub mod proxy;
@@ -42,6 +43,7 @@ pub const ALL: &[(&str, Property)] = &[
     ("istio", translate::istio),
     ("path", path::path),
     ("peer", peer::peer),
+    ("proof", onboarding::proof),
     ("proxy", proxy::proxy),
     ("rbac", rbac::rbac),
     ("resource", translate::resource),

@@ -13,7 +13,7 @@
 mod authz;
 mod clusters;
 mod custom;
-mod de;
+pub(crate) mod de;
 mod documents;
 mod endpoints;
 mod inbound;
@@ -27,11 +27,12 @@ mod route;
 mod routes;
 mod schema;
 mod scope;
+pub(crate) mod single;
 mod telemetry;
 #[cfg(test)]
 mod tests;
 mod values;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use documents::{DocumentError, Documents};
 
