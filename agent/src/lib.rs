@@ -5,10 +5,12 @@
 //!   [`skiff_proxy::Proxy`]; [`admin`] shows what came of it, [`shutdown`] ends it.
 //! - [`xds`]: the client of istiod, from which a sidecar in a real mesh has its configuration.
 //! - [`bootstrap`]: the data plane from a static Envoy bootstrap, without any control plane.
+//! - [`onboarding`]: how a workload outside of Kubernetes proves who it is and joins; [`aws`]: what AWS says about it.
 //! - [`plane`]: the embedded onboarding plane, a certificate authority and token issuer for meshes without istiod.
 //! - [`quickstart`]: a plane and two sidecars in one process.
 
 pub mod admin;
+pub mod aws;
 pub mod bootstrap;
 pub mod cli;
 pub mod client;
@@ -17,6 +19,7 @@ pub mod exit;
 pub mod identity;
 pub mod logging;
 pub mod metrics;
+pub mod onboarding;
 pub mod plane;
 pub mod quickstart;
 pub mod shutdown;

@@ -4,10 +4,12 @@
 //! one, and [`Plane`] serves Istio's certificate service over TLS. Keys live in a [`StateFolder`] and survive a restart.
 
 mod ca;
+pub mod objects;
 mod server;
 mod server_certificate;
 mod service;
 mod state;
+pub mod store;
 mod token;
 
 pub use ca::{CertificateAuthority, IssueError, IssuedCertificate};

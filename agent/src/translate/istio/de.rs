@@ -15,15 +15,15 @@ use super::yaml::{Key, Node, Value};
 
 /// What is wrong with one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FieldError {
+pub(crate) struct FieldError {
     /// Zero until the innermost deserializer has placed the error.
-    pub(super) line: u64,
-    pub(super) path: String,
-    pub(super) reason: String,
+    pub(crate) line: u64,
+    pub(crate) path: String,
+    pub(crate) reason: String,
 }
 
 impl FieldError {
-    pub(super) fn at(line: u64, path: String, reason: impl Into<String>) -> Self {
+    pub(crate) fn at(line: u64, path: String, reason: impl Into<String>) -> Self {
         Self { line, path, reason: reason.into() }
     }
 
@@ -121,14 +121,14 @@ impl fmt::Display for Path<'_> {
 
 /// A value that remembers where it was written, for errors that are only found when resources are put together.
 #[derive(Clone, Debug)]
-pub(super) struct Located<T> {
-    pub(super) value: T,
-    pub(super) line: u64,
-    pub(super) path: String,
+pub(crate) struct Located<T> {
+    pub(crate) value: T,
+    pub(crate) line: u64,
+    pub(crate) path: String,
 }
 
 impl<T> Located<T> {
-    pub(super) fn error(&self, reason: impl Into<String>) -> FieldError {
+    pub(crate) fn error(&self, reason: impl Into<String>) -> FieldError {
         FieldError::at(self.line, self.path.clone(), reason)
     }
 }
@@ -160,7 +160,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Located<T> {
 }
 
 /// Reads `T` from `node`, whose place in its document is `path` (empty for the document itself).
-pub(super) fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, FieldError> {
+pub(crate) fn from_node<T: DeserializeOwned>(node: &Node, path: &str) -> Result<T, FieldError> {
     NodeDeserializer { node, path: &Path::Root(path) }.seed(std::marker::PhantomData)
 }
 

@@ -13,7 +13,7 @@
 mod authz;
 mod clusters;
 mod custom;
-mod de;
+pub(crate) mod de;
 mod documents;
 mod endpoints;
 mod inbound;
@@ -29,7 +29,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 mod values;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use documents::{DocumentError, Documents};
 

@@ -12,14 +12,14 @@ const MAX_FILE_BYTES: usize = 8 << 20;
 
 /// A value and the line it starts in.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) line: u64,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) line: u64,
+    pub(crate) value: Value,
 }
 
 /// What a [`Node`] holds.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Integer(i64),
@@ -31,13 +31,13 @@ pub(super) enum Value {
 
 /// A key of a mapping; numbers are taken as they are written, as `portLevelMtls` needs.
 #[derive(Clone, Debug)]
-pub(super) struct Key {
-    pub(super) line: u64,
-    pub(super) name: String,
+pub(crate) struct Key {
+    pub(crate) line: u64,
+    pub(crate) name: String,
 }
 
 /// Reads all documents of one file; empty ones are left out.
-pub(super) fn parse(text: &str) -> Result<Vec<Node>, FieldError> {
+pub(crate) fn parse(text: &str) -> Result<Vec<Node>, FieldError> {
     if text.len() > MAX_FILE_BYTES {
         return Err(FieldError::at(1, String::new(), format!("{} bytes: expected at most {MAX_FILE_BYTES}", text.len())));
     }
@@ -64,7 +64,7 @@ fn reason(message: &str) -> &str {
 
 impl Node {
     /// The value of a key, when this is a mapping that has it.
-    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|(k, _)| k.name == key).map(|(_, value)| value),
             _ => None,
@@ -72,7 +72,7 @@ impl Node {
     }
 
     /// The text, when this is a string.
-    pub(super) fn as_str(&self) -> Option<&str> {
+    pub(crate) fn as_str(&self) -> Option<&str> {
         match &self.value {
             Value::String(text) => Some(text),
             _ => None,
