@@ -3,6 +3,10 @@
 //! Writing is optimistic: who changes an object shows the version that it has read, and starts over on [`StoreError::Conflict`].
 //! Every method may be called by many tasks at once and every replica of the plane; none waits longer than a few seconds.
 
+mod kubernetes;
+
+pub use kubernetes::{IstioMesh, KubernetesOptions, KubernetesStore, MeshSource};
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,6 +21,11 @@ use crate::identity::Token;
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Who tells workloads of each other.
     fn control_plane(&self) -> ControlPlane;
+
+    /// Whether it is for this replica to remove what has ended; one at a time is told so.
+    fn collects(&self) -> bool {
+        true
+    }
 
     /// A group, or `None`.
     async fn workload_group(&self, key: &ObjectKey) -> Result<Option<Arc<WorkloadGroup>>, StoreError>;
