@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// How often histograms are folded, so that samples do not pile up between two scrapes.
@@ -76,6 +76,12 @@ impl Metrics {
     /// A gauge of the agent, described once.
     pub fn gauge(&self, name: &'static str, description: &'static str) -> Gauge {
         gauge(&self.recorder, name, None, description)
+    }
+
+    /// A histogram of the agent, described once; its bounds were given to [`Self::new`].
+    pub fn histogram(&self, name: &'static str, description: &'static str) -> Histogram {
+        self.recorder.describe_histogram(KeyName::from_const_str(name), Some(Unit::Seconds), description.into());
+        self.recorder.register_histogram(&Key::from_static_name(name), &METADATA)
     }
 
     /// All metrics in Prometheus' text format.

@@ -89,6 +89,11 @@ impl StateFolder {
         }
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The whole file, or `None` when there is none.
     ///
     /// # Errors

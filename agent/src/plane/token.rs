@@ -93,6 +93,11 @@ impl TokenIssuer {
         Ok(Self { encoding, decoding, issuer, trust_domain, lifetime, clock })
     }
 
+    /// How long its tokens live.
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
     /// A token for the service account `service_account` in `namespace`.
     ///
     /// # Errors
@@ -147,7 +152,7 @@ impl TokenIssuer {
     }
 }
 
-fn parse_key(pem: &str) -> Result<KeyPair, String> {
+pub(super) fn parse_key(pem: &str) -> Result<KeyPair, String> {
     let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| error.to_string())?;
     KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())
 }

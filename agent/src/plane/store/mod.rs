@@ -3,8 +3,13 @@
 //! Writing is optimistic: who changes an object shows the version that it has read, and starts over on [`StoreError::Conflict`].
 //! Every method may be called by many tasks at once and every replica of the plane; none waits longer than a few seconds.
 
+mod embedded;
 mod kubernetes;
+#[cfg(test)]
+pub(crate) mod suite;
+mod writer;
 
+pub use embedded::EmbeddedStore;
 pub use kubernetes::{IstioMesh, KubernetesOptions, KubernetesStore, MeshSource};
 
 use std::fmt;

@@ -1,6 +1,5 @@
 //! Talking to the API server: where objects are, how long an answer may take, which failures are worth another try.
 
-use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
 

@@ -56,7 +56,7 @@ pub(super) fn follow(
     server: ApiServer,
     source: MeshSource,
 ) -> (watch::Receiver<Result<Arc<IstioMesh>, String>>, impl Future<Output = ()> + use<>) {
-    let (known, mesh) = watch::channel(Err("istiod's ConfigMaps have not been read yet".to_owned()));
+    let (known, mesh) = watch::channel::<Result<Arc<IstioMesh>, String>>(Err("istiod's ConfigMaps have not been read yet".to_owned()));
     let follow = async move {
         let mut backoff = Backoff::new(FIRST_WAIT, INTERVAL);
         loop {

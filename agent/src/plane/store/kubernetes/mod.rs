@@ -12,8 +12,6 @@ mod lease;
 mod mesh;
 mod orphans;
 mod secret;
-#[cfg(test)]
-mod tests;
 mod watcher;
 
 use std::fmt;
