@@ -26,6 +26,9 @@ pub use server::{Limits, Plane, PlaneConfig, PlaneError};
 pub use state::{StateError, StateFolder};
 pub use token::{AUDIENCE, TokenError, TokenIssuer};
 
+/// The definitions of the onboarding API's kinds, for `kubectl apply`.
+pub const CRDS: &str = include_str!("../../manifests/crds.yaml");
+
 #[cfg(test)]
 pub(crate) use server::TestPlane;
 

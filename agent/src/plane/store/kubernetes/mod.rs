@@ -12,6 +12,8 @@ mod lease;
 mod mesh;
 mod orphans;
 mod secret;
+#[cfg(test)]
+mod tests;
 mod watcher;
 
 use std::fmt;
