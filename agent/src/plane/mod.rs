@@ -4,6 +4,7 @@
 //! one, and [`Plane`] serves Istio's certificate service over TLS. Keys live in a [`StateFolder`] and survive a restart.
 
 mod ca;
+mod crds;
 mod inputs;
 mod nonce;
 pub mod objects;
@@ -20,14 +21,12 @@ mod token;
 mod workload;
 
 pub use ca::{CertificateAuthority, IssueError, IssuedCertificate};
+pub use crds::CRDS;
 pub use inputs::Inputs;
 pub use secrets::PlaneSecrets;
 pub use server::{Limits, Plane, PlaneConfig, PlaneError};
 pub use state::{StateError, StateFolder};
 pub use token::{AUDIENCE, TokenError, TokenIssuer};
-
-/// The definitions of the onboarding API's kinds, for `kubectl apply`.
-pub const CRDS: &str = include_str!("../../manifests/crds.yaml");
 
 #[cfg(test)]
 pub(crate) use server::TestPlane;

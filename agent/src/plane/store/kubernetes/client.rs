@@ -335,3 +335,37 @@ pub(super) async fn token_request(
 pub(super) fn is_too_old(status: &Status) -> bool {
     status.code == 410 && status.status != Some(StatusSummary::Success)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_one_part_of_a_path() {
+        assert_eq!(segment("bookinfo"), "bookinfo");
+        for bad in ["", ".", "..", "../..", "a/b", "a?b", "a%2fb", "A", "a\nb", &"a".repeat(254)] {
+            assert_eq!(segment(bad), "_", "{bad:?}");
+        }
+        assert_eq!(
+            custom::<RegistrationSpec>(Some("a/../b")).url_path,
+            "/apis/runtime.onboarding.tetrate.io/v1alpha1/namespaces/_/workloadautoregistrations"
+        );
+    }
+
+    #[test]
+    fn an_answer_says_what_may_be_done() {
+        let key = ObjectKey::new("a", "b");
+        let status = |code: u16, reason: &str| {
+            CallError::Status(Box::new(Status { code, reason: reason.to_owned(), message: "line\none".to_owned(), ..Status::success() }))
+        };
+        assert_eq!(status(404, "NotFound").of(&key), StoreError::NotFound(key.clone()));
+        assert_eq!(status(409, "AlreadyExists").of(&key), StoreError::Exists(key.clone()));
+        assert_eq!(status(409, "Conflict").of(&key), StoreError::Conflict(key.clone()));
+        for code in [401, 429, 500, 503] {
+            assert!(matches!(status(code, "").of(&key), StoreError::Unavailable(_)), "{code}");
+        }
+        assert_eq!(status(403, "Forbidden").of(&key), StoreError::Refused("the API server answers 403: line one".to_owned()));
+        assert!(status(503, "").is_transient() && CallError::Timeout.is_transient());
+        assert!(!status(409, "Conflict").is_transient() && !status(403, "Forbidden").is_transient());
+    }
+}

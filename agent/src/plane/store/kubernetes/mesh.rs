@@ -51,18 +51,30 @@ pub struct IstioMesh {
     pub cluster_id: String,
 }
 
+/// What is known of the mesh, as it changes.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// All of it, or why nothing is known yet.
+    pub(super) mesh: watch::Receiver<Result<Arc<IstioMesh>, String>>,
+    /// Of it the roots; empty until they are known.
+    pub(super) roots: watch::Receiver<Arc<str>>,
+    /// Of it the proxy configuration.
+    pub(super) proxy_config: watch::Receiver<Arc<Map<String, Json>>>,
+}
+
 /// What is known, and what has to run to know it.
-pub(super) fn follow(
-    server: ApiServer,
-    source: MeshSource,
-) -> (watch::Receiver<Result<Arc<IstioMesh>, String>>, impl Future<Output = ()> + use<>) {
+pub(super) fn follow(server: ApiServer, source: MeshSource) -> (Known, impl Future<Output = ()> + use<>) {
     let (known, mesh) = watch::channel::<Result<Arc<IstioMesh>, String>>(Err("istiod's ConfigMaps have not been read yet".to_owned()));
+    let (roots, roots_known) = watch::channel::<Arc<str>>("".into());
+    let (proxy_config, proxy_config_known) = watch::channel::<Arc<Map<String, Json>>>(Arc::default());
     let follow = async move {
         let mut backoff = Backoff::new(FIRST_WAIT, INTERVAL);
         loop {
             let wait = match read(&server, &source).await {
                 Ok(read) => {
                     backoff.reset();
+                    set(&roots, |roots| **roots == *read.root_certificates, || read.root_certificates.as_str().into());
+                    set(&proxy_config, |known| **known == read.proxy_config, || Arc::new(read.proxy_config.clone()));
                     known.send_if_modified(|mesh| match mesh {
                         Ok(known) if **known == read => false,
                         _ => {
@@ -89,7 +101,18 @@ pub(super) fn follow(
             sleep(wait).await;
         }
     };
-    (mesh, follow)
+    (Known { mesh, roots: roots_known, proxy_config: proxy_config_known }, follow)
+}
+
+/// Tells of a new value, if it is new.
+fn set<T>(known: &watch::Sender<T>, is_same: impl FnOnce(&T) -> bool, new: impl FnOnce() -> T) {
+    known.send_if_modified(|value| {
+        let is_new = !is_same(value);
+        if is_new {
+            *value = new();
+        }
+        is_new
+    });
 }
 
 async fn read(server: &ApiServer, source: &MeshSource) -> Result<IstioMesh, String> {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kube::core::Request;
+use serde_json::{Map, Value as Json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -66,7 +67,7 @@ pub struct KubernetesStore {
     policies: Caches<OnboardingPolicySpec>,
     registrations: Caches<RegistrationSpec>,
     entries: Caches<WorkloadEntrySpec>,
-    mesh: watch::Receiver<Result<Arc<IstioMesh>, String>>,
+    mesh: mesh::Known,
     collects: watch::Receiver<bool>,
     changes: watch::Sender<u64>,
     /// End with the store.
@@ -110,30 +111,28 @@ impl KubernetesStore {
         Ok(Self { server, namespace, groups, policies, registrations, entries, mesh, collects, changes, _tasks: tasks })
     }
 
-    /// Returns when every kind of object has been read once.
+    /// Returns when every kind of object, and the mesh, have been read once.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] with the reason when that takes longer than `limit`.
     pub async fn ready(&self, limit: Duration) -> Result<(), StoreError> {
         let all_read = async {
             let mut changes = self.changes.subscribe();
-            while self.health().is_err() {
+            while self.state().is_err() {
                 // Who has never been heard changes nothing.
                 let _ = tokio::time::timeout(Duration::from_millis(500), changes.changed()).await;
             }
         };
-        if tokio::time::timeout(limit, all_read).await.is_ok() { Ok(()) } else { self.health() }
+        if tokio::time::timeout(limit, all_read).await.is_ok() { Ok(()) } else { self.state() }
     }
 
-    /// What is the matter with the API server, if something is.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`] with the kind that it has not told of yet.
-    pub fn health(&self) -> Result<(), StoreError> {
+    /// What has not been read yet.
+    fn state(&self) -> Result<(), StoreError> {
         self.groups.health()?;
         self.policies.health()?;
         self.registrations.health()?;
-        self.entries.health()
+        self.entries.health()?;
+        self.mesh().map(drop)
     }
 
     /// What istiod's ConfigMaps say of the mesh, as they were last read.
@@ -141,7 +140,17 @@ impl KubernetesStore {
     /// # Errors
     /// [`StoreError::Unavailable`] while they have not been read yet.
     pub fn mesh(&self) -> Result<Arc<IstioMesh>, StoreError> {
-        self.mesh.borrow().clone().map_err(StoreError::Unavailable)
+        self.mesh.mesh.borrow().clone().map_err(StoreError::Unavailable)
+    }
+
+    /// istiod's roots, PEM, as they change; empty until they have been read.
+    pub fn roots(&self) -> watch::Receiver<Arc<str>> {
+        self.mesh.roots.clone()
+    }
+
+    /// Istio's ProxyConfig of the mesh, as it changes; empty until it has been read.
+    pub fn proxy_config(&self) -> watch::Receiver<Arc<Map<String, Json>>> {
+        self.mesh.proxy_config.clone()
     }
 
     /// A text that all replicas have in common and nobody else, in a Secret: what is there, else what `make` says.

@@ -23,7 +23,6 @@ pub(super) fn kubeconfig() -> PathBuf {
 
 /// The API server, with the definitions of all kinds.
 pub(super) async fn server() -> ApiServer {
-    crate::identity::crypto_provider();
     let server = ApiServer::connect(Some(&kubeconfig())).await.unwrap();
     let istio = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/kubernetes/istio-crds.yaml");
     // Istio's own definitions stay where they are.
@@ -43,13 +42,19 @@ pub(super) async fn server() -> ApiServer {
     server
 }
 
-/// A namespace with the service account `ratings`.
+/// A namespace with the service account `ratings`, and what istiod says of the mesh.
 pub(super) async fn namespace(server: &ApiServer, name: &str) {
     let yaml = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n---\n\
          apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: ratings, namespace: {name}}}\n"
     );
     apply(server, &yaml).await.unwrap();
+    istiod(server, name, &root(), "trustDomain: cluster.local\n").await;
+}
+
+/// A root certificate.
+pub(super) fn root() -> String {
+    rcgen::generate_simple_self_signed(["root".to_owned()]).unwrap().cert.pem()
 }
 
 /// As `kubectl apply --server-side --force-conflicts`. A kind that was just defined may not be served at once.
@@ -63,8 +68,11 @@ pub(super) async fn apply(server: &ApiServer, yaml: &str) -> Result<(), CallErro
         loop {
             match server.write::<Json>(request.clone()).await.result {
                 Err(error) if error.code() == 404 && Instant::now() < end => sleep(Duration::from_millis(200)).await,
-                result => break result?,
-            };
+                result => {
+                    result?;
+                    break;
+                }
+            }
         }
     }
     Ok(())
@@ -86,6 +94,17 @@ pub(super) fn place(object: &Json) -> Request {
 pub(super) async fn delete(server: &ApiServer, place: &Request, name: &str) {
     let Written { result, .. } = server.delete(place, name, &Default::default()).await;
     result.unwrap();
+}
+
+/// Writes the ConfigMaps that istiod has: with these roots and this MeshConfig.
+pub(super) async fn istiod(server: &ApiServer, namespace: &str, roots: &str, mesh: &str) {
+    for (name, entry, text) in [("istio-ca-root-cert", "root-cert.pem", roots), ("istio", "mesh", mesh)] {
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": namespace}, "data": {entry: text},
+        });
+        apply(server, &map.to_string()).await.unwrap();
+    }
 }
 
 /// A replica of a plane whose own namespace is `namespace`.
