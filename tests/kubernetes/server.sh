@@ -14,7 +14,8 @@ api=https://127.0.0.1:$port
 etcd=http://127.0.0.1:$((port + 1))
 mkdir -p "$folder"
 
-running() { [ -s "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null; }
+# A process that has ended may stay as a zombie where nobody waits for it.
+running() { [ -s "$folder/$1.pid" ] && [ "$(cut -d' ' -f3 "/proc/$(cat "$folder/$1.pid")/stat" 2>/dev/null || echo Z)" != Z ]; }
 
 launch() {
   local name=$1
@@ -38,6 +39,8 @@ ready() {
 ask() { curl -fsS --max-time 2 --cacert "$folder/certs/apiserver.crt" -H "Authorization: Bearer $(cut -d, -f1 "$folder/tokens.csv")" "$api$1"; }
 
 signal() { if running "$2"; then kill "-$1" "$(cat "$folder/$2.pid")"; fi; }
+
+gone() { while running "$1"; do sleep 0.05; done; }
 
 case $2 in
   start)
@@ -69,12 +72,17 @@ contexts:
 - {name: test, context: {cluster: test, user: admin}}
 K
     ;;
-  kill) signal KILL kube-apiserver ;;
+  kill)
+    signal KILL kube-apiserver
+    gone kube-apiserver
+    ;;
   freeze) signal STOP kube-apiserver ;;
   thaw) signal CONT kube-apiserver ;;
   stop)
     signal KILL kube-apiserver
     signal TERM etcd
+    gone kube-apiserver
+    gone etcd
     ;;
   *)
     sed -n '2,10p' "$0" >&2
