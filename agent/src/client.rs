@@ -32,17 +32,31 @@ pub enum ClientError {
 /// # Errors
 /// When there is no complete answer in time.
 pub async fn send(address: SocketAddr, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, ClientError> {
-    tokio::time::timeout(deadline, exchange(address, request)).await.unwrap_or(Err(ClientError::TimedOut(address, deadline)))
+    send_bounded(address, request, deadline, MAX_BODY).await
 }
 
-async fn exchange(address: SocketAddr, request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+/// As [`send`], for an answer of up to `max_body` bytes.
+///
+/// # Errors
+/// When there is no complete answer in time.
+pub async fn send_bounded(
+    address: SocketAddr,
+    request: Request<Bytes>,
+    deadline: Duration,
+    max_body: usize,
+) -> Result<Response<Bytes>, ClientError> {
+    let exchanged = tokio::time::timeout(deadline, exchange(address, request, max_body)).await;
+    exchanged.unwrap_or(Err(ClientError::TimedOut(address, deadline)))
+}
+
+async fn exchange(address: SocketAddr, request: Request<Bytes>, max_body: usize) -> Result<Response<Bytes>, ClientError> {
     let failed = |error: hyper::Error| ClientError::Exchange(address, error.into());
     let stream = TcpStream::connect(address).await.map_err(|error| ClientError::Connect(address, error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.map_err(failed)?;
     let exchange = async {
         let (head, body) = sender.send_request(request.map(Full::new)).await.map_err(failed)?.into_parts();
-        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| ClientError::Exchange(address, error))?;
+        let body = Limited::new(body, max_body).collect().await.map_err(|error| ClientError::Exchange(address, error))?;
         Ok(Response::from_parts(head, body.to_bytes()))
     };
     tokio::pin!(exchange);

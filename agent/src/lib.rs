@@ -16,6 +16,7 @@ pub mod cli;
 pub mod client;
 pub mod connect;
 pub mod exit;
+pub mod fetch;
 pub mod identity;
 pub mod logging;
 pub mod metrics;

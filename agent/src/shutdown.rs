@@ -30,6 +30,11 @@ impl Shutdown {
         self.0.send_modify(|phase| *phase = if *phase == Phase::Running { Phase::Draining } else { Phase::Exiting });
     }
 
+    /// Whether it has been requested.
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow() >= Phase::Draining
+    }
+
     /// Waits for the first request.
     pub async fn requested(&self) {
         self.reached(Phase::Draining).await;

@@ -3,7 +3,7 @@
 //! It says what a test makes it say and notes what it hears. Its resources are those of `data/istiod`, recorded from a real istiod
 //! for a workload with the addresses of [`crate::mesh`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -75,6 +75,8 @@ struct State {
     heard: watch::Sender<Vec<Heard>>,
     /// Open streams: what is sent here goes to the sidecar.
     streams: Mutex<Vec<mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>>>,
+    /// Ends of the next delta streams.
+    refusals: Mutex<VecDeque<Status>>,
 }
 
 impl Istiod {
@@ -127,6 +129,11 @@ impl Istiod {
                 });
             }
         }));
+    }
+
+    /// Ends the next incremental stream with this.
+    pub fn refuse(&self, status: Status) {
+        self.state.refusals.lock().unwrap().push_back(status);
     }
 
     /// Changes one resource and pushes it; `None` removes it.
@@ -270,6 +277,10 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (mut requests, state) = (request.into_inner(), self.0.clone());
         let (sender, receiver) = mpsc::channel(64);
+        if let Some(status) = state.refusals.lock().unwrap().pop_front() {
+            sender.try_send(Err(status)).unwrap();
+            return Ok(Response::new(ReceiverStream::new(receiver)));
+        }
         state.streams.lock().unwrap().push(sender.clone());
         tokio::spawn(async move {
             let mut asked = BTreeSet::new();

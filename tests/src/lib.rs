@@ -2,15 +2,17 @@
 //!
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
-//! - [`istiod`]: a control plane that says what a test makes it say.
+//! - [`istiod`] and [`onboarding`]: a control plane and an onboarding plane that say what a test makes them say.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
+//! - [`aws`]: AWS, as a task and an onboarding plane see it.
 //! - [`bootstrap`]: `skiff proxy -c` without a mesh.
 //! - [`access_log`] and [`metrics`]: what a sidecar says about what it did.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test harness fails by panicking")]
 
 pub mod access_log;
 pub mod apps;
+pub mod aws;
 pub mod bootstrap;
 pub mod door;
 pub mod frames;
@@ -20,6 +22,7 @@ pub mod istiod;
 pub mod mesh;
 pub mod metrics;
 pub mod network;
+pub mod onboarding;
 pub mod raw;
 pub mod skiff;
 pub mod tls;

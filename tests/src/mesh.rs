@@ -164,6 +164,21 @@ impl Mesh {
         self.network.at(member.own, 8080)
     }
 
+    /// Where its certificate authority is.
+    pub fn ca(&self) -> SocketAddr {
+        self.ca
+    }
+
+    /// Its root certificate.
+    pub fn root_pem(&self) -> String {
+        fs::read_to_string(self.folder.path().join("root.pem")).unwrap()
+    }
+
+    /// The token with which a member gets its certificate.
+    pub fn token(&self, member: Member) -> String {
+        fs::read_to_string(self.folder.path().join(format!("{}.token", member.name))).unwrap()
+    }
+
     /// Signs as the plane does.
     pub fn authority(&self) -> Authority {
         Authority::of_plane(&self.folder.path().join("plane"))

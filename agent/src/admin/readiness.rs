@@ -96,6 +96,11 @@ impl Readiness {
         self.0.send_if_modified(|state| std::mem::replace(&mut state.failed, failed) != failed);
     }
 
+    /// Whether [`Self::draining`] was said: nothing that serves is taken away any more.
+    pub fn is_leaving(&self) -> bool {
+        self.0.borrow().draining
+    }
+
     /// Whether [`Self::draining`] was said, or health checks are to fail.
     pub fn is_draining(&self) -> bool {
         let state = self.0.borrow();

@@ -16,7 +16,7 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const DEFAULT_DISCOVERY: &str = "istiod.istio-system.svc:15012";
 
 /// Variables and the proxy configuration, of the process first, then of the folder.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
     process: BTreeMap<String, String>,
     /// `proxyMetadata` of the proxy configuration, then `cluster.env`.

@@ -1,6 +1,8 @@
 //! The command line of `skiff`. Every option is an environment variable as well, because a task definition has no shell.
 
 mod environment;
+mod explain;
+mod plane;
 mod proxy;
 mod run;
 
@@ -19,6 +21,7 @@ use crate::admin;
 use crate::bootstrap;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
+use crate::plane::{Checked, check as check_onboarding};
 use crate::quickstart;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{self, Sidecar};
@@ -65,6 +68,13 @@ enum Command {
         what: Option<Subject>,
         /// Files and folders; what the sidecar would run from if none is given.
         files: Vec<PathBuf>,
+    },
+    /// Run the onboarding plane, or ask it what has registered.
+    Plane(Box<plane::PlaneArgs>),
+    /// Say why something is as it is.
+    Explain {
+        #[command(subcommand)]
+        what: explain::Explained,
     },
     /// Print the version.
     Version,
@@ -134,15 +144,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let (config, workload) = run.subject()?;
             check(if files.is_empty() { vec![config] } else { files }, &workload)
         }
+        Some(Command::Plane(args)) if args.runs() => {
+            log.init()?;
+            runtime.block_on(until_signals(async |shutdown| plane::run(*args, shutdown).await))
+        }
+        Some(Command::Plane(args)) => runtime.block_on(plane::show(*args)),
+        Some(Command::Explain { what }) => explain::run(what),
         Some(Command::Quickstart { check }) => {
             let logging = log.init()?;
             let options = quickstart::Options { check, histograms: &HISTOGRAM_BUCKETS };
             runtime.block_on(until_signals(async |shutdown| quickstart::run(&options, &logging, shutdown).await))
         }
         None => {
-            let (config, sources) = run.resolve()?;
+            let plan = run.resolve()?;
             let logging = log.init()?;
             runtime.block_on(until_signals(async |shutdown| {
+                let Some((config, sources)) = plan.sources(shutdown).await? else { return Ok(()) };
                 Sidecar::start(config, sources, logging, shutdown.clone()).await?.run().await
             }))
         }
@@ -168,15 +185,26 @@ fn check(paths: Vec<PathBuf>, workload: &Workload) -> Result<(), Failure> {
     for path in paths {
         documents.extend(sidecar::read_documents(&path).map_err(|error| Failure::Configuration(error.to_string()))?);
     }
-    match Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload)) {
-        Ok(translation) => {
-            let warnings = translation.warnings.iter().fold(String::new(), |text, warning| text + "warning: " + warning + "\n");
-            print(&format!("{warnings}{} files without a fault\n", documents.len()))
+    let Checked { mut faults, without_resources } = check_onboarding(&documents, &workload.namespace);
+    let read = documents.len();
+    documents.retain(|(file, _)| !without_resources.contains(file));
+    let translated = Documents::parse(&documents, &workload.namespace).and_then(|parsed| translate(&parsed, workload));
+    if let Err(errors) = &translated {
+        for error in errors.iter().map(ToString::to_string) {
+            // Groups and entries are read twice.
+            if !faults.contains(&error) {
+                faults.push(error);
+            }
         }
-        Err(errors) => {
-            let faults = errors.iter().fold(String::new(), |text, error| text + &error.to_string() + "\n");
-            print(&faults)?;
-            Err(Failure::Configuration(format!("{} faults", errors.len())))
+    }
+    match translated {
+        Ok(translation) if faults.is_empty() => {
+            let warnings = translation.warnings.iter().fold(String::new(), |text, warning| text + "warning: " + warning + "\n");
+            print(&format!("{warnings}{read} files without a fault\n"))
+        }
+        _ => {
+            print(&faults.iter().fold(String::new(), |text, fault| text + fault + "\n"))?;
+            Err(Failure::Configuration(format!("{} faults", faults.len())))
         }
     }
 }
@@ -245,8 +273,6 @@ mod tests {
     #[test]
     fn the_definition_holds_together() {
         Cli::command().debug_assert();
-        let args = Cli::try_parse_from(["skiff"]).unwrap().run;
-        assert_eq!(args.drain_deadline, sidecar::DEFAULT_DRAIN_DEADLINE);
     }
 
     #[test]

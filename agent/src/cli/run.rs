@@ -6,13 +6,13 @@
 
 use skiff_proxy::telemetry::metrics::HISTOGRAM_BUCKETS;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use skiff_proxy::config::{Locality, SpiffeId, TrustDomain};
 
 use super::environment::Environment;
@@ -23,7 +23,11 @@ use crate::identity::{
     CaClient, ControlPlaneConnector, IdentityConfig, IdentityManager, RootSource, Security, TokenSource, WorkloadCertificate,
     read_certificates,
 };
-use crate::sidecar::{ConfigurationSource, SidecarConfig, Sources};
+use crate::onboarding::config::{self as onboarding_config, Settings};
+use crate::onboarding::credential::ObtainError;
+use crate::onboarding::{HostError, HostSettings, Onboarding, PrepareError, source_address};
+use crate::shutdown::Shutdown;
+use crate::sidecar::{ConfigurationSource, DEFAULT_DRAIN_DEADLINE, SidecarConfig, Sources};
 use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
 
@@ -33,13 +37,33 @@ const DEFAULT_CONFIG: &str = "/etc/skiff";
 /// Of a call to the certificate authority, without the connect.
 const CA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A documentation address: nothing is sent there, it only makes the system choose a source address.
-const ANYWHERE: (&str, u16) = ("192.0.2.1", 9);
-
 /// Where the token of the workload is, in the folder of a virtual machine and where Istio mounts it.
 const TOKEN_FILES: &[&str] = &["istio-token", "var/run/secrets/tokens/istio-token"];
 /// The same of the roots of the mesh.
 const ROOT_FILES: &[&str] = &["root-cert.pem", "var/run/secrets/istio/root-cert.pem"];
+
+/// What is left of a task's time to stop when the sidecar ends by itself.
+const STOP_RESERVE: Duration = Duration::from_secs(2);
+
+/// What there is to run.
+pub(super) enum Plan {
+    /// A sidecar that knows where its configuration comes from.
+    Sidecar(SidecarConfig, Sources),
+    /// A workload that has to join first.
+    Onboarding(Box<Join>),
+}
+
+/// A workload that joins through an onboarding plane.
+pub(super) struct Join {
+    settings: Settings,
+    host: HostSettings,
+    /// For the platform.
+    environment: Environment,
+    /// For istiod.
+    metadata: Map<String, Json>,
+    /// Whose node comes with the registration.
+    config: SidecarConfig,
+}
 
 /// What a sidecar is run with.
 #[derive(Debug, Args)]
@@ -50,9 +74,13 @@ pub(super) struct RunArgs {
     /// Where the admin page listens.
     #[arg(long, env = "SKIFF_ADMIN_ADDRESS", default_value_t = admin::DEFAULT_ADDRESS)]
     admin_address: SocketAddr,
-    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m`.
-    #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration, default_value = "30s")]
-    pub(super) drain_deadline: Duration,
+    /// From the first SIGTERM to the exit: `30s`, `500ms`, `2m` [default: 30s; of an onboarded workload, 2 s less than its
+    /// stop timeout].
+    #[arg(long, env = "SKIFF_DRAIN_DEADLINE", value_parser = super::parse_duration)]
+    drain_deadline: Option<Duration>,
+    /// How long an onboarded workload has from SIGTERM to SIGKILL: `stopTimeout` of the task definition.
+    #[arg(long, env = "SKIFF_STOP_TIMEOUT", value_parser = super::parse_duration, default_value = "30s")]
+    stop_timeout: Duration,
     /// Worker threads; 0 takes the CPUs that the cgroup grants, at most 4.
     #[arg(long, env = "SKIFF_WORKERS", default_value_t = skiff_proxy::Options::default().workers)]
     workers: usize,
@@ -132,11 +160,17 @@ impl RunArgs {
     ///
     /// # Errors
     /// When there is nothing to run from, or a variable cannot be read.
-    pub(super) fn resolve(self) -> Result<(SidecarConfig, Sources), Failure> {
-        self.resolve_in(&Environment::of_process()?)
+    pub(super) fn resolve(self) -> Result<Plan, Failure> {
+        self.resolve_in(Environment::of_process()?, Path::new(onboarding_config::FOLDER))
     }
 
-    fn resolve_in(self, environment: &Environment) -> Result<(SidecarConfig, Sources), Failure> {
+    fn resolve_in(self, environment: Environment, agent_folder: &Path) -> Result<Plan, Failure> {
+        if self.config.is_none()
+            && let Some(settings) = Settings::read(|name| environment.get(name), agent_folder).map_err(wrong)?
+        {
+            return self.join(environment, settings).map(|join| Plan::Onboarding(Box::new(join)));
+        }
+        let mut config = self.sidecar(self.drain_deadline.unwrap_or(DEFAULT_DRAIN_DEADLINE));
         let documents = match self.config {
             Some(config) => Some(config),
             None => Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists()),
@@ -145,23 +179,30 @@ impl RunArgs {
         if let Some(config) = documents.as_ref().filter(|path| !path.exists()) {
             return Err(nothing(&format!("SKIFF_CONFIG: {} does not exist", config.display())));
         }
-        let workload = self.workload.resolve(environment)?;
+        let workload = self.workload.resolve(&environment)?;
         let node = node(&workload);
-        let control_plane = self.control_plane.resolve(environment, in_mesh)?;
+        let control_plane = self.control_plane.resolve(&environment, in_mesh)?;
         let identity = control_plane.manager(&workload);
         let configuration = match documents {
             Some(path) => ConfigurationSource::Documents { path, translate: connect::istio_yaml(workload) },
-            None if in_mesh => control_plane.mesh(environment, &workload, &node, identity.as_ref())?,
+            None if in_mesh => control_plane.mesh(&environment, &workload, &node, identity.as_ref())?,
             None => {
                 return Err(nothing(&format!(
-                    "no SKIFF_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
+                    "no SKIFF_CONFIG, no ONBOARDING_CONFIG, no {DEFAULT_CONFIG}, and neither PROXY_CONFIG nor CA_ADDR nor the files of `istioctl x workload entry configure`"
                 )));
             }
         };
-        let config = SidecarConfig {
-            node,
+        config.node = node;
+        let identity = identity.map(connect::certificates);
+        Ok(Plan::Sidecar(config, Sources { configuration, identity, membership: None }))
+    }
+
+    /// Everything of a sidecar but who it is.
+    fn sidecar(&self, drain_deadline: Duration) -> SidecarConfig {
+        SidecarConfig {
+            node: Node::default(),
             admin_address: self.admin_address,
-            drain_deadline: self.drain_deadline,
+            drain_deadline,
             proxy: skiff_proxy::Options {
                 workers: self.workers,
                 max_connections: self.max_connections,
@@ -169,9 +210,64 @@ impl RunArgs {
                 access_log_queue: self.access_log_queue,
             },
             histograms: &HISTOGRAM_BUCKETS,
-        };
-        Ok((config, Sources { configuration, identity: identity.map(connect::certificates) }))
+        }
     }
+
+    fn join(self, environment: Environment, settings: Settings) -> Result<Join, Failure> {
+        let deadline = self.drain_deadline.unwrap_or_else(|| self.stop_timeout.saturating_sub(STOP_RESERVE));
+        let addresses = |name: &str| {
+            let parsed = environment.parse(name, "addresses separated by commas", parse_addresses)?;
+            Ok::<_, Failure>(parsed.unwrap_or_default())
+        };
+        let own =
+            if self.workload.instance_ip.is_empty() { addresses("INSTANCE_IP")? } else { self.workload.instance_ip.clone() };
+        let containers = environment.get("SKIFF_APP_CONTAINERS").unwrap_or_default().split(',').map(str::trim);
+        let host = HostSettings {
+            own,
+            advertised: addresses("SKIFF_ADVERTISED_ADDRESS")?,
+            containers: containers.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        };
+        Ok(Join { host, metadata: environment.node_metadata()?, config: self.sidecar(deadline), settings, environment })
+    }
+}
+
+impl Plan {
+    /// What the sidecar is run with, once that is known; `None` when the process is asked to stop before.
+    ///
+    /// # Errors
+    /// When others cannot reach this workload.
+    pub(super) async fn sources(self, shutdown: &Shutdown) -> Result<Option<(SidecarConfig, Sources)>, Failure> {
+        let join = match self {
+            Self::Sidecar(config, sources) => return Ok(Some((config, sources))),
+            Self::Onboarding(join) => join,
+        };
+        let Join { settings, host, environment, metadata, mut config } = *join;
+        let variables = |name: &str| environment.get(name).map(str::to_owned);
+        let onboarding = Onboarding::prepare(&settings, host, &variables).await.map_err(unprepared)?;
+        let Some((node, sources)) = onboarding.join(metadata, shutdown).await else { return Ok(None) };
+        config.node = node;
+        Ok(Some((config, sources)))
+    }
+}
+
+/// What has to be repaired by whoever has written the task's definition, or what may be better in a moment.
+#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
+fn unprepared(error: PrepareError) -> Failure {
+    let reason = error.to_string();
+    match error {
+        PrepareError::Host(HostError::Unreachable(_) | HostError::NoAddress)
+        | PrepareError::Credential(ObtainError::NoPlatform | ObtainError::NoTaskRole) => Failure::Configuration(reason),
+        _ => Failure::Unavailable(reason),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
+fn wrong(error: impl std::fmt::Display) -> Failure {
+    Failure::Configuration(error.to_string())
+}
+
+fn parse_addresses(text: &str) -> Option<Vec<IpAddr>> {
+    text.split(',').map(|ip| ip.trim().parse().ok()).collect()
 }
 
 fn nothing(reason: &str) -> Failure {
@@ -195,8 +291,7 @@ impl WorkloadArgs {
         let name = text(self.workload_name, "ISTIO_META_WORKLOAD_NAME").or_else(|| labels.get("app").cloned());
         let name = name.or_else(|| environment.get("HOSTNAME").map(str::to_owned)).unwrap_or_default();
         let given = if self.instance_ip.is_empty() {
-            let parse = |text: &str| text.split(',').map(|ip| ip.trim().parse().ok()).collect::<Option<Vec<IpAddr>>>();
-            environment.parse("INSTANCE_IP", "addresses separated by commas", parse)?.unwrap_or_default()
+            environment.parse("INSTANCE_IP", "addresses separated by commas", parse_addresses)?.unwrap_or_default()
         } else {
             self.instance_ip
         };
@@ -349,13 +444,6 @@ pub(crate) fn node(workload: &Workload) -> Node {
     }
 }
 
-/// The address that this machine would send from.
-fn source_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect(ANYWHERE).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
 fn parse_labels(text: &str) -> Result<Labels, String> {
     serde_json::from_str(text).map(Labels).map_err(|error| format!("expected a JSON object of strings: {error}"))
 }
@@ -367,13 +455,52 @@ mod tests {
     use super::super::Cli;
     use super::*;
 
+    fn plan(arguments: &[&str], environment: &Environment) -> Plan {
+        let args = Cli::try_parse_from(arguments).unwrap().run;
+        args.resolve_in(environment.clone(), Path::new("/nowhere")).unwrap()
+    }
+
+    const ONBOARDING: &str = "{apiVersion: config.agent.onboarding.tetrate.io/v1alpha1, kind: OnboardingConfiguration,
+        onboardingEndpoint: {host: plane.example}, workloadGroup: {namespace: bookinfo, name: ratings},}";
+
+    #[test]
+    fn onboarding_goes_before_a_mesh_and_after_documents() {
+        let folder = tempfile::tempdir().unwrap();
+        let variables = [("ONBOARDING_CONFIG", ONBOARDING), ("PROXY_CONFIG", "{}"), ("SKIFF_APP_CONTAINERS", "a, b")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let environment = Environment::read(variables, folder.path()).unwrap();
+        let Plan::Onboarding(join) = plan(&["skiff"], &environment) else { panic!("no onboarding") };
+        assert_eq!((join.host.containers.len(), join.config.drain_deadline), (2, Duration::from_secs(28)));
+        let arguments = ["skiff", "--stop-timeout", "120s", "--drain-deadline", "5s"];
+        for (count, seconds) in [(3, 118), (5, 5)] {
+            let Plan::Onboarding(join) = plan(&arguments[..count], &environment) else { panic!("no onboarding") };
+            assert_eq!(join.config.drain_deadline, Duration::from_secs(seconds));
+        }
+        let arguments = ["skiff", "--config", folder.path().to_str().unwrap()];
+        assert!(matches!(plan(&arguments, &environment), Plan::Sidecar(..)));
+    }
+
+    #[test]
+    fn a_wrong_onboarding_configuration_ends_with_78() {
+        for (name, value) in [("ONBOARDING_CONFIG", "{"), ("SKIFF_ADVERTISED_ADDRESS", "here")] {
+            let mut variables = vec![("ONBOARDING_CONFIG".to_owned(), ONBOARDING.to_owned())];
+            variables.push((name.to_owned(), value.to_owned()));
+            let environment = Environment::read(variables, "/nowhere").unwrap();
+            let args = Cli::try_parse_from(["skiff"]).unwrap().run;
+            let failure = args.resolve_in(environment, Path::new("/nowhere")).err().unwrap();
+            assert!(failure.code() == 78 && failure.to_string().starts_with(name), "{failure}");
+        }
+    }
+
     #[test]
     fn without_anything_to_run_from_it_says_how_to_begin() {
         let args = Cli::try_parse_from(["skiff", "--config", "/nowhere"]).unwrap().run;
-        let failure = args.resolve_in(&Environment::default()).err().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let failure = args.resolve_in(Environment::default(), folder.path()).err().unwrap();
         assert_eq!(failure.code(), 78);
         assert!(failure.to_string().contains("/nowhere") && failure.to_string().contains("skiff quickstart"), "{failure}");
-        let failure = Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&Environment::default()).err().unwrap();
+        let failure =
+            Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(Environment::default(), folder.path()).err().unwrap();
         assert!(failure.code() == 78 && failure.to_string().contains("skiff quickstart"), "{failure}");
     }
 
@@ -384,7 +511,7 @@ mod tests {
         let labels = r#"{"app":"ratings","version":"v1"}"#;
         let arguments = ["skiff", "--config", config, "--labels", labels, "--instance-ip", "127.0.0.21,::1"];
         let environment = Environment::read([("POD_NAMESPACE".to_owned(), "bookinfo".to_owned())], folder.path()).unwrap();
-        let (config, sources) = Cli::try_parse_from(arguments).unwrap().run.resolve_in(&environment).unwrap();
+        let Plan::Sidecar(config, sources) = plan(&arguments, &environment) else { panic!("no sidecar") };
         assert_eq!(config.node.id, "sidecar~127.0.0.21~ratings.bookinfo~bookinfo.svc.cluster.local");
         assert_eq!(config.node.cluster, "ratings.bookinfo");
         assert!(sources.identity.is_none());
@@ -399,7 +526,7 @@ mod tests {
             [("PROXY_CONFIG", proxy_config), ("INSTANCE_IP", "10.0.0.4"), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = Environment::read(variables, folder.path()).unwrap();
-        let (_, sources) = Cli::try_parse_from(["skiff"]).unwrap().run.resolve_in(&environment).unwrap();
+        let Plan::Sidecar(_, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
         let ConfigurationSource::Mesh { connection, probe } = sources.configuration else { panic!("not in a mesh") };
         assert_eq!(
             (connection.connector.address.as_str(), connection.connector.authority.as_str()),

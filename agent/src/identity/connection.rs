@@ -4,6 +4,7 @@
 //! system trust store in its way.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,12 +13,17 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
-use rustls::crypto::CryptoProvider;
-use rustls::{CertificateError as TlsCertificateError, ClientConfig, RootCertStore};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{
+    CertificateError as TlsCertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore,
+    SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::codegen::Service;
@@ -26,6 +32,10 @@ use tonic::transport::{Channel, Endpoint};
 use super::certificate::WorkloadCertificate;
 use super::clock::Clock;
 
+/// Where distributions keep their trust roots: Debian and Alpine, Red Hat, SUSE, and OpenSSL's own name.
+const SYSTEM_ROOTS: [&str; 4] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"];
+
 /// Where the certificates come from that the control plane's certificate has to lead to.
 #[derive(Clone, Debug)]
 pub enum RootSource {
@@ -33,6 +43,10 @@ pub enum RootSource {
     Pem(Vec<u8>),
     /// A PEM file, read again for every connection (`./var/run/secrets/istio/root-cert.pem`).
     File(PathBuf),
+    /// PEM text that somebody else in this process keeps up to date.
+    Watch(watch::Receiver<Arc<[u8]>>),
+    /// Where this system keeps its own: `SSL_CERT_FILE`, else the first of the usual files.
+    System,
 }
 
 /// How the connection is protected.
@@ -40,6 +54,8 @@ pub enum RootSource {
 pub enum Security {
     /// TLS, with the server's certificate verified for the connector's authority.
     Tls(RootSource),
+    /// TLS to whoever answers: encrypted, but with nobody known at the other end.
+    UnverifiedTls,
     /// Nothing: for tests and for a control plane on the same machine (istiod's port 15010).
     Plaintext,
 }
@@ -140,12 +156,21 @@ impl ControlPlaneConnector {
         let (scheme, stream): (_, Box<dyn Stream>) = match &self.security {
             Security::Plaintext => ("http", tcp),
             Security::Tls(roots) => {
-                let config = client_config(&read_roots(roots).await?, client, &self.clock)?;
+                let config = client_config(Some(&read_roots(roots).await?), client, &self.clock)?;
+                let tls = TlsConnector::from(Arc::new(config)).connect(server_name, tcp).await;
+                ("https", Box::new(tls.map_err(|source| self.io_error(source))?))
+            }
+            Security::UnverifiedTls => {
+                let config = client_config(None, client, &self.clock)?;
                 let tls = TlsConnector::from(Arc::new(config)).connect(server_name, tcp).await;
                 ("https", Box::new(tls.map_err(|source| self.io_error(source))?))
             }
         };
-        let uri = Uri::builder().scheme(scheme).authority(self.authority.as_str()).path_and_query("/").build();
+        let authority = match self.authority.parse::<Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => self.authority.clone(),
+        };
+        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
         Endpoint::from(uri.map_err(|_| name())?)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10))
@@ -195,6 +220,8 @@ async fn read_roots(source: &RootSource) -> Result<RootCertStore, ConnectError> 
             let pem = tokio::fs::read(path).await.map_err(|error| ConnectError::Roots(format!("{origin}: {error}")))?;
             (pem, origin)
         }
+        RootSource::Watch(pem) => (pem.borrow().to_vec(), "what the plane sent".to_owned()),
+        RootSource::System => return system_roots().await,
     };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
@@ -207,14 +234,32 @@ async fn read_roots(source: &RootSource) -> Result<RootCertStore, ConnectError> 
     Ok(roots)
 }
 
+/// What cannot be parsed in a bundle of hundreds is left out.
+async fn system_roots() -> Result<RootCertStore, ConnectError> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    for path in named.into_iter().chain(SYSTEM_ROOTS.iter().map(PathBuf::from)) {
+        let Ok(pem) = tokio::fs::read(&path).await else { continue };
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
+        if added > 0 {
+            return Ok(roots);
+        }
+    }
+    Err(ConnectError::Roots("this system has none: give them in ONBOARDING_AGENT_ROOT_CERTS or SSL_CERT_FILE".to_owned()))
+}
+
+/// Without roots, whoever answers is taken.
 fn client_config(
-    roots: &RootCertStore,
+    roots: Option<&RootCertStore>,
     client: Option<&WorkloadCertificate>,
     clock: &Clock,
 ) -> Result<ClientConfig, rustls::Error> {
-    let builder = ClientConfig::builder_with_details(crypto_provider(), Arc::new(clock.clone()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots.clone());
+    let builder =
+        ClientConfig::builder_with_details(crypto_provider(), Arc::new(clock.clone())).with_safe_default_protocol_versions()?;
+    let builder = match roots {
+        Some(roots) => builder.with_root_certificates(roots.clone()),
+        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(crypto_provider()))),
+    };
     let mut config = match client {
         Some(certificate) => builder.with_client_auth_cert(certificate.chain.clone(), certificate.key.clone_key())?,
         None => builder.with_no_client_auth(),
@@ -223,6 +268,45 @@ fn client_config(
     // One connection per configuration: there is nothing to resume, and roots are checked each time.
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// Takes any certificate, as the user has asked for. Its key still has to be the one that signs the handshake.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}

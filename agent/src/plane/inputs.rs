@@ -39,7 +39,8 @@ impl Inputs {
     }
 
     fn parse(documents: &[Document]) -> Result<Self, Vec<String>> {
-        let lines = |errors: Vec<crate::translate::istio::DocumentError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let lines =
+            |errors: Vec<crate::translate::istio::DocumentError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
         let read = objects::read(documents, DEFAULT_NAMESPACE);
         // What a sidecar could not read must not be sent to one.
         let istio = Documents::parse(documents, DEFAULT_NAMESPACE);

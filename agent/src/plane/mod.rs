@@ -1,13 +1,20 @@
-//! The embedded onboarding plane: what a workload needs to join a mesh when there is no istiod to ask.
+//! The onboarding plane: it lets workloads outside of Kubernetes join a mesh.
 //!
-//! [`CertificateAuthority`] issues workload certificates as istiod does, [`TokenIssuer`] the tokens that prove who may have
-//! one, and [`Plane`] serves Istio's certificate service over TLS. Keys live in a [`StateFolder`] and survive a restart.
+//! [`Plane`] serves, over TLS: onboarding (who may join, by [`policy`]; what is registered for them, in a [`store`] of [`objects`]),
+//! and, where there is no istiod, what a workload needs of one: [`CertificateAuthority`] issues workload certificates as istiod does,
+//! [`TokenIssuer`] the tokens that prove who may have one. Keys live in a [`StateFolder`] and survive a restart.
 
+mod admin;
 mod ca;
 mod crds;
 mod inputs;
+mod issuers;
+mod limits;
 mod nonce;
+mod numbers;
 pub mod objects;
+mod onboarding;
+mod packages;
 pub mod policy;
 mod secrets;
 mod server;
@@ -18,18 +25,28 @@ mod state;
 pub mod store;
 mod streams;
 mod token;
+mod verify;
 mod workload;
 
+pub use admin::{Admin, fetch_registrations};
 pub use ca::{CertificateAuthority, IssueError, IssuedCertificate};
 pub use crds::CRDS;
 pub use inputs::Inputs;
+pub use issuers::{Checked, check, read_issuers};
+pub use limits::Rate;
+pub use numbers::HISTOGRAMS;
+pub use onboarding::{MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings};
 pub use secrets::PlaneSecrets;
-pub use server::{Limits, Plane, PlaneConfig, PlaneError};
+pub use server::{Authority, Limits, Plane, PlaneConfig, PlaneError, Transport};
 pub use state::{StateError, StateFolder};
 pub use token::{AUDIENCE, TokenError, TokenIssuer};
+pub use verify::Verifiers;
 
 #[cfg(test)]
 pub(crate) use server::TestPlane;
+
+/// Istio's name of a control plane, in the certificate of the plane's own authority.
+pub const OWN_NAME: &str = "istiod.istio-system.svc";
 
 #[cfg(test)]
 mod tests;

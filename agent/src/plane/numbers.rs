@@ -84,8 +84,10 @@ impl Numbers {
             mesh_tokens: token("mesh"),
             documents: metrics.counter("skiff_plane_documents_pushed_total", "Configurations that were sent to workloads."),
             streams: metrics.gauge("skiff_plane_streams", "Workloads that hold their stream to this replica."),
-            without_stream: metrics
-                .gauge("skiff_plane_workloads_without_stream", "Registered workloads that have lost their stream to this replica."),
+            without_stream: metrics.gauge(
+                "skiff_plane_workloads_without_stream",
+                "Registered workloads that have lost their stream to this replica.",
+            ),
             verification: metrics
                 .histogram("skiff_plane_verification_seconds", "How long it took to verify a credential, AWS being asked."),
         }

@@ -52,11 +52,8 @@ impl PlaneSecrets {
 
     /// All of it as one text, to be kept secret.
     pub fn to_pem(&self) -> String {
-        let sections = [
-            Pem::new(KEY, self.signing.serialized_der()),
-            Pem::new(NONCE_KEY, self.nonce),
-            Pem::new(UID, self.uid.as_bytes()),
-        ];
+        let sections =
+            [Pem::new(KEY, self.signing.serialized_der()), Pem::new(NONCE_KEY, self.nonce), Pem::new(UID, self.uid.as_bytes())];
         pem::encode_many(&sections)
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prost_types::value::Kind;
 use skiff_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
@@ -21,6 +22,35 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// The identity of a client certificate that our root signed and that is valid now.
     pub(super) certificate: Option<SpiffeId>,
+    /// Streams that are held on this connection.
+    held: Arc<AtomicUsize>,
+}
+
+impl Peer {
+    pub(super) fn new(address: SocketAddr, certificate: Option<SpiffeId>) -> Self {
+        Self { address, certificate, held: Arc::default() }
+    }
+
+    /// Counts a stream that is held on the connection, until dropped.
+    pub(super) fn hold(&self) -> Held {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Held(self.held.clone())
+    }
+
+    /// Whether any stream is held on the connection.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// A stream that is held on a connection.
+#[derive(Debug)]
+pub(super) struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The service behind one plane.

@@ -239,8 +239,7 @@ mod tests {
         let mut renamed = PlaneSecrets::from_pem(&secrets.to_pem()).unwrap();
         renamed = PlaneSecrets::from_pem(&renamed.to_pem().replace(&base64_of("plane-1"), &base64_of("plane-2"))).unwrap();
         let other_audience = tokens(&renamed, &now).issue(&session()).unwrap();
-        let elsewhere =
-            ours.issue(&Session { name: ObjectKey::new("kube-system", "ratings"), ..session() }).unwrap();
+        let elsewhere = ours.issue(&Session { name: ObjectKey::new("kube-system", "ratings"), ..session() }).unwrap();
         for (what, token) in [
             ("changed", format!("{}.{changed}.{}", parts[0], parts[2])),
             ("unsigned", format!("{unsigned}.{}.", parts[1])),

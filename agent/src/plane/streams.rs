@@ -95,6 +95,25 @@ impl Streams {
         true
     }
 
+    /// Forgets a stream that has ended from here: whoever ended it knows what is with the workload.
+    pub(super) fn release(&self, handle: &Handle) {
+        let mut workloads = self.lock();
+        let name = &handle.session.name;
+        if matches!(workloads.get(name), Some(Presence::Held(held)) if held.connection == handle.connection) {
+            workloads.remove(name);
+            drop(workloads);
+            self.changed();
+        }
+    }
+
+    /// The number of the workload's last stream here, if it is remembered.
+    pub(super) fn connection(&self, name: &ObjectKey) -> u64 {
+        match self.lock().get(name) {
+            Some(Presence::Held(handle)) => handle.connection,
+            Some(Presence::Lost { .. }) | None => 0,
+        }
+    }
+
     /// Forgets a workload whose objects are gone, and ends its stream if it has one.
     pub(super) fn forget(&self, name: &ObjectKey, why: End) {
         let removed = self.lock().remove(name);
@@ -102,14 +121,6 @@ impl Streams {
             handle.end(why);
         }
         self.changed();
-    }
-
-    /// The stream of a workload.
-    pub(super) fn held(&self, name: &ObjectKey) -> Option<Arc<Handle>> {
-        match self.lock().get(name) {
-            Some(Presence::Held(handle)) => Some(handle.clone()),
-            _ => None,
-        }
     }
 
     /// Every stream.

@@ -74,7 +74,7 @@ fn bearer(token: &Token) -> (&'static str, String) {
 
 /// Everything logged in this test, by this thread.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -87,7 +87,7 @@ impl Write for Log {
 }
 
 impl Log {
-    fn capture() -> (Self, DefaultGuard) {
+    pub(crate) fn capture() -> (Self, DefaultGuard) {
         // While only one subscriber exists, tracing asks the thread that reaches a log statement first whether anybody
         // wants it, and another test's thread says never for all. With a second one it asks every subscriber.
         static SECOND: LazyLock<tracing::Dispatch> = LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
@@ -102,11 +102,11 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    fn audit(&self) -> Vec<String> {
+    pub(crate) fn audit(&self) -> Vec<String> {
         self.text().lines().filter(|line| line.contains(" audit: ")).map(ToOwned::to_owned).collect()
     }
 }

@@ -63,9 +63,10 @@ impl Verifiers {
             }
             proto::aws_credential::Workload::Ec2(_) => Claim::Ec2,
         };
-        let verified = verifier.verify(&credential.presigned_url, &binding, &claim).await.map_err(|error| {
-            if error.is_retryable() { Unproved::Unavailable(error.to_string()) } else { refused(&error) }
-        })?;
+        let verified = verifier
+            .verify(&credential.presigned_url, &binding, &claim)
+            .await
+            .map_err(|error| if error.is_retryable() { Unproved::Unavailable(error.to_string()) } else { refused(&error) })?;
         Ok(Proof {
             subject: Subject { identity: WorkloadIdentity::Aws(verified.identity), placement_verified: verified.located },
             issuer_short_name: None,

@@ -93,7 +93,7 @@ impl Mesh {
                 translate = access_logs::redirected(translate, mesh.folder.access_log(member));
             }
             let configuration = ConfigurationSource::Documents { path: mesh.folder.configuration(), translate };
-            let sources = Sources { configuration, identity };
+            let sources = Sources { configuration, identity, membership: None };
             let config = SidecarConfig {
                 node,
                 admin_address: member.admin,

@@ -1,12 +1,14 @@
-//! The configuration of a sidecar from documents that are watched: read, translated, applied; the last good one stays.
+//! The configuration of a sidecar from documents that are watched or pushed: translated, applied; the last good one stays.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::metrics::{Counter, Gauge};
 use skiff_proxy::{ListenerState, Proxy, Rejected};
+use tokio::sync::watch;
 
-use super::{Document, Translate, documents};
+use super::{Document, PushedDocuments, Translate, departure, documents};
 use crate::admin::{Condition, Readiness};
 use crate::exit::Failure;
 use crate::metrics::Metrics;
@@ -17,12 +19,19 @@ const LISTENER_CHECK: Duration = Duration::from_secs(1);
 
 /// Keeps the data plane at what the documents say.
 pub(super) struct Configuration {
-    path: PathBuf,
+    origin: Origin,
     translate: Translate,
     proxy: Proxy,
     readiness: Readiness,
-    watcher: Watcher,
     numbers: Numbers,
+}
+
+/// Where documents come from.
+enum Origin {
+    /// A folder, or a single file.
+    Watched(PathBuf, Watcher),
+    /// Somebody who sends them.
+    Pushed(watch::Receiver<PushedDocuments>),
 }
 
 struct Numbers {
@@ -34,7 +43,11 @@ struct Numbers {
 }
 
 impl Configuration {
-    pub(super) fn new(
+    /// Of the files at `path`.
+    ///
+    /// # Errors
+    /// When they cannot be watched.
+    pub(super) fn watched(
         path: PathBuf,
         translate: Translate,
         proxy: Proxy,
@@ -42,6 +55,21 @@ impl Configuration {
         metrics: &Metrics,
     ) -> Result<Self, Failure> {
         let watcher = Watcher::new(vec![path.clone()]).map_err(|error| Failure::Internal(error.to_string()))?;
+        Ok(Self::new(Origin::Watched(path, watcher), translate, proxy, readiness, metrics))
+    }
+
+    /// Of what is pushed.
+    pub(super) fn pushed(
+        documents: watch::Receiver<PushedDocuments>,
+        translate: Translate,
+        proxy: Proxy,
+        readiness: Readiness,
+        metrics: &Metrics,
+    ) -> Self {
+        Self::new(Origin::Pushed(documents), translate, proxy, readiness, metrics)
+    }
+
+    fn new(origin: Origin, translate: Translate, proxy: Proxy, readiness: Readiness, metrics: &Metrics) -> Self {
         let numbers = Numbers {
             reloads: metrics.counter("skiff_config_reloads_total", "Configurations that were read."),
             failures: metrics.counter("skiff_config_reload_failures_total", "Configurations that were refused as a whole."),
@@ -58,7 +86,7 @@ impl Configuration {
                 "Resources of the configuration in force that the data plane did not take over.",
             ),
         };
-        Ok(Self { path, translate, proxy, readiness, watcher, numbers })
+        Self { origin, translate, proxy, readiness, numbers }
     }
 
     /// Reads, translates and applies the documents as they are now.
@@ -66,11 +94,9 @@ impl Configuration {
     /// # Errors
     /// With a line for each reason why they are refused as a whole; what was in force stays.
     pub(super) async fn reload(&mut self) -> Result<(), Vec<String>> {
+        let Some(documents) = self.origin.read().await else { return Ok(()) };
         self.numbers.reloads.increment(1);
-        let path = self.path.clone();
-        // The file system may be a slow one: not on the agent's only thread.
-        let read = tokio::task::spawn_blocking(move || documents::read(&path)).await;
-        let outcome = match read.map_err(std::io::Error::other).flatten() {
+        let outcome = match documents {
             Ok(documents) => self.apply(&documents),
             Err(error) => Err(vec![error.to_string()]),
         };
@@ -88,11 +114,9 @@ impl Configuration {
         loop {
             let all_bound = note_listeners(&self.proxy, &self.readiness);
             tokio::select! {
-                () = self.watcher.changed() => {
+                () = self.origin.changed() => {
                     if let Err(reasons) = self.reload().await {
-                        for reason in reasons {
-                            tracing::error!("configuration refused, the last good one stays: {reason}");
-                        }
+                        self.refused(&reasons);
                     }
                 }
                 _ = checks.tick(), if !all_bound => {}
@@ -100,8 +124,19 @@ impl Configuration {
         }
     }
 
+    /// Says why documents are not taken over.
+    pub(super) fn refused(&self, reasons: &[String]) {
+        for reason in reasons {
+            tracing::error!("configuration refused, the last good one stays: {reason}");
+        }
+        self.readiness.waiting(Condition::Configuration, reasons.join("; "));
+    }
+
     fn apply(&self, documents: &[Document]) -> Result<(), Vec<String>> {
-        let translation = (self.translate)(documents)?;
+        let mut translation = (self.translate)(documents)?;
+        if self.readiness.is_leaving() {
+            departure::keep(&mut translation.snapshot, &self.proxy.snapshot());
+        }
         let report = self.proxy.apply(translation.snapshot);
         for warning in translation.warnings {
             tracing::warn!("{warning}");
@@ -119,6 +154,32 @@ impl Configuration {
         self.readiness.met(Condition::Configuration);
         note_listeners(&self.proxy, &self.readiness);
         Ok(())
+    }
+}
+
+impl Origin {
+    /// What there is now; `None` when nothing has come yet.
+    async fn read(&mut self) -> Option<std::io::Result<Arc<[Document]>>> {
+        match self {
+            Self::Watched(path, _) => {
+                let path = path.clone();
+                // The file system may be a slow one: not on the agent's only thread.
+                let read = tokio::task::spawn_blocking(move || documents::read(&path)).await;
+                Some(read.map_err(std::io::Error::other).flatten().map(Into::into))
+            }
+            Self::Pushed(documents) => documents.borrow_and_update().clone().map(Ok),
+        }
+    }
+
+    async fn changed(&mut self) {
+        match self {
+            Self::Watched(_, watcher) => watcher.changed().await,
+            Self::Pushed(documents) => {
+                if documents.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! good certificate.
 
 mod configuration;
+pub(crate) mod departure;
 mod documents;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod tests;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -31,10 +33,12 @@ use crate::admin::{self, Admin, Condition, Node, Readiness};
 use crate::exit::Failure;
 use crate::logging::LogControl;
 use crate::metrics::{self, Buckets, Metrics};
+use crate::onboarding::{Membership, Registered};
 use crate::shutdown::Shutdown;
 use crate::xds::{Connection, HealthReport, Probe, Xds};
 use configuration::Configuration;
 pub(crate) use configuration::note_listeners;
+pub(crate) use departure::drain;
 pub use documents::{Document, read as read_documents};
 
 /// How long draining may take unless `SKIFF_DRAIN_DEADLINE` says otherwise: ECS kills 30 s after SIGTERM.
@@ -67,6 +71,9 @@ pub struct Translation {
 /// Makes a configuration of documents. An error refuses them all: one line each, `file:line: field: reason`.
 pub type Translate = Box<dyn Fn(&[Document]) -> Result<Translation, Vec<String>> + Send + Sync>;
 
+/// Documents of somebody who sends them; `None` before the first ones.
+pub type PushedDocuments = Option<Arc<[Document]>>;
+
 /// Fetches certificates and publishes them for as long as it is polled.
 pub type Identity = Box<dyn FnOnce(SecretPublisher) -> BoxFuture<'static, Infallible> + Send>;
 
@@ -76,6 +83,13 @@ pub enum ConfigurationSource {
     Documents {
         /// A folder, or a single file (`SKIFF_CONFIG`).
         path: PathBuf,
+        /// Documents to configuration.
+        translate: Translate,
+    },
+    /// Istio YAML that is sent.
+    Pushed {
+        /// All of it, whenever it changes.
+        documents: watch::Receiver<PushedDocuments>,
         /// Documents to configuration.
         translate: Translate,
     },
@@ -94,6 +108,8 @@ pub struct Sources {
     pub configuration: ConfigurationSource,
     /// `None` when no certificate is needed: the sidecar is ready without one then.
     pub identity: Option<Identity>,
+    /// The registration of a workload that an onboarding plane has let in.
+    pub membership: Option<Membership>,
 }
 
 /// Takes certificates over into the data plane. Cheap to clone.
@@ -139,6 +155,7 @@ pub struct Sidecar {
     logging: LogControl,
     configuration: Following,
     identity: Option<Identity>,
+    membership: Option<Membership>,
     admin: TcpListener,
 }
 
@@ -157,25 +174,34 @@ impl Sidecar {
         let metrics = Metrics::new(config.histograms).map_err(|error| Failure::Internal(error.to_string()))?;
         let proxy = Proxy::start(&config.proxy, metrics.recorder()).map_err(|error| Failure::Unavailable(error.to_string()))?;
         let readiness = Readiness::default();
-        if sources.identity.is_none() {
+        let Sources { configuration, identity, membership } = sources;
+        if identity.is_none() {
             readiness.met(Condition::Certificate);
         }
-        let configuration = match sources.configuration {
+        let configuration = match configuration {
             ConfigurationSource::Documents { path, translate } => {
-                let mut documents = Configuration::new(path, translate, proxy.clone(), readiness.clone(), &metrics)?;
+                let mut documents = Configuration::watched(path, translate, proxy.clone(), readiness.clone(), &metrics)?;
                 documents.reload().await.map_err(|reasons| Failure::Configuration(reasons.join("; ")))?;
+                Following::Documents(documents)
+            }
+            ConfigurationSource::Pushed { documents, translate } => {
+                let mut documents = Configuration::pushed(documents, translate, proxy.clone(), readiness.clone(), &metrics);
+                // Nobody here can repair them: whoever sends them sends others.
+                if let Err(reasons) = documents.reload().await {
+                    documents.refused(&reasons);
+                }
                 Following::Documents(documents)
             }
             ConfigurationSource::Mesh { connection, probe } => {
                 let (reports, health) = watch::channel(None);
-                let health = probe.is_some().then_some(health);
+                let reported = membership.as_ref().map(Membership::health);
+                let health = reported.or_else(|| probe.is_some().then_some(health));
                 let xds = Xds::new(*connection, health, proxy.clone(), readiness.clone(), &metrics);
                 let xds = xds.map_err(|error| Failure::Internal(error.to_string()))?;
                 Following::Mesh(Box::new(xds), probe.map(|probe| (probe, reports)))
             }
         };
-        let identity = sources.identity;
-        Ok(Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, admin })
+        Ok(Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, membership, admin })
     }
 
     /// Whether it may get traffic.
@@ -188,7 +214,7 @@ impl Sidecar {
     /// # Errors
     /// When a part of it ends that must not.
     pub async fn run(self) -> Result<(), Failure> {
-        let Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, admin } = self;
+        let Self { config, proxy, metrics, readiness, shutdown, logging, configuration, identity, membership, admin } = self;
         let page = Admin {
             proxy: proxy.clone(),
             metrics: metrics.clone(),
@@ -209,6 +235,7 @@ impl Sidecar {
                 }
             }
         }
+        let registered = membership.map(|membership| membership.start(&mut parts, &metrics, &readiness, &shutdown));
         parts.spawn(upkeep(metrics, proxy.clone()));
         if let Some(identity) = identity {
             let publisher = SecretPublisher { proxy: proxy.clone(), readiness: readiness.clone() };
@@ -216,6 +243,7 @@ impl Sidecar {
         }
         tokio::select! {
             () = shutdown.requested() => {}
+            () = application_ended(registered.as_ref()) => tracing::info!("the application has ended, so does its sidecar"),
             Some(ended) = parts.join_next() => {
                 let reason = ended.err().map_or_else(String::new, |error| format!(": {error}"));
                 return Err(Failure::Internal(format!("a part of the sidecar ended{reason}")));
@@ -225,24 +253,17 @@ impl Sidecar {
         tokio::select! {
             biased;
             () = shutdown.insisted() => tracing::warn!("asked twice to stop: not waiting for what is in flight"),
-            () = drain(&proxy, config.drain_deadline) => {}
+            () = departure::depart(&proxy, config.drain_deadline, registered.as_ref()) => {}
         }
         Ok(())
     }
 }
 
-/// Inbound first: what the application is still answering may need its way out, so that stays open until nothing is in flight.
-pub(crate) async fn drain(proxy: &Proxy, deadline: Duration) {
-    let end = Instant::now() + deadline;
-    let mut finished = true;
-    for inbound_only in [true, false] {
-        proxy.drain(inbound_only);
-        finished = proxy.drained(end.saturating_duration_since(Instant::now())).await;
-    }
-    if finished {
-        tracing::info!("drained");
-    } else {
-        tracing::warn!(?deadline, "some requests did not finish before the drain deadline (SKIFF_DRAIN_DEADLINE)");
+/// For a sidecar that ends with its application.
+async fn application_ended(registered: Option<&Registered>) {
+    match registered {
+        Some(registered) => registered.application().ended().await,
+        None => std::future::pending().await,
     }
 }
 

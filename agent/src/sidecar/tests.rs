@@ -30,7 +30,7 @@ fn translate(applied: Arc<Notify>) -> Translate {
 
 fn sources(path: &Path, applied: Arc<Notify>, identity: Option<Identity>) -> Sources {
     let configuration = ConfigurationSource::Documents { path: path.to_owned(), translate: translate(applied) };
-    Sources { configuration, identity }
+    Sources { configuration, identity, membership: None }
 }
 
 fn config() -> SidecarConfig {

@@ -25,7 +25,7 @@ use crate::identity::{
     Backoff, ConnectError, ControlPlaneConnector, RootSource, Security, Token, TokenSource, WorkloadCertificate, authenticated,
 };
 use crate::metrics::Metrics;
-use crate::sidecar::note_listeners;
+use crate::sidecar::{departure, note_listeners};
 use crate::translate::envoy::Rejected;
 use crate::watch::Watcher;
 
@@ -39,6 +39,11 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// A control plane that is back is noticed within this.
 const RETRY_CAP: Duration = Duration::from_secs(10);
+/// The same while the workload's entry is on its way from the plane to istiod, which is no fault.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+const LOOK_CAP: Duration = Duration::from_secs(5);
+/// How istiod says so.
+const NO_ENTRY: &str = "must correspond to an existing WorkloadEntry";
 /// How often listeners that could not be bound are looked at.
 const LISTENER_CHECK: Duration = Duration::from_secs(1);
 /// Lines of the log that one response may cause.
@@ -80,6 +85,13 @@ enum StreamError {
     RootsChanged,
 }
 
+impl StreamError {
+    /// Whether istiod does not know this workload yet.
+    fn is_too_early(&self) -> bool {
+        matches!(self, Self::Status(status) if status.message().contains(NO_ENTRY))
+    }
+}
+
 /// Follows the control plane and keeps the data plane at what it says.
 pub struct Xds {
     connection: Connection,
@@ -112,7 +124,9 @@ impl Xds {
     ) -> std::io::Result<Self> {
         let roots = match &connection.connector.security {
             Security::Tls(RootSource::File(path)) => Some(Watcher::new(vec![path.clone()])?),
-            Security::Tls(RootSource::Pem(_)) | Security::Plaintext => None,
+            Security::Tls(RootSource::Pem(_) | RootSource::Watch(_) | RootSource::System)
+            | Security::UnverifiedTls
+            | Security::Plaintext => None,
         };
         let per_kind = |name: &'static str, help: &'static str| {
             Kind::ALL.map(|kind| metrics.labelled_counter(name, help, "type", kind.short()))
@@ -134,6 +148,7 @@ impl Xds {
     /// Runs until dropped.
     pub async fn run(mut self) -> Infallible {
         let mut backoff = Backoff::new(FIRST_RETRY, RETRY_CAP);
+        let mut looks = Backoff::new(FIRST_LOOK, LOOK_CAP);
         loop {
             let mut progressed = false;
             let error = match self.stream(&mut progressed).await {
@@ -141,9 +156,17 @@ impl Xds {
                 Err(error) => error,
             };
             self.numbers.connected.set(0.0);
+            if error.is_too_early() && !self.applier.readiness.is_leaving() {
+                let wait = looks.next_wait();
+                tracing::info!(retry_in = ?wait, "the control plane does not see our WorkloadEntry yet");
+                self.applier.readiness.waiting(Condition::Configuration, "istiod does not see our WorkloadEntry yet");
+                self.idle(wait).await;
+                continue;
+            }
             self.numbers.failures.increment(1);
             if progressed {
                 backoff.reset();
+                looks.reset();
             }
             let wait = backoff.next_wait();
             tracing::warn!(%error, retry_in = ?wait, "no connection to the control plane; what is configured stays in force");
@@ -307,8 +330,11 @@ struct Applier {
 impl Applier {
     /// Applies what is warm. Returns what the data plane does not take over.
     fn apply(&mut self, resources: &mut Resources, version: &str) -> Vec<Rejected> {
-        let publication = resources.publish(version, Instant::now());
+        let mut publication = resources.publish(version, Instant::now());
         self.next = publication.next;
+        if self.readiness.is_leaving() {
+            departure::keep(&mut publication.snapshot, &self.proxy.snapshot());
+        }
         let report = self.proxy.apply(publication.snapshot);
         if self.has_listeners && publication.is_complete {
             self.readiness.met(Condition::Configuration);

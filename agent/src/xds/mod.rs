@@ -23,6 +23,7 @@ mod tests;
 pub use check::check;
 pub use client::{Connection, Xds};
 pub use health::{HealthReport, Probe, ProbeAction};
+pub(crate) use node::ISTIO_VERSION;
 pub use node::NodeConfig;
 pub use resources::{Kind, Resources};
 pub use session::{Handled, Protocol, Request, Response, Session};

@@ -9,7 +9,7 @@ use skiff_proto::google::protobuf::{ListValue, Struct, Value, value};
 use crate::translate::istio::Workload;
 
 /// The Istio release whose configuration we ask for, unless `ISTIO_META_ISTIO_VERSION` names another.
-const ISTIO_VERSION: &str = "1.32.0";
+pub(crate) const ISTIO_VERSION: &str = "1.32.0";
 
 /// What istiod is told beside the workload itself.
 #[derive(Clone, Debug, Default)]

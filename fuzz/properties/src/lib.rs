@@ -12,6 +12,7 @@ pub mod forwarding;
 pub mod http1;
 pub mod http2;
 pub mod input;
+pub mod onboarding;
 pub mod path;
 pub mod proxy;
 pub mod rbac;
@@ -38,6 +39,7 @@ pub const ALL: &[(&str, Property)] = &[
     ("http_sniff", tls::http_sniff),
     ("istio", translate::istio),
     ("path", path::path),
+    ("proof", onboarding::proof),
     ("proxy", proxy::proxy),
     ("rbac", rbac::rbac),
     ("resource", translate::resource),

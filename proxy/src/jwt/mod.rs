@@ -12,6 +12,7 @@
 mod algorithm;
 mod cache;
 mod extract;
+mod issued;
 pub(crate) mod json;
 mod keys;
 mod provider;
@@ -31,6 +32,7 @@ use metrics::Counter;
 use serde_json::{Map, Value};
 
 use self::extract::Locations;
+pub use self::issued::{Jwks, TokenRefused, UnverifiedToken};
 use self::keys::KeySet;
 use self::provider::{Keys, Provider};
 pub use self::remote::{RemoteKeySets, RemoteKeys};

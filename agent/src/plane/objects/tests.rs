@@ -169,7 +169,7 @@ fn a_fault_is_named_with_file_line_and_field() {
         (NARROW, "values: [a, b]", "values: []", "at least one"),
         (NARROW, "operator: NotIn, values: [test]", "operator: Exists, values: [test]", "expected none with Exists"),
         (NARROW, "NotIn", "Not", "expected one of In, NotIn, Exists, DoesNotExist"),
-        (GROUP, "serviceAccount", "service_account", "a.yaml:12: spec.template.service_account: unknown field"),
+        (GROUP, "serviceAccount", "service_account", "a.yaml:13: spec.template.service_account: unknown field"),
         (GROUP, "httpGet: {path: /health, port: 9080}", "httpGet: {path: /health}", "spec.probe"),
         (REGISTRATION, "type: VPC", "type: LAN", "expected one of VPC, INTERNET"),
         (REGISTRATION, "'123456789012'", "'1'", "expected 12 digits"),

@@ -52,7 +52,8 @@ impl std::fmt::Display for Denial {
             Self::NoGroup => f.write_str("the WorkloadGroup does not exist"),
             Self::Policy(rules) if rules.is_empty() => f.write_str("no OnboardingPolicy in the namespace"),
             Self::Policy(rules) => {
-                let shown: Vec<_> = rules.iter().take(4).map(|rule| format!("{}: {}", rule.rule, rule.reasons.join(", "))).collect();
+                let shown: Vec<_> =
+                    rules.iter().take(4).map(|rule| format!("{}: {}", rule.rule, rule.reasons.join(", "))).collect();
                 f.write_str(&shown.join("; "))
             }
             Self::Store(error) => error.fmt(f),
@@ -107,7 +108,9 @@ impl Onboarding {
             if let Some(existing) = &existing {
                 check_owner(existing, session)?;
             }
-            let connection = existing.as_ref().map_or(0, connection_of).saturating_add(1);
+            // A registration that was removed and is made again counts on.
+            let last = existing.as_ref().map_or(0, connection_of).max(self.streams.connection(&session.name));
+            let connection = last.saturating_add(1);
             let mut object = registration_object(existing, session, &group, registration.clone());
             object.metadata.annotations.insert(CONNECTION.to_owned(), connection.to_string());
             match self.store.put_registration(object).await {

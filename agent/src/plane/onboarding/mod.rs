@@ -12,6 +12,8 @@ mod stream;
 mod tests;
 mod upkeep;
 
+pub(super) use service::Service;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -208,14 +210,9 @@ impl Onboarding {
         }
     }
 
-    /// The plane's id.
-    pub(super) fn uid(&self) -> &str {
-        &self.uid
-    }
-
-    /// The plane's objects.
-    pub(super) fn store(&self) -> &Arc<dyn Store> {
-        &self.store
+    /// How much longer than others its calls may take: AWS is asked.
+    pub(super) fn patience(&self) -> Duration {
+        self.settings.limits.verification_timeout
     }
 
     /// Ends every stream, so that agents go to another replica.

@@ -34,7 +34,7 @@ pub(in crate::plane) struct Service(pub(in crate::plane) Arc<Onboarding>);
 struct Refused {
     status: Status,
     reason: String,
-    subject: Option<Subject>,
+    subject: Option<Box<Subject>>,
 }
 
 impl Refused {
@@ -79,7 +79,10 @@ impl OnboardingService for Service {
         }
     }
 
-    async fn register(&self, request: Request<Streaming<proto::RegisterRequest>>) -> Result<Response<Self::RegisterStream>, Status> {
+    async fn register(
+        &self,
+        request: Request<Streaming<proto::RegisterRequest>>,
+    ) -> Result<Response<Self::RegisterStream>, Status> {
         let peer = peer(request.extensions())?;
         let session = self.0.session("register", &peer, request.metadata())?;
         let Some(place) = self.0.streams.place() else {
@@ -95,7 +98,10 @@ impl OnboardingService for Service {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn unregister(&self, request: Request<proto::UnregisterRequest>) -> Result<Response<proto::UnregisterResponse>, Status> {
+    async fn unregister(
+        &self,
+        request: Request<proto::UnregisterRequest>,
+    ) -> Result<Response<proto::UnregisterResponse>, Status> {
         let peer = peer(request.extensions())?;
         let session = self.0.session("unregister", &peer, request.metadata())?;
         self.0.unregister(&session).await?;
@@ -127,7 +133,7 @@ impl Onboarding {
         let credential = request.credential.ok_or_else(|| invalid("credential: missing"))?;
         let proof = self.prove(&credential).await?;
         let about = |mut refused: Refused| {
-            refused.subject = Some(proof.subject.clone());
+            refused.subject = Some(Box::new(proof.subject.clone()));
             refused
         };
         let (_, rule) = self.decide(&proof.subject, &group).await.map_err(|denial| {
@@ -185,8 +191,9 @@ impl Onboarding {
         })?;
         if proof.signature.as_ref().is_some_and(|signature| !self.signatures.first(signature, self.clock.now())) {
             counted.replay.increment(1);
-            let mut refused = Refused::new(Status::unauthenticated("the credential was used before"), "the credential was used before");
-            refused.subject = Some(proof.subject);
+            let mut refused =
+                Refused::new(Status::unauthenticated("the credential was used before"), "the credential was used before");
+            refused.subject = Some(Box::new(proof.subject));
             return Err(refused);
         }
         Ok(proof)
@@ -216,8 +223,7 @@ impl Onboarding {
 fn group(request: &proto::AuthorizeRequest) -> Option<ObjectKey> {
     let proto::WorkloadGroup { namespace, name } = request.workload_group.as_ref()?;
     let good = |text: &str| {
-        (1..=MAX_NAME).contains(&text.len())
-            && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+        (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
     };
     (good(namespace) && good(name)).then(|| ObjectKey::new(namespace, name))
 }

@@ -77,7 +77,9 @@ impl WorkloadStream {
 
     /// False when the other side does not take it.
     async fn send(&self, message: Result<proto::RegisterResponse, Status>) -> bool {
-        timeout(self.onboarding.settings.limits.message_timeout, self.responses.send(message)).await.is_ok_and(|sent| sent.is_ok())
+        timeout(self.onboarding.settings.limits.message_timeout, self.responses.send(message))
+            .await
+            .is_ok_and(|sent| sent.is_ok())
     }
 
     async fn say(&self, message: Say) -> bool {
@@ -86,7 +88,7 @@ impl WorkloadStream {
 
     /// Reads the registration, decides, writes, and says what the sidecar needs.
     async fn establish(&mut self) -> Result<Registered, Status> {
-        let Self { onboarding, session, .. } = self;
+        let (onboarding, session) = (self.onboarding.clone(), self.session.clone());
         let first = timeout(onboarding.settings.limits.message_timeout, self.requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no Registration in time"))??;
         let Some(Said::Registration(message)) = first.and_then(|request| request.message) else {
@@ -102,8 +104,8 @@ impl WorkloadStream {
             }
             error => unavailable(&error),
         })?;
-        let admitted = onboarding.admit(session, group, &registration).await?;
-        let held = onboarding.streams.hold(admitted.connection, session.clone());
+        let admitted = onboarding.admit(&session, group, &registration).await?;
+        let held = onboarding.streams.hold(admitted.connection, session);
         let (handle, ended) = held.ok_or_else(superseded)?;
         let registered = Registered { admitted, handle, ended, mesh_token };
         if let Err(status) = self.enter(&registered).await {
@@ -157,10 +159,8 @@ impl WorkloadStream {
                 },
                 () = sleep_until(deadline) => return Over::Lost(format!("nothing was heard for {silence:?}")),
                 () = self.responses.closed() => return Over::Lost("the connection ended".to_owned()),
-                end = ended.wait_for(Option::is_some) => {
-                    return Over::Ended(end.ok().and_then(|end| end.clone()).unwrap_or(End::Removed));
-                }
-                _ = stopping.wait_for(|stop| *stop) => return Over::Stopping,
+                end = asked_to_end(&mut ended) => return Over::Ended(end),
+                () = asked_to_stop(&mut stopping) => return Over::Stopping,
                 () = sleep_until(mesh_at) => match self.renew_mesh_token().await {
                     Ok(at) => mesh_at = at,
                     Err(over) => return over,
@@ -264,11 +264,22 @@ impl WorkloadStream {
                         Status::permission_denied("Not authorized by OnboardingPolicy")
                     }
                 };
+                self.onboarding.streams.release(&registered.handle);
                 self.audit("ended", status.message());
                 self.send(Err(status)).await;
             }
         }
     }
+}
+
+// Functions of their own, because a guard of the channel must not live in a future that crosses threads.
+async fn asked_to_end(ended: &mut watch::Receiver<Option<End>>) -> End {
+    let end = ended.wait_for(Option::is_some).await;
+    end.ok().and_then(|end| end.clone()).unwrap_or(End::Removed)
+}
+
+async fn asked_to_stop(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 fn superseded() -> Status {

@@ -199,9 +199,9 @@ impl Onboarding {
     fn has_left(&self, registration: &WorkloadAutoRegistration) -> bool {
         let condition = registration.status.agent_connected();
         let since = condition.filter(|condition| condition.reason == reason::UNREGISTERED);
-        since.and_then(|condition| condition.last_transition_time).is_some_and(|since| {
-            since.time() + self.settings.propagation_delay + TICK <= self.clock.now()
-        })
+        since
+            .and_then(|condition| condition.last_transition_time)
+            .is_some_and(|since| since.time() + self.settings.propagation_delay + TICK <= self.clock.now())
     }
 
     async fn is_without_group(&self, registration: &WorkloadAutoRegistration) -> bool {
@@ -217,9 +217,8 @@ impl Onboarding {
             return false;
         }
         let connection = registration.status.active_agent_connection.as_ref();
-        let is_connected = |_: &_| {
-            registration.status.agent_connected().is_some_and(|condition| condition.status == ConditionStatus::True)
-        };
+        let is_connected =
+            |_: &_| registration.status.agent_connected().is_some_and(|condition| condition.status == ConditionStatus::True);
         // Another replica may have the stream, and end before it has noted that it lost it.
         let elsewhere = connection.filter(is_connected).is_some_and(|other| other.connected_to != self.settings.instance);
         match self.store.control_plane() {
@@ -230,7 +229,8 @@ impl Onboarding {
                 if annotation(CONNECTED_AT).is_some() {
                     return false;
                 }
-                let unseen = annotation(DISCONNECTED_AT).and_then(|at| at.parse::<Timestamp>().ok()).map_or(lost, Timestamp::time);
+                let unseen =
+                    annotation(DISCONNECTED_AT).and_then(|at| at.parse::<Timestamp>().ok()).map_or(lost, Timestamp::time);
                 unseen + wait <= now && (elsewhere || lost + retention <= now)
             }
         }

@@ -1,11 +1,11 @@
 //! What every [`Store`] has to do. Who implements one applies [`FIXTURE`] and calls [`run`]; it leaves nothing behind.
 
 use super::{Expected, Store, StoreError};
+use crate::onboarding::identity::{JwtIdentity, WorkloadIdentity};
 use crate::plane::objects::{
     Address, AddressType, AgentInfo, Condition, ConditionStatus, HostInfo, IstioInfo, ObjectKey, ObjectMeta, Registration,
     RegistrationSpec, RegistrationStatus, SidecarInfo, WorkloadAutoRegistration, WorkloadEntry, WorkloadEntrySpec,
 };
-use crate::onboarding::identity::{JwtIdentity, WorkloadIdentity};
 
 /// Where the objects of the suite are. Its service account `ratings` has to exist as well, `nobody` must not.
 pub(crate) const NAMESPACE: &str = "skiff-suite";
@@ -86,7 +86,9 @@ async fn writes_are_optimistic(store: &dyn Store) {
     assert_eq!(store.registration(&name).await.unwrap(), None);
     let first = store.put_registration(new.clone()).await.unwrap();
     assert_eq!((&first.spec, first.metadata.generation), (&new.spec, Some(1)));
-    assert!(first.metadata.uid.is_some() && first.metadata.resource_version.is_some() && first.metadata.creation_timestamp.is_some());
+    assert!(
+        first.metadata.uid.is_some() && first.metadata.resource_version.is_some() && first.metadata.creation_timestamp.is_some()
+    );
     assert_eq!(first.metadata.annotations, new.metadata.annotations);
     assert_eq!(first.metadata.owner_references, new.metadata.owner_references);
     assert_eq!(store.put_registration(new).await, Err(StoreError::Exists(name.clone())));

@@ -26,6 +26,7 @@ mod route;
 mod routes;
 mod schema;
 mod scope;
+pub(crate) mod single;
 #[cfg(test)]
 mod tests;
 mod values;

@@ -85,7 +85,7 @@ async fn the_folder_is_followed_and_faults_change_nothing() {
     let mut changes = store.changes();
     std::fs::write(&file, suite::FIXTURE.replace("name: ratings", "name: details")).unwrap();
     while store.workload_group(&details).await.unwrap().is_none() {
-        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+        timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
     }
     // A fault, then something good: only the good one is seen.
     std::fs::write(&file, suite::FIXTURE.replace("spec:", "specs:")).unwrap();
@@ -94,7 +94,7 @@ async fn the_folder_is_followed_and_faults_change_nothing() {
     std::fs::remove_file(folder.path().join("config/other.yaml")).unwrap();
     std::fs::write(&file, suite::FIXTURE).unwrap();
     while store.workload_group(&details).await.unwrap().is_some() {
-        tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+        timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
     }
     following.abort();
 }
@@ -102,9 +102,10 @@ async fn the_folder_is_followed_and_faults_change_nothing() {
 #[tokio::test]
 async fn what_somebody_else_has_written_is_not_taken_for_a_database() {
     let folder = tempfile::tempdir().unwrap();
-    drop(open_in(folder.path()));
-    std::fs::write(folder.path().join("state").join(FILE), "not a database").unwrap();
     let state = StateFolder::open(folder.path().join("state")).unwrap();
+    std::fs::create_dir_all(folder.path().join("config")).unwrap();
+    std::fs::write(folder.path().join("config/suite.yaml"), suite::FIXTURE).unwrap();
+    std::fs::write(state.path().join(FILE), "not a database").unwrap();
     let error = EmbeddedStore::open(&state, folder.path().join("config"), tokens(&state), Clock::system()).unwrap_err();
     assert!(error.code() == 69 && error.to_string().contains("plane.redb"), "{error}");
 }

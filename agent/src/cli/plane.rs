@@ -1,0 +1,446 @@
+//! `skiff plane`: the onboarding plane with its own store and its own authority; `skiff plane get war`: what has registered with it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand, ValueEnum};
+use skiff_proxy::config::TrustDomain;
+use tokio::net::TcpListener;
+
+use super::{parse_duration, print};
+use crate::aws::credentials::CredentialProvider;
+use crate::aws::ecs::{EcsOptions, EcsVerifier};
+use crate::aws::verifier::StsVerifier;
+use crate::exit::Failure;
+use crate::fetch::{Client, Endpoint, TrustedRoots};
+use crate::identity::Clock;
+use crate::metrics::{Metrics, UPKEEP};
+use crate::onboarding::aws::AwsVerifier;
+use crate::onboarding::jwt::JwtVerifier;
+use crate::plane::objects::WorkloadAutoRegistration;
+use crate::plane::store::EmbeddedStore;
+use crate::plane::{
+    Admin, Authority, HISTOGRAMS, Limits, MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings, Plane,
+    PlaneConfig, PlaneError, PlaneSecrets, Rate, StateFolder, Transport, Verifiers, fetch_registrations, read_issuers,
+};
+use crate::shutdown::Shutdown;
+
+/// Where the plane's page listens: beside istiod's port for it, on the loopback address.
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15014);
+/// The root that agents have to trust (`ONBOARDING_AGENT_ROOT_CERTS`), in the state folder.
+const ROOT_FILE: &str = "root-cert.pem";
+
+/// What a plane is run with.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct PlaneArgs {
+    #[command(subcommand)]
+    command: Option<PlaneCommand>,
+    /// Where it listens, several separated by commas; port 443 as well makes the package repository's address shorter.
+    #[arg(long, env = "SKIFF_PLANE_LISTEN", value_delimiter = ',', default_value = "0.0.0.0:15443")]
+    listen: Vec<SocketAddr>,
+    /// PEM chain of its certificate; one of its own authority if none is given.
+    #[arg(long, env = "SKIFF_PLANE_TLS_CERT", requires = "tls_key", conflicts_with = "plaintext")]
+    tls_cert: Option<PathBuf>,
+    /// PEM key of its certificate.
+    #[arg(long, env = "SKIFF_PLANE_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// No TLS: a gateway before the plane terminates it.
+    #[arg(long, env = "SKIFF_PLANE_PLAINTEXT")]
+    plaintext: bool,
+    /// DNS names and addresses in the certificate of its own authority, besides localhost.
+    #[arg(long, env = "SKIFF_PLANE_SERVER_NAMES", value_delimiter = ',')]
+    server_names: Vec<String>,
+    /// Folder of its keys and registrations.
+    #[arg(long, env = "SKIFF_PLANE_STATE", default_value = "/var/lib/skiff/plane")]
+    state: PathBuf,
+    /// Folder of WorkloadGroups, OnboardingPolicies and the Istio YAML that workloads are sent; edits are applied at once.
+    #[arg(long, env = "SKIFF_PLANE_CONFIG", default_value = "/etc/skiff/plane")]
+    config: PathBuf,
+    /// Its id, which credentials are bound to; a random one that is kept if none is given.
+    #[arg(long, env = "SKIFF_PLANE_UID")]
+    uid: Option<String>,
+    /// Which replica it is, in the status of registrations [default: the host name].
+    #[arg(long, env = "SKIFF_PLANE_INSTANCE")]
+    instance: Option<String>,
+    /// Lifetime of session tokens.
+    #[arg(long, env = "SKIFF_PLANE_TOKEN_LIFETIME", value_parser = parse_duration, default_value = "1h")]
+    token_lifetime: Duration,
+    /// How long a workload that leaves is asked to serve on.
+    #[arg(long, env = "SKIFF_PLANE_PROPAGATION_DELAY", value_parser = parse_duration, default_value = "10s")]
+    propagation_delay: Duration,
+    /// How often agents send a heartbeat; three missing ones are a lost stream.
+    #[arg(long, env = "SKIFF_PLANE_HEARTBEAT_INTERVAL", value_parser = parse_duration, default_value = "10s")]
+    heartbeat_interval: Duration,
+    /// How long a workload that has lost its stream is still shown to others.
+    #[arg(long, env = "SKIFF_PLANE_DISCONNECT_GRACE", value_parser = parse_duration, default_value = "8s")]
+    disconnect_grace: Duration,
+    /// After which a registration without stream is removed.
+    #[arg(long, env = "SKIFF_PLANE_RETENTION", value_parser = parse_duration, default_value = "5m")]
+    retention: Duration,
+    /// How long workloads may take to come back after a start of the plane, before they count as lost.
+    #[arg(long, env = "SKIFF_PLANE_START_GRACE", value_parser = parse_duration, default_value = "60s")]
+    start_grace: Duration,
+    /// Streams of workloads that it holds at the most.
+    #[arg(long, env = "SKIFF_PLANE_MAX_STREAMS", default_value_t = OnboardingLimits::default().streams)]
+    max_streams: usize,
+    /// Calls for authorisation a second that one address may make; ten times as many at once.
+    #[arg(long, env = "SKIFF_PLANE_AUTHORIZE_RATE", default_value_t = 100)]
+    authorize_rate: u32,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    credentials: CredentialArgs,
+    /// Folder of packages that are served under /install/.
+    #[arg(long, env = "SKIFF_PLANE_PACKAGES")]
+    packages: Option<PathBuf>,
+    /// Where its page listens: /healthz/ready, /metrics, /registrations.
+    #[arg(long, env = "SKIFF_PLANE_ADMIN_ADDRESS", default_value_t = DEFAULT_ADMIN)]
+    admin_address: SocketAddr,
+}
+
+/// What sidecars are told of the mesh.
+#[derive(Debug, Args)]
+struct MeshArgs {
+    /// Trust domain of the mesh.
+    #[arg(long, env = "SKIFF_PLANE_TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+    /// Cluster id of the mesh.
+    #[arg(long, env = "SKIFF_PLANE_CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Mesh id.
+    #[arg(long, env = "SKIFF_PLANE_MESH_ID", default_value = "")]
+    mesh_id: String,
+    /// `host:port` of the certificate authority; the plane itself if none is given.
+    #[arg(long, env = "SKIFF_PLANE_CA_ADDRESS", default_value = "")]
+    ca_address: String,
+    /// `host:port` of istiod; without one the plane sends its folder's YAML.
+    #[arg(long, env = "SKIFF_PLANE_DISCOVERY_ADDRESS", default_value = "")]
+    discovery_address: String,
+}
+
+/// Which credentials are believed.
+#[derive(Debug, Args)]
+struct CredentialArgs {
+    /// Whether ECS has to confirm where a task runs; without it no policy that names regions, zones or clusters admits a task.
+    #[arg(long, env = "SKIFF_PLANE_AWS_DESCRIBE_TASKS", value_enum, default_value_t = DescribeTasks::Required)]
+    aws_describe_tasks: DescribeTasks,
+    /// Role in whose name tasks are asked for; {account} and {partition} stand for those of the task.
+    #[arg(long, env = "SKIFF_PLANE_AWS_ROLE_ARN")]
+    aws_role_arn: Option<String>,
+    /// Asked instead of the region's STS.
+    #[arg(long, env = "SKIFF_PLANE_AWS_STS_ENDPOINT", value_parser = parse_endpoint)]
+    aws_sts_endpoint: Option<Endpoint>,
+    /// Asked instead of the region's ECS.
+    #[arg(long, env = "SKIFF_PLANE_AWS_ECS_ENDPOINT", value_parser = parse_endpoint)]
+    aws_ecs_endpoint: Option<Endpoint>,
+    /// YAML file of the issuers of tokens that are believed: `issuers: [{issuer: …}]`.
+    #[arg(long, env = "SKIFF_PLANE_JWT_ISSUERS")]
+    jwt_issuers: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum DescribeTasks {
+    /// ecs:DescribeTasks is asked.
+    Required,
+    /// It is not.
+    Off,
+}
+
+#[derive(Debug, Subcommand)]
+enum PlaneCommand {
+    /// Show objects of the running plane.
+    Get {
+        #[command(subcommand)]
+        what: Shown,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Shown {
+    /// WorkloadAutoRegistrations: the workloads that have registered.
+    #[command(aliases = ["wars", "workloadautoregistration", "workloadautoregistrations"])]
+    War {
+        /// Of one namespace only.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// Whole objects instead of a table.
+        #[arg(short, long, value_enum)]
+        output: Option<Output>,
+        /// The plane's page.
+        #[arg(long, env = "SKIFF_PLANE_ADMIN_ADDRESS", default_value_t = DEFAULT_ADMIN)]
+        admin_address: SocketAddr,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Yaml,
+    Json,
+}
+
+impl PlaneArgs {
+    /// Whether it is to run, rather than to show something.
+    pub(super) fn runs(&self) -> bool {
+        self.command.is_none()
+    }
+}
+
+/// Shows what was asked for.
+pub(super) async fn show(args: PlaneArgs) -> Result<(), Failure> {
+    let Some(PlaneCommand::Get { what: Shown::War { namespace, output, admin_address } }) = args.command else { return Ok(()) };
+    let fetched = fetch_registrations(admin_address, namespace.as_deref()).await;
+    let registrations = fetched.map_err(Failure::Unavailable)?;
+    let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+    match output {
+        None if registrations.is_empty() => print("No resources found\n"),
+        None => print(&table(&registrations, namespace.is_none(), SystemTime::now())),
+        Some(Output::Json) => print(&(serde_json::to_string_pretty(&registrations).map_err(|error| internal(&error))? + "\n")),
+        Some(Output::Yaml) => {
+            let documents: Result<Vec<_>, _> = registrations.iter().map(serde_saphyr::to_string).collect();
+            print(&documents.map_err(|error| internal(&error))?.join("---\n"))
+        }
+    }
+}
+
+/// The columns of `kubectl get war`.
+fn table(registrations: &[WorkloadAutoRegistration], all: bool, now: SystemTime) -> String {
+    let mut rows = vec![["NAMESPACE", "NAME", "AGENT CONNECTED", "AGE"].map(str::to_owned)];
+    for registration in registrations {
+        let connected = registration.status.agent_connected().map(|condition| condition.status.to_string());
+        let age = registration.metadata.creation_timestamp.map(|at| now.duration_since(at.time()).unwrap_or_default());
+        rows.push([
+            registration.metadata.namespace.clone(),
+            registration.metadata.name.clone(),
+            connected.unwrap_or_default(),
+            age.map(shown_age).unwrap_or_default(),
+        ]);
+    }
+    let skipped = usize::from(!all);
+    let widths: Vec<_> = (0..4).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    rows.iter().fold(String::new(), |mut text, row| {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths).skip(skipped) {
+            let _ = write!(line, "{cell:width$}   ");
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+        text
+    })
+}
+
+/// As kubectl shows ages: two units at the most.
+fn shown_age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let rest = |value: u64, unit: &str| if value > 0 { format!("{value}{unit}") } else { String::new() };
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => format!("{minutes}m{}", rest(seconds % 60, "s")),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => format!("{hours}h{}", rest(minutes % 60, "m")),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => format!("{days}d{}", rest(hours % 24, "h")),
+        _ => format!("{days}d"),
+    }
+}
+
+impl From<PlaneError> for Failure {
+    fn from(error: PlaneError) -> Self {
+        match error {
+            PlaneError::Tls(_) => Self::Configuration(error.to_string()),
+            PlaneError::State(_) | PlaneError::Listen { .. } => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// Runs until it is asked to stop, then asks agents to go to another replica.
+pub(super) async fn run(args: PlaneArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let unavailable = |error: &dyn std::fmt::Display| Failure::Unavailable(error.to_string());
+    let (metrics, clock) = (Metrics::new(&HISTOGRAMS).map_err(|error| Failure::Internal(error.to_string()))?, Clock::system());
+    let config = args.plane_config()?;
+    let state = StateFolder::open(&args.state).map_err(|error| unavailable(&error))?;
+    let authority = Authority::load_or_create(&config, &state).map_err(|error| unavailable(&error))?;
+    let secrets = PlaneSecrets::load_or_create(&state, args.uid.as_deref()).map_err(|error| unavailable(&error))?;
+    let root = state.path().join(ROOT_FILE);
+    fs::write(&root, authority.ca.root_pem()).map_err(|error| Failure::Unavailable(format!("{}: {error}", root.display())))?;
+    tracing::info!(uid = secrets.uid(), root = %root.display(), "agents of this plane have to trust this root");
+    let store = EmbeddedStore::open(&state, args.config.clone(), authority.tokens.clone(), clock.clone())?;
+    let store = Arc::new(store);
+    let verifiers = args.credentials.verifiers(secrets.uid(), &clock)?;
+    let settings = args.settings(authority.ca.root_pem());
+    let documents = settings.mesh.discovery_address.is_empty().then(|| store.clone());
+    let onboarding =
+        OnboardingConfig { settings, secrets, store: store.clone(), documents, verifiers, metrics: metrics.clone(), clock };
+    let page = TcpListener::bind(args.admin_address).await.map_err(|error| {
+        Failure::Unavailable(format!("cannot listen on {} (SKIFF_PLANE_ADMIN_ADDRESS): {error}", args.admin_address))
+    })?;
+    let mut plane = Plane::serve(config, Some(authority), Some(onboarding), Some(state)).await?;
+    let admin = Admin { store: store.clone(), metrics: metrics.clone(), shutdown: shutdown.clone() };
+    plane.run_beside(admin.serve(page));
+    plane.run_beside(async move {
+        let Err(error) = store.follow().await;
+        tracing::error!(%error, "the plane's configuration is not followed");
+    });
+    plane.run_beside(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            metrics.upkeep();
+        }
+    });
+    shutdown.requested().await;
+    tokio::select! {
+        biased;
+        () = shutdown.insisted() => tracing::warn!("asked twice to stop: not waiting for what is in flight"),
+        () = plane.shutdown() => {}
+    }
+    Ok(())
+}
+
+impl PlaneArgs {
+    fn plane_config(&self) -> Result<PlaneConfig, Failure> {
+        let (first, others) =
+            self.listen.split_first().ok_or_else(|| Failure::Usage("SKIFF_PLANE_LISTEN: expected an address".to_owned()))?;
+        let transport = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Transport::Files { certificate: certificate.clone(), key: key.clone() },
+            _ if self.plaintext => Transport::Plaintext,
+            _ => Transport::Own,
+        };
+        // Some connections more than streams: who only asks for a token or a package.
+        let limits = Limits { max_connections: self.max_streams.saturating_add(1024), ..Limits::default() };
+        Ok(PlaneConfig {
+            also_listen: others.to_vec(),
+            transport,
+            packages: self.packages.clone(),
+            server_names: self.server_names.clone(),
+            cluster_id: self.mesh.cluster_id.clone(),
+            limits,
+            ..PlaneConfig::new(*first, &self.state, self.mesh.trust_domain.clone())
+        })
+    }
+
+    fn settings(&self, root_pem: &str) -> OnboardingSettings {
+        let MeshArgs { trust_domain, cluster_id, mesh_id, ca_address, discovery_address } = &self.mesh;
+        let mesh = MeshSettings {
+            mesh_id: mesh_id.clone(),
+            ca_address: ca_address.clone(),
+            discovery_address: discovery_address.clone(),
+            ..MeshSettings::embedded(trust_domain.clone(), cluster_id.clone(), root_pem)
+        };
+        let instance = self.instance.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "plane".to_owned());
+        let rate = Rate { per_second: self.authorize_rate.into(), burst: f64::from(self.authorize_rate) * 10.0 };
+        OnboardingSettings {
+            session_lifetime: self.token_lifetime,
+            propagation_delay: self.propagation_delay,
+            heartbeat_interval: self.heartbeat_interval,
+            disconnect_grace: self.disconnect_grace,
+            retention: self.retention,
+            start_grace: self.start_grace,
+            limits: OnboardingLimits { streams: self.max_streams, rate, ..OnboardingLimits::default() },
+            ..OnboardingSettings::new(instance, mesh)
+        }
+    }
+}
+
+impl CredentialArgs {
+    fn verifiers(&self, uid: &str, clock: &Clock) -> Result<Verifiers, Failure> {
+        let client = Client::new(TrustedRoots::System);
+        let environment = |name: &str| std::env::var(name).ok();
+        let ecs = match self.aws_describe_tasks {
+            DescribeTasks::Off => None,
+            DescribeTasks::Required => {
+                let credentials = CredentialProvider::from_environment(&environment, &client, clock.clone());
+                let credentials = credentials.map_err(|error| Failure::Configuration(error.to_string()))?;
+                let options = EcsOptions {
+                    ecs_endpoint: self.aws_ecs_endpoint.clone(),
+                    sts_endpoint: self.aws_sts_endpoint.clone(),
+                    role_arn: self.aws_role_arn.clone(),
+                };
+                Some(EcsVerifier::new(client.clone(), Arc::new(credentials), options, clock.clone()))
+            }
+        };
+        let sts = StsVerifier::new(client.clone(), self.aws_sts_endpoint.clone());
+        let jwt = match &self.jwt_issuers {
+            None => None,
+            Some(file) => {
+                let text =
+                    fs::read_to_string(file).map_err(|error| Failure::Configuration(format!("{}: {error}", file.display())))?;
+                let issuers = read_issuers(file.clone(), &text).map_err(|error| Failure::Configuration(error.to_string()))?;
+                Some(JwtVerifier::new(issuers, uid.to_owned(), &client, clock.clone()))
+            }
+        };
+        Ok(Verifiers { aws: Some(AwsVerifier::new(sts, ecs, clock.clone())), jwt })
+    }
+}
+
+fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
+    text.parse().map_err(|error: crate::fetch::EndpointError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn args(arguments: &[&str]) -> PlaneArgs {
+        let all = ["skiff", "plane"].iter().chain(arguments);
+        match Cli::try_parse_from(all).unwrap().command {
+            Some(Command::Plane(args)) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_tetrate() {
+        let args = args(&[]);
+        let settings = args.settings("");
+        assert_eq!((settings.session_lifetime.as_secs(), settings.propagation_delay.as_secs()), (3600, 10));
+        let config = args.plane_config().unwrap();
+        assert_eq!((config.listen.to_string(), config.transport), ("0.0.0.0:15443".to_owned(), Transport::Own));
+        assert!(config.limits.max_connections > 10_000 && args.runs());
+        assert_eq!(args.credentials.aws_describe_tasks, DescribeTasks::Required);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for wrong in [
+            &["--tls-cert", "a"][..],
+            &["--tls-key", "a"],
+            &["--plaintext", "--tls-cert", "a", "--tls-key", "b"],
+            &["--token-lifetime", "1"],
+            &["--aws-describe-tasks", "maybe"],
+            &["--aws-sts-endpoint", "sts.example"],
+            &["--state", "/a", "get", "war"],
+            &["get", "pods"],
+        ] {
+            assert!(Cli::try_parse_from(["skiff", "plane"].iter().chain(wrong)).is_err(), "{wrong:?}");
+        }
+        assert!(!args(&["get", "war", "-n", "bookinfo", "-o", "yaml"]).runs());
+    }
+
+    #[test]
+    fn registrations_look_as_kubectl_shows_them() {
+        let text = "apiVersion: runtime.onboarding.tetrate.io/v1alpha1\nkind: WorkloadAutoRegistration\n\
+            metadata: {name: ratings-jwt-a-vm-1, namespace: bookinfo, creationTimestamp: '2026-11-29T15:00:00Z'}\nspec:\n\
+            \x20 identity: {jwt: {issuer: 'https://a.example', subject: vm-1}}\n  registration:\n    agent: {version: 0.1.0}\n\
+            \x20   sidecar: {istio: {version: 1.28.0}}\n    host: {addresses: [{ip: 10.0.0.1, type: VPC}]}\n\
+            status: {conditions: [{type: AgentConnected, status: 'True'}]}\n";
+        let read = crate::plane::objects::read(&[("a.yaml".into(), text.to_owned())], "default").unwrap();
+        let now = "2026-11-29T15:01:05Z".parse::<crate::plane::objects::Timestamp>().unwrap().time();
+        let expected = "NAME                 AGENT CONNECTED   AGE\nratings-jwt-a-vm-1   True              65s\n";
+        assert_eq!(table(&read.registrations, false, now), expected);
+        assert!(table(&read.registrations, true, now).starts_with("NAMESPACE   NAME "));
+        for (seconds, age) in [(119, "119s"), (192, "3m12s"), (660, "11m"), (11_100, "3h5m"), (36_000, "10h"), (180_000, "2d2h")]
+        {
+            assert_eq!(shown_age(Duration::from_secs(seconds)), age);
+        }
+        let yaml = serde_saphyr::to_string(&read.registrations[0]).unwrap();
+        let again = crate::plane::objects::read(&[("b.yaml".into(), yaml.clone())], "default");
+        assert_eq!(again.as_ref().map(|again| &again.registrations), Ok(&read.registrations), "{yaml}");
+    }
+}
