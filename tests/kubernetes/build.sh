@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Builds kube-apiserver from its published Go module, once: about 12 minutes on two busy cores, then nothing. Needs go.
-# Prints where it is. KUBE_APISERVER names one that is there already.
+# Builds kube-apiserver and kubectl from their published Go module, once: about 12 minutes on two busy cores, then nothing. Needs go.
+# Prints the folder that they are in. KUBERNETES_BINARIES names one where they are already.
 set -euo pipefail
 version=1.36.3
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${KUBERNETES_CACHE:-$root/target/kubernetes}
-binary=$cache/kube-apiserver-$version
+binaries=$cache/$version
 
-if [ -n "${KUBE_APISERVER:-}" ]; then echo "$KUBE_APISERVER"; exit; fi
-if [ -x "$binary" ]; then echo "$binary"; exit; fi
-command -v go >/dev/null || { echo "go is missing: it builds kube-apiserver $version (or name one in KUBE_APISERVER)" >&2; exit 1; }
+if [ -n "${KUBERNETES_BINARIES:-}" ]; then echo "$KUBERNETES_BINARIES"; exit; fi
+if [ -x "$binaries/kube-apiserver" ] && [ -x "$binaries/kubectl" ]; then echo "$binaries"; exit; fi
+command -v go >/dev/null || {
+  echo "go is missing: it builds kube-apiserver and kubectl $version; or name a folder that has them in KUBERNETES_BINARIES" >&2
+  exit 1
+}
 
 mkdir -p "$cache/module"
 cd "$cache/module"
@@ -27,9 +30,12 @@ parts=$(sed -n 's|^\t\(k8s\.io/[a-z0-9-]*\) => \./staging/.*|\1|p' "$described")
   for part in $parts; do echo "replace $part => $part v0.${version#1.}"; done
 } >>go.mod
 awk '!/^go / || !seen++' go.mod >go.mod.new && mv go.mod.new go.mod
-packages=k8s.io/component-base/version
-go build -p 2 -o "$binary.new" -ldflags "-s -w -X $packages.gitVersion=v$version -X $packages.gitMajor=1 -X $packages.gitMinor=36" \
-  k8s.io/kubernetes/cmd/kube-apiserver >&2
-mv "$binary.new" "$binary"
-echo "kube-apiserver $version built in $((SECONDS - started)) s" >&2
-echo "$binary"
+flags="-s -w"
+for value in gitVersion=v$version gitMajor=1 gitMinor=${version:2:2}; do flags+=" -X k8s.io/component-base/version.$value"; done
+mkdir -p "$binaries"
+for name in kube-apiserver kubectl; do
+  go build -p 2 -o "$binaries/$name.new" -ldflags "$flags" "k8s.io/kubernetes/cmd/$name" >&2
+  mv "$binaries/$name.new" "$binaries/$name"
+done
+echo "kube-apiserver and kubectl $version built in $((SECONDS - started)) s" >&2
+echo "$binaries"

@@ -6,7 +6,7 @@
 #   server.sh FOLDER freeze     its connections stay and say nothing; `thaw` ends that
 #   server.sh FOLDER stop       both
 #
-# KUBE_APISERVER: the binary (build.sh). SKIFF_TEST_API_PORT: where it listens, 26443; etcd takes the two ports after it.
+# KUBE_APISERVER: the binary. SKIFF_TEST_API_PORT: where it listens, 26443; etcd takes the two ports after it.
 set -euo pipefail
 folder=$1
 port=${SKIFF_TEST_API_PORT:-26443}

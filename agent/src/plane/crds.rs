@@ -36,7 +36,11 @@ mod tests {
                 if let Some(alternatives) = schema["oneOf"].as_array() {
                     let required = |choice: &Json| choice["required"][0].as_str().unwrap().to_owned();
                     let kept = required(&alternatives[alternative % alternatives.len()]);
-                    alternatives.iter().map(required).filter(|other| *other != kept).for_each(|other| drop(fields.remove(&other)));
+                    alternatives
+                        .iter()
+                        .map(required)
+                        .filter(|other| *other != kept)
+                        .for_each(|other| drop(fields.remove(&other)));
                 }
                 if schema["additionalProperties"].is_object() {
                     fields.insert("any".to_owned(), sample(&schema["additionalProperties"], "", alternative));
@@ -83,7 +87,8 @@ mod tests {
                 Json::Object(fields) => {
                     for (name, field) in fields {
                         let required = |list: &Json| list.as_array().is_some_and(|list| list.contains(&json!(name)));
-                        let is_choice = schema["oneOf"].as_array().is_some_and(|all| all.iter().any(|one| required(&one["required"])));
+                        let is_choice =
+                            schema["oneOf"].as_array().is_some_and(|all| all.iter().any(|one| required(&one["required"])));
                         let mut rest = fields.clone();
                         rest.remove(name);
                         check(Json::Object(rest), required(&schema["required"]) || is_choice, name);
@@ -103,7 +108,9 @@ mod tests {
                     let minimum = schema["minItems"].as_u64().unwrap_or(0) > 0;
                     check(json!([]), minimum, "[]");
                     for item in items {
-                        without_each(&schema["items"], item, &mut |changed, required, path| check(json!([changed]), required, path));
+                        without_each(&schema["items"], item, &mut |changed, required, path| {
+                            check(json!([changed]), required, path)
+                        });
                     }
                 }
                 _ => {}

@@ -321,7 +321,10 @@ mod tests {
         .unwrap();
         cache.observe(strange);
         let error = cache.get(&ObjectKey::new("a", "x")).unwrap_err();
-        assert!(matches!(&error, StoreError::Refused(text) if text.contains("WorkloadEntry a/x") && text.contains("adress")), "{error}");
+        assert!(
+            matches!(&error, StoreError::Refused(text) if text.contains("WorkloadEntry a/x") && text.contains("adress")),
+            "{error}"
+        );
         cache.observe(item("x", "1", 8));
         assert!(cache.get(&ObjectKey::new("a", "x")).unwrap().is_some());
     }

@@ -356,7 +356,12 @@ mod tests {
     fn an_answer_says_what_may_be_done() {
         let key = ObjectKey::new("a", "b");
         let status = |code: u16, reason: &str| {
-            CallError::Status(Box::new(Status { code, reason: reason.to_owned(), message: "line\none".to_owned(), ..Status::success() }))
+            CallError::Status(Box::new(Status {
+                code,
+                reason: reason.to_owned(),
+                message: "line\none".to_owned(),
+                ..Status::success()
+            }))
         };
         assert_eq!(status(404, "NotFound").of(&key), StoreError::NotFound(key.clone()));
         assert_eq!(status(409, "AlreadyExists").of(&key), StoreError::Exists(key.clone()));

@@ -116,7 +116,8 @@ impl Holder {
         let now = micro_time(SystemTime::now());
         let ours = known.is_some_and(|lease| lease["spec"]["holderIdentity"] == self.replica);
         let transitions = known.and_then(|lease| lease["spec"]["leaseTransitions"].as_i64()).unwrap_or(0);
-        let acquired = known.filter(|_| ours).map_or_else(|| Json::from(now.clone()), |lease| lease["spec"]["acquireTime"].clone());
+        let acquired =
+            known.filter(|_| ours).map_or_else(|| Json::from(now.clone()), |lease| lease["spec"]["acquireTime"].clone());
         let mut metadata = json!({"name": NAME, "namespace": self.namespace});
         if let Some(lease) = known {
             metadata["resourceVersion"] = lease["metadata"]["resourceVersion"].clone();

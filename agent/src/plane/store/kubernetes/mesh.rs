@@ -64,7 +64,8 @@ pub(super) struct Known {
 
 /// What is known, and what has to run to know it.
 pub(super) fn follow(server: ApiServer, source: MeshSource) -> (Known, impl Future<Output = ()> + use<>) {
-    let (known, mesh) = watch::channel::<Result<Arc<IstioMesh>, String>>(Err("istiod's ConfigMaps have not been read yet".to_owned()));
+    let (known, mesh) =
+        watch::channel::<Result<Arc<IstioMesh>, String>>(Err("istiod's ConfigMaps have not been read yet".to_owned()));
     let (roots, roots_known) = watch::channel::<Arc<str>>("".into());
     let (proxy_config, proxy_config_known) = watch::channel::<Arc<Map<String, Json>>>(Arc::default());
     let follow = async move {
@@ -78,7 +79,11 @@ pub(super) fn follow(server: ApiServer, source: MeshSource) -> (Known, impl Futu
                     known.send_if_modified(|mesh| match mesh {
                         Ok(known) if **known == read => false,
                         _ => {
-                            tracing::info!(trust_domain = read.trust_domain, discovery = read.discovery_address, "mesh configuration read");
+                            tracing::info!(
+                                trust_domain = read.trust_domain,
+                                discovery = read.discovery_address,
+                                "mesh configuration read"
+                            );
                             *mesh = Ok(Arc::new(read));
                             true
                         }
@@ -175,7 +180,8 @@ mod tests {
 
     #[test]
     fn what_is_said_is_taken_and_the_rest_is_istios_default() {
-        let mesh = "trustDomain: example.org\ndefaultConfig: {discoveryAddress: 'istiod.mesh:443', meshId: m, drainDuration: 5s}\n";
+        let mesh =
+            "trustDomain: example.org\ndefaultConfig: {discoveryAddress: 'istiod.mesh:443', meshId: m, drainDuration: 5s}\n";
         let values = r#"{"global":{"multiCluster":{"clusterName":"east"}}}"#;
         let read = parse(&source(""), root(), mesh, Some(values)).unwrap();
         assert_eq!((read.trust_domain.as_str(), read.discovery_address.as_str()), ("example.org", "istiod.mesh:443"));

@@ -308,7 +308,12 @@ impl KubernetesStore {
         }
     }
 
-    async fn delete<S: Kind>(&self, caches: &Caches<S>, key: &ObjectKey, expected: &Expected) -> Result<Option<String>, StoreError> {
+    async fn delete<S: Kind>(
+        &self,
+        caches: &Caches<S>,
+        key: &ObjectKey,
+        expected: &Expected,
+    ) -> Result<Option<String>, StoreError> {
         let cache = caches.of(&key.namespace).ok_or_else(|| not_watched(key))?;
         let place = custom::<S>(Some(&key.namespace));
         let Written { result, .. } = self.server.delete(&place, &key.name, expected).await;
@@ -378,7 +383,8 @@ impl<S: Kind> Caches<S> {
 
     /// By namespace and name.
     fn list(&self, namespace: Option<&str>, wanted: impl Fn(&Object<S>) -> bool) -> Result<Vec<Object<S>>, StoreError> {
-        let wanted = |object: &Object<S>| namespace.is_none_or(|namespace| object.metadata.namespace == namespace) && wanted(object);
+        let wanted =
+            |object: &Object<S>| namespace.is_none_or(|namespace| object.metadata.namespace == namespace) && wanted(object);
         let mut objects = Vec::new();
         for (_, cache) in self.0.iter() {
             objects.extend(cache.list(wanted)?.into_iter().map(Arc::unwrap_or_clone));

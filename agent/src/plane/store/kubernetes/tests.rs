@@ -93,8 +93,10 @@ async fn everything_that_is_written_is_kept_and_shown() {
     let columns: Vec<_> = table["columnDefinitions"].as_array().unwrap().iter().map(|column| column["name"].clone()).collect();
     assert_eq!(columns, ["Name", "Agent Connected", "Age"]);
     assert_eq!((&table["rows"][0]["cells"][0], &table["rows"][0]["cells"][1]), (&json!(name), &json!("True")));
-    let definition: Json =
-        server.call(Request::new("/apis/runtime.onboarding.tetrate.io").get("v1alpha1", &Default::default()).unwrap()).await.unwrap();
+    let definition: Json = server
+        .call(Request::new("/apis/runtime.onboarding.tetrate.io").get("v1alpha1", &Default::default()).unwrap())
+        .await
+        .unwrap();
     assert_eq!(definition["resources"][0]["shortNames"], json!(["war"]));
     store.delete_registration(&key, &Expected::any()).await.unwrap();
 }
@@ -110,7 +112,8 @@ async fn a_token_is_for_istio_and_an_hour() {
     let left = expires_at.duration_since(SystemTime::now()).unwrap();
     assert!(left <= Duration::from_secs(3600) && left > Duration::from_secs(3500), "{left:?}");
     let payload = token.expose().split('.').nth(1).unwrap().to_owned();
-    let claims: Json = serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
+    let claims: Json =
+        serde_json::from_slice(&base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
     assert_eq!((&claims["aud"], &claims["sub"]), (&json!(["istio-ca"]), &json!(format!("system:serviceaccount:{ns}:ratings"))));
     for nobody in ["nobody", "../../secrets", "a/b", ""] {
         let refused = store.mesh_token(ns, nobody).await.unwrap_err();
@@ -128,6 +131,7 @@ async fn replicas_that_write_at_once_lose_nothing() {
     let key = ObjectKey::new(ns, "counted");
     one.delete_registration(&key, &Expected::any()).await.unwrap();
     one.put_registration(registration(&one, ns, "counted").await).await.unwrap();
+    until(async || two.registration(&key).await.unwrap().is_some()).await;
     let count = async |store: &KubernetesStore| {
         for _ in 0..20 {
             // A conflict is followed by a reading that knows better, so few rounds are enough.
@@ -135,7 +139,7 @@ async fn replicas_that_write_at_once_lose_nothing() {
             loop {
                 rounds += 1;
                 assert!(rounds < 100, "conflict upon conflict");
-                let Some(mut object) = store.registration(&key).await.unwrap() else { continue };
+                let mut object = store.registration(&key).await.unwrap().unwrap();
                 let annotations = &mut object.metadata.annotations;
                 let number: u32 = annotations.get("count").map_or(0, |number| number.parse().unwrap());
                 annotations.insert("count".to_owned(), (number + 1).to_string());
@@ -164,7 +168,8 @@ async fn replicas_have_one_secret_and_one_collector() {
     delete(&server, &Request::new(format!("/apis/coordination.k8s.io/v1/namespaces/{ns}/leases")), "skiff-plane").await;
     let (one, two) = (replica(ns, "a").await, replica(ns, "b").await);
     let make = |text: &'static str| move || Ok(text.to_owned());
-    let (first, second) = tokio::join!(one.shared_secret("plane", make("made by a")), two.shared_secret("plane", make("made by b")));
+    let (first, second) =
+        tokio::join!(one.shared_secret("plane", make("made by a")), two.shared_secret("plane", make("made by b")));
     let first = first.unwrap();
     assert_eq!(first, second.unwrap());
     assert!(["made by a", "made by b"].contains(&first.as_str()));
