@@ -81,6 +81,7 @@ impl World {
         };
         let world = Self { namespace: namespace.to_owned(), istio_namespace, discovery, aws, network, folder };
         world.apply(&world.objects()).await;
+        world.enrol().await;
         if world.istio_namespace == namespace {
             let map = |name: &str, entry: &str, text: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {entry: text}});
             let roots = std::fs::read_to_string(&root).unwrap();
@@ -92,6 +93,22 @@ impl World {
                 .await;
         }
         world
+    }
+
+    /// Gives the plane the rights of the manifests, here instead of skiff-system and bookinfo, and a kubeconfig that has just these.
+    async fn enrol(&self) {
+        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/manifests");
+        let read = |name: &str| std::fs::read_to_string(format!("{manifests}/{name}")).unwrap();
+        let enrolled = read("enrolled-namespace.yaml");
+        let rights = enrolled.split("---\n").filter(|document| document.contains("rbac.authorization.k8s.io"));
+        let all = read("rbac.yaml") + "---\n" + &rights.collect::<Vec<_>>().join("---\n");
+        let here = all.replace("istio-system", &self.istio_namespace).replace("skiff-system", &self.namespace);
+        apply(&here.replace("bookinfo", &self.namespace)).await;
+        let admin = kubectl(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"], "").await.unwrap();
+        let mut kubeconfig: Json = serde_json::from_str(&admin).unwrap();
+        let token = self.kubectl(&["create", "token", "skiff-plane", "--duration", "1h"]).await.unwrap();
+        kubeconfig["users"][0]["user"] = json!({"token": token.trim()});
+        std::fs::write(self.folder.path().join("kubeconfig"), kubeconfig.to_string()).unwrap();
     }
 
     /// Namespace, service account, group and policy.
@@ -147,7 +164,7 @@ impl World {
     async fn plane(&self, name: &str, ip: IpAddr) -> Skiff {
         let (listen, admin) = (SocketAddr::new(ip, 15443), SocketAddr::new(ip, 15014));
         let file = |name: &str| self.folder.path().join(name).to_str().unwrap().to_owned();
-        let mut plane = command(&["plane", "--kubeconfig", &variable("SKIFF_TEST_KUBECONFIG"), "--instance", name]);
+        let mut plane = command(&["plane", "--kubeconfig", &file("kubeconfig"), "--instance", name]);
         plane.args(["--tls-cert", &file("endpoint.pem"), "--tls-key", &file("endpoint.key")]);
         plane.args(["--listen", &listen.to_string(), "--admin-address", &admin.to_string()]);
         plane.args(["--namespaces", &self.namespace, "--own-namespace", &self.namespace]);
