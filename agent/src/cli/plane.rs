@@ -484,6 +484,16 @@ mod tests {
         assert!(!args(&["get", "war", "-n", "bookinfo", "-o", "yaml"]).runs());
     }
 
+    #[tokio::test]
+    async fn beside_istiod_its_own_certificate_is_needed_and_a_way_to_the_api_server() {
+        assert!(!args(&[]).kubernetes.is_meant());
+        let own = kubernetes::parts(&args(&["--kubernetes"])).await.err().unwrap();
+        assert!(matches!(&own, Failure::Configuration(text) if text.contains("SKIFF_PLANE_TLS_CERT")), "{own}");
+        let nowhere = kubernetes::parts(&args(&["--kubeconfig", "/nowhere", "--plaintext"])).await.err().unwrap();
+        assert!(matches!(&nowhere, Failure::Configuration(text) if text.contains("/nowhere")), "{nowhere}");
+        assert!(!args(&["crds"]).runs());
+    }
+
     #[test]
     fn registrations_look_as_kubectl_shows_them() {
         let text = "apiVersion: runtime.onboarding.tetrate.io/v1alpha1\nkind: WorkloadAutoRegistration\n\
