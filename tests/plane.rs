@@ -14,6 +14,10 @@ use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
 use skiff_proto::skiff::onboarding::v1alpha1::onboarding_service_client::OnboardingServiceClient;
 use skiff_proto::skiff::onboarding::v1alpha1::register_request::Message as Say;
 use skiff_proto::skiff::onboarding::v1alpha1::register_response::Message as Told;
+use skiff_tests::apps::{App, Speaks};
+use skiff_tests::aws::{FakeAws, FakeTask};
+use skiff_tests::http;
+use skiff_tests::mesh::{DETAILS, DETAILS_V1, Member, Mesh, RATINGS};
 use skiff_tests::network::Network;
 use skiff_tests::skiff::{Said, Skiff, command, run};
 use skiff_tests::wait::{eventually, within};
@@ -150,10 +154,10 @@ async fn a_killed_plane_knows_everybody_when_it_is_back() {
     let session = plane.session(&mut agent, "vm-1").await.unwrap();
     let held = Held::open(&mut agent, &session, "10.0.0.1").await;
     let before = plane.get_war(&["-n", "bookinfo"]).await;
-    assert!(before.stdout.starts_with("NAME                   AGENT CONNECTED   AGE\nratings-jwt-a-vm-1   True  "), "{before:?}");
+    assert!(before.stdout.starts_with("NAME                 AGENT CONNECTED   AGE\nratings-jwt-a-vm-1   True  "), "{before:?}");
 
-    // SIGKILL: nothing is said, nothing is flushed.
-    drop(process);
+    // Nothing is said, nothing is flushed.
+    process.kill().await;
     drop((held, agent));
     let process = plane.start(&["--disconnect-grace", "1s"]).await;
     let after = plane.get_war(&["-o", "yaml"]).await;
@@ -271,4 +275,123 @@ async fn what_is_wrong_is_said_before_anything_runs() {
         let explained = explained.await;
         assert!(explained.code == code && explained.stdout.contains(text), "{explained:?}");
     }
+}
+
+const GROUPS: &str = "\
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: ratings, namespace: bookinfo, labels: {app: ratings}}
+spec: {template: {serviceAccount: bookinfo-ratings, labels: {app: ratings, version: v1}}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {name: details, namespace: bookinfo, labels: {app: details}}
+spec: {template: {serviceAccount: bookinfo-details, labels: {app: details, version: v1}}}
+---
+apiVersion: authorization.onboarding.tetrate.io/v1alpha1
+kind: OnboardingPolicy
+metadata: {name: tasks, namespace: bookinfo}
+spec:
+  allow:
+  - workloads:
+    - aws:
+        accounts: ['123456789012']
+        regions: [us-east-1]
+        ecs: {clusters: [bookinfo], iamRoleNames: [bookinfoECSTaskRole]}
+    onboardTo: [{workloadGroupSelector: {}}]
+";
+
+/// A mesh of tasks around a plane, without Kubernetes: nothing in it is a fake but AWS.
+struct Tasks {
+    mesh: Mesh,
+    aws: FakeAws,
+    folder: tempfile::TempDir,
+}
+
+impl Tasks {
+    async fn new() -> Self {
+        let mesh = Mesh::prepare().await;
+        mesh.write("workloads.yaml", GROUPS);
+        let aws = FakeAws::start(mesh.network.at(90, 8080)).await;
+        Self { mesh, aws, folder: tempfile::tempdir().unwrap() }
+    }
+
+    async fn plane(&self) -> Skiff {
+        let network = &self.mesh.network;
+        let (listen, admin) = (network.at(17, 15443).to_string(), network.at(17, 15014));
+        let (own, page) = (network.ip(17).to_string(), admin.to_string());
+        let state = self.folder.path().join("state");
+        let documents = self.mesh.document("workloads.yaml");
+        let (state, config) = (state.to_str().unwrap(), documents.parent().unwrap().to_str().unwrap());
+        let mut command = command(&["plane", "--listen", &listen, "--admin-address", &page, "--server-names", &own]);
+        command.args(["--state", state, "--config", config, "--disconnect-grace", "1s"]).envs(self.aws.plane_environment());
+        let plane = Skiff::spawn(command, admin);
+        plane.ready().await;
+        plane
+    }
+
+    fn task(&self, member: Member, id: &str) -> Skiff {
+        let (network, own) = (&self.mesh.network, self.mesh.ingress(member, 9080).ip());
+        let admin = SocketAddr::new(own, 15000);
+        self.aws.add_task(FakeTask { address: Some(own), ..FakeTask::new(id) });
+        let configuration = format!(
+            "{{apiVersion: config.agent.onboarding.tetrate.io/v1alpha1, kind: OnboardingConfiguration, \
+             onboardingEndpoint: {{host: {}}}, workloadGroup: {{name: {}, namespace: bookinfo}}}}",
+            network.ip(17),
+            member.name
+        );
+        let root = fs::read_to_string(self.folder.path().join("state/root-cert.pem")).unwrap();
+        let mut command = command(&[]);
+        command
+            .envs(self.aws.task_environment(id))
+            .env("ONBOARDING_CONFIG", configuration)
+            .env("ONBOARDING_AGENT_ROOT_CERTS", root)
+            .env("SKIFF_ADMIN_ADDRESS", admin.to_string())
+            .env("SKIFF_WORKERS", "1");
+        Skiff::spawn(command, admin)
+    }
+
+    async fn table(&self) -> String {
+        let admin = self.mesh.network.at(17, 15014).to_string();
+        run(command(&["plane", "get", "war", "--admin-address", &admin])).await.stdout
+    }
+
+    async fn until_connected(&self, workloads: usize) {
+        eventually("both are connected", async || (self.table().await.matches("True").count() == workloads).then_some(())).await;
+    }
+
+    /// What the ratings application gets from details.
+    async fn call(&self) -> (u16, String) {
+        let answer = http::get(self.mesh.egress(RATINGS, 9080), DETAILS, "/details/0").await;
+        (answer.status, answer.text())
+    }
+}
+
+#[tokio::test]
+async fn tasks_find_each_other_through_the_plane_alone() {
+    let tasks = Tasks::new().await;
+    let plane = tasks.plane().await;
+    let _app = App::start(tasks.mesh.app(DETAILS_V1), Speaks::Http);
+    let ratings = tasks.task(RATINGS, "3a151358f03a4e32bf8cd401c1c74653");
+    let details = tasks.task(DETAILS_V1, "4b151358f03a4e32bf8cd401c1c74653");
+    ratings.ready().await;
+    details.ready().await;
+    eventually("details answers", async || (tasks.call().await.0 == 200).then_some(())).await;
+    let table = tasks.table().await;
+    let name = "details-aws-aws-123456789012-us-east-1a-ecs-bookinfo-4b151358f03a4e32bf8cd401c1c74653   True";
+    assert!(table.contains(name), "{table}");
+
+    // The plane is killed: what serves, serves. It comes back: nobody had to go.
+    plane.kill().await;
+    assert_eq!(tasks.call().await.0, 200);
+    let plane = tasks.plane().await;
+    tasks.until_connected(2).await;
+    assert_eq!(tasks.call().await.0, 200);
+
+    // A task is killed: others stop to call it although nobody says goodbye.
+    details.kill().await;
+    let gone = eventually("details is gone", async || Some(tasks.call().await).filter(|(_, body)| body.contains("no healthy")));
+    assert_eq!(gone.await.0, 503);
+    tasks.until_connected(1).await;
+    assert_eq!(plane.metrics().await.sum("skiff_plane_workloads_without_stream", &[]), 1.0);
 }

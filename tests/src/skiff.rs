@@ -108,6 +108,11 @@ impl Skiff {
         assert!(sent.success());
     }
 
+    /// Kills it (SIGKILL) and waits until it is gone.
+    pub async fn kill(mut self) {
+        within("the process is killed", self.child.kill()).await.unwrap();
+    }
+
     /// Waits for its end.
     pub async fn exit_code(&mut self) -> i32 {
         within("the process ends", self.child.wait()).await.unwrap().code().unwrap_or(-1)

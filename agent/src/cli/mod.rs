@@ -29,7 +29,6 @@ use crate::translate::istio::{Documents, Workload, translate};
 use crate::xds;
 use proxy::ProxyArgs;
 use run::RunArgs;
-pub(crate) use run::node;
 
 /// A sidecar for Istio without Envoy. Without a command it runs the sidecar.
 #[derive(Debug, Parser)]

@@ -140,10 +140,10 @@ struct CredentialArgs {
     #[arg(long, env = "SKIFF_PLANE_AWS_ROLE_ARN")]
     aws_role_arn: Option<String>,
     /// Asked instead of the region's STS.
-    #[arg(long, env = "SKIFF_PLANE_AWS_STS_ENDPOINT", value_parser = parse_endpoint)]
+    #[arg(long, env = "AWS_ENDPOINT_URL_STS", value_parser = parse_endpoint)]
     aws_sts_endpoint: Option<Endpoint>,
     /// Asked instead of the region's ECS.
-    #[arg(long, env = "SKIFF_PLANE_AWS_ECS_ENDPOINT", value_parser = parse_endpoint)]
+    #[arg(long, env = "AWS_ENDPOINT_URL_ECS", value_parser = parse_endpoint)]
     aws_ecs_endpoint: Option<Endpoint>,
     /// YAML file of the issuers of tokens that are believed: `issuers: [{issuer: …}]`.
     #[arg(long, env = "SKIFF_PLANE_JWT_ISSUERS")]

@@ -2,19 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use skiff_proxy::config::{Locality, SpiffeIdError};
-
-use crate::exit::Failure;
 use crate::stand_in::Bookinfo;
-use crate::translate::istio::Workload;
 
-/// The YAML of `examples/bookinfo`, by file name.
+/// The YAML of `examples/bookinfo`, by file name, with groups to join in the place of workloads that are written out.
 pub(super) const DOCUMENTS: [(&str, &str); 5] = [
     ("mesh.yaml", include_str!("../../../examples/bookinfo/mesh.yaml")),
     ("security.yaml", include_str!("../../../examples/bookinfo/security.yaml")),
     ("services.yaml", include_str!("../../../examples/bookinfo/services.yaml")),
     ("sidecars.yaml", include_str!("../../../examples/bookinfo/sidecars.yaml")),
-    ("workloads.yaml", include_str!("../../../examples/bookinfo/workloads.yaml")),
+    ("onboarding.yaml", include_str!("onboarding.yaml")),
 ];
 
 /// Namespace of both.
@@ -27,8 +23,6 @@ pub(super) const TRUST_DOMAIN: &str = "cluster.local";
 pub struct Member {
     /// `app` label, and name of its service.
     pub name: &'static str,
-    /// Name of its WorkloadEntry.
-    pub workload: &'static str,
     /// Kubernetes service account.
     pub service_account: &'static str,
     /// Which stand-in it is.
@@ -46,7 +40,6 @@ pub struct Member {
 /// Calls details.
 pub const RATINGS: Member = Member {
     name: "ratings",
-    workload: "ratings-v1",
     service_account: "bookinfo-ratings",
     app: Bookinfo::Ratings,
     app_address: loopback(1, 9081),
@@ -58,7 +51,6 @@ pub const RATINGS: Member = Member {
 /// Is called by ratings.
 pub const DETAILS: Member = Member {
     name: "details",
-    workload: "details-v1",
     service_account: "bookinfo-details",
     app: Bookinfo::Details,
     app_address: loopback(1, 9082),
@@ -78,19 +70,20 @@ impl Member {
         format!("{}.{NAMESPACE}", self.name)
     }
 
-    /// What Istio YAML is translated for.
-    pub(super) fn workload(&self) -> Result<Workload, Failure> {
-        let labels = [("app", self.name), ("version", "v1")];
-        Ok(Workload {
-            name: self.workload.to_owned(),
-            namespace: NAMESPACE.to_owned(),
-            labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-            addresses: vec![self.ingress.ip()],
-            service_account: self.service_account.to_owned(),
-            trust_domain: TRUST_DOMAIN.parse().map_err(|error: SpiffeIdError| Failure::Internal(error.to_string()))?,
-            cluster_id: "Kubernetes".to_owned(),
-            locality: Locality::default(),
-        })
+    /// What a Host header says.
+    pub(super) fn host_and_port(&self) -> String {
+        format!("{}:{}", self.host(), self.ingress.port())
+    }
+
+    /// `ONBOARDING_CONFIG`: where it joins, and what as.
+    pub(super) fn onboarding_configuration(&self, plane: SocketAddr) -> String {
+        let configuration = serde_json::json!({
+            "apiVersion": "config.agent.onboarding.tetrate.io/v1alpha1",
+            "kind": "OnboardingConfiguration",
+            "onboardingEndpoint": {"host": plane.ip(), "port": plane.port()},
+            "workloadGroup": {"namespace": NAMESPACE, "name": self.name},
+        });
+        configuration.to_string()
     }
 }
 
@@ -109,10 +102,10 @@ mod tests {
             let sidecars = text("sidecars.yaml");
             assert!(sidecars.contains(&format!("bind: {}\n    defaultEndpoint: {}\n", member.ingress.ip(), member.app_address)));
             assert!(sidecars.contains(&format!("name: egress-http}}\n    bind: {}\n", member.egress.ip())));
-            let workloads = text("workloads.yaml");
-            assert!(workloads.contains(&format!("  name: {}\n", member.workload)));
-            assert!(workloads.contains(&format!("  address: {}\n", member.ingress.ip())));
-            assert!(workloads.contains(&format!("serviceAccount: {}\n", member.service_account)));
+            let groups = text("onboarding.yaml");
+            assert!(groups.contains(&format!("metadata: {{name: {}, namespace: {NAMESPACE},", member.name)));
+            assert!(groups.contains(&format!("serviceAccount: {}\n", member.service_account)));
+            assert!(groups.contains(&format!("subjects: [{}]", member.name)));
             assert!(text("services.yaml").contains(&format!("hosts: [{}.svc.cluster.local]", member.host())));
         }
         assert!(text("security.yaml").contains(RATINGS.spiffe_id().strip_prefix("spiffe://").unwrap()));

@@ -35,6 +35,11 @@ impl Folder {
         self.0.join("plane")
     }
 
+    /// Where the token is that a member shows to the plane.
+    pub(super) fn token(&self, member: &Member) -> PathBuf {
+        self.0.join(format!("{}.jwt", member.name))
+    }
+
     /// Where the sidecar of a member writes its access log during a check.
     pub(super) fn access_log(&self, member: &Member) -> PathBuf {
         self.0.join(format!("{}.log", member.name))

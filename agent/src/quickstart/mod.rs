@@ -1,12 +1,14 @@
 //! `skiff quickstart`: Bookinfo in one process, so that the first `curl` through a mesh takes seconds.
 //!
-//! Two sidecars, each a data plane of its own, carry traffic between two stand-in applications over mutual TLS, configured by
-//! the Istio YAML of `examples/bookinfo`. With `--check` it sends the requests itself and says whether each did what it should.
+//! Two sidecars, each a data plane of its own, join an onboarding plane, as tasks and machines do: nothing in it is a special case.
+//! They carry traffic between two stand-in applications over mutual TLS, configured by the Istio YAML of `examples/bookinfo`, which
+//! the plane sends them. With `--check` it sends the requests itself and says whether each did what it should.
 
 mod access_logs;
 mod bookinfo;
 mod check;
 mod folder;
+mod plane;
 mod scenarios;
 #[cfg(test)]
 mod tests;
@@ -14,19 +16,21 @@ mod tests;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use skiff_proxy::config::{SpiffeId, TrustDomain};
-use tokio::sync::watch;
+use bytes::Bytes;
+use http::{Request, header};
 use tokio::task::JoinSet;
 
 pub use bookinfo::{DETAILS, Member, RATINGS};
 
-use crate::cli::node;
-use crate::connect;
+use crate::admin::Node;
+use crate::client;
 use crate::exit::Failure;
-use crate::identity::{CaClient, ControlPlaneConnector, IdentityConfig, IdentityManager, RootSource, Security, TokenSource};
 use crate::logging::LogControl;
 use crate::metrics::Buckets;
-use crate::plane::{Plane, PlaneConfig};
+use crate::onboarding::config::Settings;
+use crate::onboarding::credential::JWT_FILE_VARIABLE;
+use crate::onboarding::{HostSettings, Onboarding};
+use crate::plane::Plane;
 use crate::shutdown::Shutdown;
 use crate::sidecar::{ConfigurationSource, Sidecar, SidecarConfig, Sources};
 use crate::stand_in::StandIn;
@@ -35,8 +39,8 @@ use folder::Folder;
 
 /// From the start until both sidecars are ready.
 const START_DEADLINE: Duration = Duration::from_secs(15);
-/// The sidecars keep the token they start with; nobody leaves a quickstart running for longer.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Of one request that finds out whether one member knows the other.
+const ACQUAINTANCE: Duration = Duration::from_secs(1);
 /// Nobody waits for a quickstart to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -82,18 +86,19 @@ impl Mesh {
     async fn start(options: &Options, logging: &LogControl, shutdown: &Shutdown) -> Result<Self, Failure> {
         let folder = Folder::create().map_err(|error| Failure::Unavailable(error.to_string()))?;
         let (ratings, details) = (start_app(&RATINGS).await?, start_app(&DETAILS).await?);
-        let plane = start_plane(&folder).await?;
+        let plane = plane::start(&folder).await?;
         let mut mesh = Self { folder, plane, ratings, details, sidecars: JoinSet::new() };
         for member in [&RATINGS, &DETAILS] {
-            let workload = member.workload()?;
-            let node = node(&workload);
-            let identity = Some(connect::certificates(mesh.identity(member)?));
-            let mut translate = connect::istio_yaml(workload);
-            if options.check {
-                translate = access_logs::redirected(translate, mesh.folder.access_log(member));
-            }
-            let configuration = ConfigurationSource::Documents { path: mesh.folder.configuration(), translate };
-            let sources = Sources { configuration, identity, membership: None };
+            let joined = tokio::time::timeout(START_DEADLINE, mesh.join(member, shutdown));
+            let late = |_| Failure::Unavailable(format!("{} could not join the mesh", member.name));
+            let (node, mut sources) = joined.await.map_err(late)??;
+            sources.configuration = match sources.configuration {
+                ConfigurationSource::Pushed { documents, translate } if options.check => {
+                    let translate = access_logs::redirected(translate, mesh.folder.access_log(member));
+                    ConfigurationSource::Pushed { documents, translate }
+                }
+                other => other,
+            };
             let config = SidecarConfig {
                 node,
                 admin_address: member.admin,
@@ -110,22 +115,35 @@ impl Mesh {
                 return Err(Failure::Unavailable(format!("the sidecar of {} is not ready: {reason}", member.name)));
             }
         }
+        let acquainted = async {
+            acquaint(&RATINGS, &DETAILS, "/details/0").await;
+            acquaint(&DETAILS, &RATINGS, "/ratings/0").await;
+        };
+        let late = |_| Failure::Unavailable("the plane has not told the workloads of each other".to_owned());
+        tokio::time::timeout(START_DEADLINE, acquainted).await.map_err(late)?;
         Ok(mesh)
     }
 
-    /// Gets certificates from the plane, with a token of the member's service account.
-    fn identity(&self, member: &Member) -> Result<IdentityManager, Failure> {
-        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
-        let token = self.plane.issue_token(bookinfo::NAMESPACE, member.service_account).map_err(|error| internal(&error))?;
-        let roots = RootSource::Pem(self.plane.root_pem().as_bytes().to_vec());
-        let ca = CaClient {
-            connector: ControlPlaneConnector::new(self.plane.address().to_string(), Security::Tls(roots)),
-            token: TokenSource::Watch(watch::Sender::new(Some(token)).subscribe()),
-            cluster_id: String::new(),
-            request_timeout: START_DEADLINE,
+    /// What a member's sidecar is run with, once the plane has let it in.
+    async fn join(&self, member: &Member, shutdown: &Shutdown) -> Result<(Node, Sources), Failure> {
+        let configuration = member.onboarding_configuration(self.plane.address());
+        let roots = self.plane.root_pem().to_owned();
+        let given = |name: &str| match name {
+            "ONBOARDING_CONFIG" => Some(configuration.as_str()),
+            "ONBOARDING_AGENT_ROOT_CERTS" => Some(roots.as_str()),
+            _ => None,
         };
-        let id = member.spiffe_id().parse::<SpiffeId>().map_err(|error| internal(&error))?;
-        Ok(IdentityManager::new(IdentityConfig::new(id), ca))
+        // No file of the machine counts, only what is given.
+        let settings = Settings::read(given, &self.folder.plane().join("none"));
+        let settings = settings.map_err(|error| Failure::Internal(error.to_string()))?;
+        let settings = settings.ok_or_else(|| Failure::Internal("nothing to join".to_owned()))?;
+        let token = self.folder.token(member).display().to_string();
+        let variables = |name: &str| (name == JWT_FILE_VARIABLE).then(|| token.clone());
+        let host = HostSettings { own: vec![member.ingress.ip()], ..HostSettings::default() };
+        let onboarding = Onboarding::prepare(&settings, host, &variables).await;
+        let onboarding = onboarding.map_err(|error| Failure::Unavailable(error.to_string()))?;
+        let joined = onboarding.join(serde_json::Map::new(), shutdown).await;
+        joined.ok_or_else(|| Failure::No("interrupted".to_owned()))
     }
 
     /// The stand-in of a member.
@@ -146,11 +164,19 @@ impl Mesh {
     }
 }
 
-async fn start_plane(folder: &Folder) -> Result<Plane, Failure> {
-    let trust_domain = bookinfo::TRUST_DOMAIN.parse::<TrustDomain>().map_err(|error| Failure::Internal(error.to_string()))?;
-    let listen = (std::net::Ipv4Addr::LOCALHOST, 0).into();
-    let config = PlaneConfig { token_lifetime: TOKEN_LIFETIME, ..PlaneConfig::new(listen, folder.plane(), trust_domain) };
-    Plane::start(config).await.map_err(|error| Failure::Unavailable(error.to_string()))
+/// Until the sidecar of one member knows an endpoint of the other: the plane tells them a moment after they are healthy.
+async fn acquaint(from: &Member, to: &Member, path: &'static str) {
+    loop {
+        let mut request = Request::new(Bytes::new());
+        *request.uri_mut() = http::Uri::from_static(path);
+        if let Ok(host) = to.host_and_port().parse() {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        match client::send(from.egress, request, ACQUAINTANCE).await {
+            Ok(answer) if answer.status().is_success() => return,
+            _ => tokio::time::sleep(ACQUAINTANCE / 50).await,
+        }
+    }
 }
 
 async fn start_app(member: &Member) -> Result<StandIn, Failure> {

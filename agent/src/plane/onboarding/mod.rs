@@ -35,6 +35,9 @@ use super::verify::Verifiers;
 use crate::identity::Clock;
 use crate::metrics::Metrics;
 
+/// KiB of documents that are on their way to workloads at once.
+const SENDING_KIB: u32 = 64 * 1024;
+
 /// What an onboarding plane is made of.
 pub struct OnboardingConfig {
     /// How it behaves.
@@ -176,6 +179,7 @@ pub(super) struct Onboarding {
     verifications: Semaphore,
     streams: Streams,
     documents: watch::Sender<Option<Arc<proto::Documents>>>,
+    sending: Semaphore,
     departures: upkeep::Departures,
     numbers: Numbers,
     clock: Clock,
@@ -206,6 +210,7 @@ impl Onboarding {
             verifications: Semaphore::new(limits.verifications),
             streams: Streams::new(limits.streams, clock.now()),
             documents: watch::Sender::new(None),
+            sending: Semaphore::new(SENDING_KIB as usize),
             departures: upkeep::Departures::default(),
             numbers: Numbers::new(&metrics),
             clock,

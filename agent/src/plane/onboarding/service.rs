@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Onboarding;
 use super::admission::{Denial, check_owner, unavailable};
-use super::stream::WorkloadStream;
+use super::stream::{QUEUE, WorkloadStream};
 use crate::plane::objects::ObjectKey;
 use crate::plane::policy::{Rule, Subject};
 use crate::plane::service::Peer;
@@ -23,8 +23,6 @@ use crate::plane::verify::{Proof, Unproved};
 
 /// Longest namespace and name.
 const MAX_NAME: usize = 253;
-/// Messages to a workload that wait to be sent.
-const QUEUE: usize = 4;
 
 /// The service, shared by all connections.
 #[derive(Clone, Debug)]

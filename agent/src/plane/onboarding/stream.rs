@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
-use super::Onboarding;
 use super::admission::{Admitted, Denial, reason, token, unavailable};
+use super::{Onboarding, SENDING_KIB};
 use crate::plane::service::Peer;
 use crate::plane::session::Session;
 use crate::plane::store::{MeshToken, StoreError};
@@ -20,6 +20,8 @@ use crate::plane::workload::{self, Origin};
 
 /// After a token could not be renewed.
 const RETRY: Duration = Duration::from_secs(10);
+/// Messages to a workload that wait to be sent.
+pub(super) const QUEUE: usize = 4;
 /// Heartbeats that may be missing.
 const MISSED_HEARTBEATS: u32 = 3;
 
@@ -171,15 +173,26 @@ impl WorkloadStream {
                 },
                 Ok(()) = documents.changed() => {
                     let current = documents.borrow_and_update().clone();
-                    if let Some(current) = current {
-                        onboarding.numbers.documents.increment(1);
-                        if !self.say(Say::Documents((*current).clone())).await {
-                            return stuck();
-                        }
+                    if let Some(current) = current
+                        && !self.tell(&current).await
+                    {
+                        return stuck();
                     }
                 }
             }
         }
+    }
+
+    /// Sends documents, which may be large: not to everybody at once. False when the other side does not take them.
+    async fn tell(&self, documents: &proto::Documents) -> bool {
+        let bytes: usize = documents.documents.iter().map(|document| document.yaml.len()).sum();
+        let kibibytes = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(SENDING_KIB);
+        let Ok(_room) = self.onboarding.sending.acquire_many(kibibytes).await else { return false };
+        self.onboarding.numbers.documents.increment(1);
+        let timeout_after = self.onboarding.settings.limits.message_timeout;
+        self.say(Say::Documents(documents.clone())).await
+            // All places are free again once it was taken.
+            && timeout(timeout_after, self.responses.reserve_many(QUEUE)).await.is_ok_and(|taken| taken.is_ok())
     }
 
     async fn hear(&self, request: proto::RegisterRequest) -> Option<Over> {
