@@ -16,6 +16,7 @@ mod secret;
 mod tests;
 mod watcher;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -362,7 +363,8 @@ impl<S: Kind> Clone for Caches<S> {
 
 impl<S: Kind> Caches<S> {
     fn start(server: &ApiServer, namespaces: &[String], changes: &watch::Sender<u64>, tasks: &mut JoinSet<()>) -> Self {
-        let scopes = if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() };
+        let named: BTreeSet<_> = namespaces.iter().cloned().map(Some).collect();
+        let scopes = if named.is_empty() { BTreeSet::from([None]) } else { named };
         let start = |namespace: Option<String>| {
             let cache = Arc::new(Cache::new(changes.clone()));
             tasks.spawn(Watcher { server: server.clone(), namespace: namespace.clone(), cache: cache.clone() }.run());

@@ -53,13 +53,15 @@ impl Collector {
     /// Removes those of `owned` whose owner is none of `owners`, nor in Kubernetes.
     async fn collect<S: Kind, O: Kind>(&self, owned: &Caches<S>, owners: &Caches<O>) -> Result<(), StoreError> {
         let owner_of = |object: &Object<S>| object.metadata.owner_references.iter().find(|owner| owner.kind == O::KIND).cloned();
-        for object in owned.list(None, |object| owner_of(object).is_some())? {
-            let (key, Some(owner)) = (object.key(), owner_of(&object)) else { continue };
-            let owner_key = ObjectKey::new(&key.namespace, &owner.name);
-            let is_owner = |found: &Object<O>| found.metadata.uid.as_ref() == Some(&owner.uid);
+        let is_known = |object: &Object<S>, owner: &OwnerReference| {
+            let found = owners.get(&ObjectKey::new(&object.metadata.namespace, &owner.name));
             // One that is not understood is there.
-            let known = owners.get(&owner_key).map_or(true, |found| found.is_some_and(|found| is_owner(&found)));
-            if known || !self.is_gone::<O>(&owner_key, &owner).await? {
+            found.map_or(true, |found| found.is_some_and(|found| found.metadata.uid.as_ref() == Some(&owner.uid)))
+        };
+        let orphans = owned.list(None, |object| owner_of(object).is_some_and(|owner| !is_known(object, &owner)))?;
+        for object in orphans {
+            let (key, Some(owner)) = (object.key(), owner_of(&object)) else { continue };
+            if !self.is_gone::<O>(&ObjectKey::new(&key.namespace, &owner.name), &owner).await? {
                 continue;
             }
             let same = Expected { uid: object.metadata.uid.clone(), resource_version: None };

@@ -45,7 +45,8 @@ impl<S: Kind> Watcher<S> {
         let mut version = None;
         loop {
             match self.follow(&mut version, &mut backoff).await {
-                End::Continue => continue,
+                // Even so not at once: somebody between us may close every watch as soon as it begins.
+                End::Continue => {}
                 End::TooOld => version = None,
                 End::Failed(error) => self.lost(&error),
             }
