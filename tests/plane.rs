@@ -385,6 +385,9 @@ async fn tasks_find_each_other_through_the_plane_alone() {
     plane.kill().await;
     assert_eq!(tasks.call().await.0, 200);
     let plane = tasks.plane().await;
+    // The table says what was known before; a stream is one that is held now.
+    let held = async || plane.metrics().await.sum("skiff_plane_streams", &[]);
+    eventually("both are back", async || (held().await == 2.0).then_some(())).await;
     tasks.until_connected(2).await;
     assert_eq!(tasks.call().await.0, 200);
 

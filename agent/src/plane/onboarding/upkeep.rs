@@ -184,7 +184,10 @@ impl Onboarding {
             } else {
                 None
             };
-            let Some((counter, why)) = over else { continue };
+            let Some((counter, why)) = over else {
+                self.correct(registration).await;
+                continue;
+            };
             match self.store.delete_registration(&name, &Expected::version_of(&registration.metadata)).await {
                 Ok(_) => {
                     // Kubernetes removes what is owned as well, but later.
@@ -194,6 +197,20 @@ impl Onboarding {
                 }
                 Err(StoreError::Conflict(_)) => {}
                 Err(error) => tracing::warn!(%error, %name, "a registration could not be removed"),
+            }
+        }
+    }
+
+    /// Takes back that an agent is connected to us who was so before our start and has not come back.
+    async fn correct(&self, registration: &WorkloadAutoRegistration) {
+        let name = registration.key();
+        let status = &registration.status;
+        let claims = status.active_agent_connection.as_ref().is_some_and(|to| to.connected_to == self.settings.instance);
+        let grace_is_over = self.clock.now() >= self.streams.started() + self.settings.start_grace;
+        if claims && grace_is_over && self.streams.lost_since(&name) == Some(self.streams.started()) {
+            let noted = self.note_connection(&name, connection_of(registration), false, reason::LOST).await;
+            if let Err(error) = noted {
+                tracing::warn!(%error, %name, "a lost stream could not be noted");
             }
         }
     }

@@ -149,10 +149,14 @@ async fn who_does_not_come_back_after_a_restart_goes_after_a_full_period() {
     let mut agent = bed.agent().await;
     let session = bed.session(&mut agent, "vm-1").await;
     let (held, _) = agent.register(&session, registration("10.0.0.1")).await.unwrap();
-    drop((held, agent));
     let bed = bed.restarted(Change::default()).await;
+    drop((held, agent));
     let onboarding = bed.plane().onboarding();
-    for (seconds, there) in [(290, true), (11, false)] {
+    assert_eq!(bed.is_connected("vm-1").await.unwrap().0, ConditionStatus::True, "nobody has noted that it was lost");
+    bed.advance(61);
+    onboarding.sweep().await;
+    assert_eq!(bed.is_connected("vm-1").await.unwrap().0, ConditionStatus::False);
+    for (seconds, there) in [(229, true), (11, false)] {
         bed.advance(seconds);
         onboarding.sweep().await;
         assert_eq!(bed.registration("vm-1").await.is_some(), there, "{seconds}");
