@@ -53,6 +53,13 @@ async fn apply(yaml: &str) {
     kubectl(&["apply", "--server-side", "--force-conflicts", "-f", "-"], yaml).await.unwrap();
 }
 
+/// Runs `kill` or `start` of tests/kubernetes/server.sh.
+async fn api_server(action: &str) {
+    let control = variable("SKIFF_TEST_API_SERVER");
+    let mut words = control.split_whitespace();
+    assert!(Command::new(words.next().unwrap()).args(words).arg(action).status().await.unwrap().success(), "{action}");
+}
+
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so().await {
@@ -199,6 +206,7 @@ fn name(group: &str, id: &str) -> String {
 }
 
 const TASK: &str = "3a151358f03a4e32bf8cd401c1c74653";
+const LATE_TASK: &str = "3a151358f03a4e32bf8cd401c1c74654";
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes API server: tests/kubernetes/run.sh"]
@@ -237,7 +245,19 @@ async fn a_task_joins_through_two_replicas() {
     task.stderr.nth_line_with("registered with the onboarding plane", 2).await;
     assert!(world.has("workloadentry", &war).await);
 
+    // Nor does an API server that is away; but nobody new is let in.
+    let registered = task.stderr.count("registered with the onboarding plane");
+    api_server("kill").await;
+    let late = world.task(LATE_TASK, "ratings", world.network.ip(22).into(), second);
+    let line = late.stderr.line_with("not onboarded yet").await;
+    assert!(line.contains("code = Unavailable"), "{line}");
+    api_server("start").await;
+    until("the late one is in", async || world.has("workloadentry", &name("ratings", LATE_TASK)).await).await;
+    assert!(connected_to("plane-2").await);
+    assert_eq!(task.stderr.count("registered with the onboarding plane"), registered, "its stream has not ended");
+
     // Leaving is at once for those who call it.
+    late.terminate().await;
     task.terminate().await;
     until("the entry is gone", async || !world.has("workloadentry", &war).await).await;
     until("the registration is gone", async || !world.has("war", &war).await).await;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::Caches;
 use super::cache::Item;
+use super::caches::Caches;
 use super::client::{ApiServer, Kind, custom};
 use crate::plane::objects::{Object, ObjectKey, OwnerReference, RegistrationSpec, WorkloadEntrySpec, WorkloadGroupSpec};
 use crate::plane::store::{Expected, StoreError};

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::time::{Instant, sleep};
 
+use super::super::cache::Health;
 use super::kit::{PATIENCE, control};
 use super::*;
 
