@@ -109,7 +109,7 @@ mod tests {
                     check(json!([]), minimum, "[]");
                     for item in items {
                         without_each(&schema["items"], item, &mut |changed, required, path| {
-                            check(json!([changed]), required, path)
+                            check(json!([changed]), required, path);
                         });
                     }
                 }

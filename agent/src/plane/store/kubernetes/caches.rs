@@ -13,7 +13,10 @@ use crate::plane::objects::{Object, ObjectKey};
 use crate::plane::store::StoreError;
 
 /// The objects of a kind, of each namespace or of all together.
-pub(super) struct Caches<S: Kind>(Arc<Vec<(Option<String>, Arc<Cache<S>>)>>);
+pub(super) struct Caches<S: Kind>(Arc<Vec<Scoped<S>>>);
+
+/// A namespace, or all, and what is there.
+type Scoped<S> = (Option<String>, Arc<Cache<S>>);
 
 impl<S: Kind> Clone for Caches<S> {
     fn clone(&self) -> Self {
@@ -40,7 +43,7 @@ impl<S: Kind> Caches<S> {
 
     /// The cache that has what is in `namespace`.
     pub(super) fn of(&self, namespace: &str) -> Option<&Cache<S>> {
-        let has = |(scope, _): &&(Option<String>, Arc<Cache<S>>)| scope.as_deref().is_none_or(|scope| scope == namespace);
+        let has = |(scope, _): &&Scoped<S>| scope.as_deref().is_none_or(|scope| scope == namespace);
         self.0.iter().find(has).map(|(_, cache)| &**cache)
     }
 
@@ -60,7 +63,7 @@ impl<S: Kind> Caches<S> {
         for (_, cache) in self.0.iter() {
             objects.extend(cache.list(wanted)?.into_iter().map(Arc::unwrap_or_clone));
         }
-        objects.sort_by(|one, other| one.metadata.key().cmp(&other.metadata.key()));
+        objects.sort_by_cached_key(Object::key);
         Ok(objects)
     }
 

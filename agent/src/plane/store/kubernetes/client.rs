@@ -145,10 +145,9 @@ impl ApiServer {
     }
 
     async fn call_until<T: DeserializeOwned>(&self, request: http::Request<Vec<u8>>, end: Instant) -> Result<T, CallError> {
-        match timeout_at(end, self.client.request(request)).await {
-            Ok(answer) => answer.map_err(CallError::from),
-            Err(_) => Err(CallError::Timeout),
-        }
+        // Not `Client::request`: that logs what it cannot read, and it may be a token or a Secret.
+        let text = timeout_at(end, self.client.request_text(request)).await.map_err(|_| CallError::Timeout)??;
+        serde_json::from_str(&text).map_err(|error| CallError::Malformed(format!("the API server's answer: {error}")))
     }
 
     /// As often as it takes, within [`WRITE_TIMEOUT`].
@@ -170,7 +169,7 @@ impl ApiServer {
 
     /// An object, or `None`.
     pub(super) async fn get<T: DeserializeOwned>(&self, place: &Request, name: &str) -> Result<Option<T>, CallError> {
-        match self.call(place.get(segment(name), &Default::default()).map_err(CallError::request)?).await {
+        match self.call(place.get(segment(name), &Default::default())?).await {
             Ok(object) => Ok(Some(object)),
             Err(CallError::Status(status)) if status.code == 404 => Ok(None),
             Err(error) => Err(error),
@@ -182,7 +181,7 @@ impl ApiServer {
         let (mut items, mut next) = (Vec::new(), None);
         loop {
             let parameters = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
-            let Page::<T> { metadata, items: page } = self.call(place.list(&parameters).map_err(CallError::request)?).await?;
+            let Page::<T> { metadata, items: page } = self.call(place.list(&parameters)?).await?;
             items.extend(page);
             if items.len() > limit {
                 return Err(CallError::Malformed(format!("{}: more than {limit} objects", place.url_path)));
@@ -203,7 +202,7 @@ impl ApiServer {
     ) -> Result<impl Stream<Item = Result<WatchEvent<T>, CallError>> + use<T>, CallError> {
         use futures_util::StreamExt as _;
         let parameters = WatchParams { timeout: Some(seconds), bookmarks: true, ..WatchParams::default() };
-        let request = place.watch(&parameters, version).map_err(CallError::request)?;
+        let request = place.watch(&parameters, version)?;
         match timeout(CALL_TIMEOUT, self.client.request_events(request)).await {
             Ok(Ok(events)) => Ok(events.map(|event| event.map_err(CallError::from))),
             Ok(Err(error)) => Err(error.into()),
@@ -218,7 +217,7 @@ impl ApiServer {
         let parameters = kube::api::DeleteParams { preconditions, ..kube::api::DeleteParams::background() };
         let request = match place.delete(segment(name), &parameters) {
             Ok(request) => request,
-            Err(error) => return Written { result: Err(CallError::request(error)), perhaps_twice: false },
+            Err(error) => return Written { result: Err(CallError::from(error)), perhaps_twice: false },
         };
         let Written { result, perhaps_twice } = self.write::<Json>(request).await;
         let result = match result {
@@ -235,10 +234,6 @@ impl ApiServer {
 }
 
 impl CallError {
-    pub(super) fn request(error: kube::core::request::Error) -> Self {
-        Self::Malformed(error.to_string())
-    }
-
     /// 0 when there was no answer.
     pub(super) fn code(&self) -> u16 {
         if let Self::Status(status) = self { status.code } else { 0 }
@@ -278,12 +273,18 @@ impl CallError {
     }
 }
 
+impl From<kube::core::request::Error> for CallError {
+    fn from(error: kube::core::request::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
 impl From<kube::Error> for CallError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::Status(status),
             kube::Error::SerdeError(error) => Self::Malformed(format!("the API server's answer: {error}")),
-            kube::Error::BuildRequest(error) => Self::request(error),
+            kube::Error::BuildRequest(error) => error.into(),
             // The last cause says what is the matter: connection refused, unknown authority.
             error => {
                 let mut cause: &dyn std::error::Error = &error;
@@ -309,16 +310,6 @@ pub(super) async fn token_request(
     service_account: &str,
     lifetime: Duration,
 ) -> Result<(String, String), CallError> {
-    #[derive(Deserialize)]
-    struct Answer {
-        status: AnswerStatus,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct AnswerStatus {
-        token: String,
-        expiration_timestamp: String,
-    }
     let body = json!({
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",
@@ -327,8 +318,11 @@ pub(super) async fn token_request(
     let place = core(namespace, "serviceaccounts");
     let request = place.create_subresource("token", segment(service_account), &Default::default(), body.to_string().into_bytes());
     // A token more does no harm.
-    let Answer { status } = server.write(request.map_err(CallError::request)?).await.result?;
-    Ok((status.token, status.expiration_timestamp))
+    // As JSON, whose errors cannot quote it.
+    let answer: Json = server.write(request?).await.result?;
+    let text = |name: &str| answer["status"][name].as_str().map(str::to_owned);
+    let incomplete = || CallError::Malformed("the API server's answer to a TokenRequest: no token or no end".to_owned());
+    text("token").zip(text("expirationTimestamp")).ok_or_else(incomplete)
 }
 
 /// Whether a watch has to begin with a list again.

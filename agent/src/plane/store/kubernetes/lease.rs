@@ -85,7 +85,7 @@ impl Holder {
             }
             Some(_) => return Ok(false),
         };
-        match self.server.call::<Json>(request.map_err(CallError::request)?).await {
+        match self.server.call::<Json>(request?).await {
             Ok(_) => {
                 self.renewed = Some(start);
                 Ok(true)

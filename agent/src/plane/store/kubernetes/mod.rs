@@ -291,7 +291,7 @@ impl KubernetesStore {
         is_done: impl Fn(&Object<S>) -> bool,
     ) -> Result<Object<S>, StoreError> {
         let cache = caches.of(&key.namespace).ok_or_else(|| not_watched(key))?;
-        let request = request.map_err(|error| CallError::request(error).of(key))?;
+        let request = request.map_err(|error| CallError::from(error).of(key))?;
         let Written { result, perhaps_twice } = self.server.write::<Item<S>>(request).await;
         match result {
             Ok(stored) => {

@@ -42,7 +42,7 @@ pub(super) async fn shared(
             "data": {ENTRY: STANDARD.encode(made.as_deref().unwrap_or_default())},
         });
         let request = place.create(&Default::default(), body.to_string().into_bytes());
-        let request = request.map_err(|error| CallError::request(error).of(&key))?;
+        let request = request.map_err(|error| CallError::from(error).of(&key))?;
         let Written { result, .. } = server.write::<Json>(request).await;
         match result {
             // What is stored is what counts: an earlier attempt may have been another's.
