@@ -317,8 +317,7 @@ pub(super) async fn token_request(
     });
     let place = core(namespace, "serviceaccounts");
     let request = place.create_subresource("token", segment(service_account), &Default::default(), body.to_string().into_bytes());
-    // A token more does no harm.
-    // As JSON, whose errors cannot quote it.
+    // Repeated, because a token more does no harm; read as JSON, whose errors cannot quote it.
     let answer: Json = server.write(request?).await.result?;
     let text = |name: &str| answer["status"][name].as_str().map(str::to_owned);
     let incomplete = || CallError::Malformed("the API server's answer to a TokenRequest: no token or no end".to_owned());
