@@ -290,6 +290,33 @@ async fn what_people_change_is_in_force_at_once() {
 }
 
 #[tokio::test]
+#[ignore = "needs a Kubernetes API server: tests/kubernetes/run.sh"]
+async fn the_rights_of_the_plane_end_where_nobody_is_enrolled() {
+    let world = World::new("skiff-rights").await;
+    let ours = world.namespace.as_str();
+    for (verb, resource, namespace, expected) in [
+        ("create", "serviceaccounts/ratings-vm", ours, true),
+        ("create", "serviceaccounts/other", ours, false),
+        ("create", "serviceaccounts/ratings-vm", "default", false),
+        ("create", "workloadentries.networking.istio.io", ours, true),
+        ("create", "workloadentries.networking.istio.io", "default", false),
+        ("delete", "workloadautoregistrations.runtime.onboarding.tetrate.io", "default", false),
+        ("watch", "onboardingpolicies.authorization.onboarding.tetrate.io", "default", true),
+        ("update", "onboardingpolicies.authorization.onboarding.tetrate.io", ours, false),
+        ("get", "secrets/skiff-plane", ours, true),
+        ("get", "secrets/other", ours, false),
+        ("list", "secrets", ours, false),
+        ("create", "secrets", "default", false),
+    ] {
+        let who = format!("--as=system:serviceaccount:{ours}:skiff-plane");
+        let token = if resource.starts_with("serviceaccounts") { "--subresource=token" } else { "--subresource=" };
+        let said = kubectl(&["auth", "can-i", &who, verb, resource, "-n", namespace, token], "").await;
+        // The answer is the exit code as well.
+        assert_eq!(said.is_ok(), expected, "{verb} {resource} in {namespace}: {said:?}");
+    }
+}
+
+#[tokio::test]
 #[ignore = "needs an API server with istiod: SKIFF_TEST_ISTIOD is its host:port, SKIFF_TEST_ADDRESSES the first three numbers of ours"]
 async fn tasks_that_istiod_knows_call_each_other() {
     let world = World::new("skiff-istiod").await;
