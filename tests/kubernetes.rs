@@ -88,6 +88,8 @@ impl World {
         };
         let world = Self { namespace: namespace.to_owned(), istio_namespace, discovery, aws, network, folder };
         world.apply(&world.objects()).await;
+        // What a run before this one left.
+        world.kubectl(&["delete", "war,workloadentries", "--all"]).await.unwrap();
         world.enrol().await;
         if world.istio_namespace == namespace {
             let map = |name: &str, entry: &str, text: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {entry: text}});
