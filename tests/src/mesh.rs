@@ -194,11 +194,6 @@ impl Mesh {
         fs::read_to_string(self.folder.path().join("root.pem")).unwrap()
     }
 
-    /// The token with which a member gets its certificate.
-    pub fn token(&self, member: Member) -> String {
-        fs::read_to_string(self.folder.path().join(format!("{}.token", member.name))).unwrap()
-    }
-
     /// Signs as the plane does.
     pub fn authority(&self) -> Authority {
         Authority::of_plane(&self.folder.path().join("plane"))
