@@ -128,7 +128,8 @@ async fn a_host_that_the_mesh_does_not_know_gets_502() {
         ("upstream_cluster", "-"),
         ("route_name", "block_all"),
     ]);
-    let unknown = [("response_code", "502"), ("destination_service", "unknown")];
+    let unknown =
+        [("response_code", "502"), ("destination_service", "nobody.example"), ("destination_service_name", "BlackHoleCluster")];
     assert_eq!(bookinfo.ratings.metrics().await.only("istio_requests_total", &unknown).value, 1.0);
 }
 

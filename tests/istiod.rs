@@ -1,19 +1,29 @@
-//! A sidecar in a mesh: it joins, follows what istiod sends and outlives istiod.
+//! A sidecar in a mesh: it joins, follows what istiod sends and outlives istiod. With `SKIFF_TEST_ISTIOD` the tests of `living` run
+//! against a real one (`skiff_tests::living` says how).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "istiod/living.rs"]
+mod living;
 
 use std::net::SocketAddr;
 
 use skiff_proto::envoy::config::cluster::v3::Cluster;
+use skiff_proto::envoy::config::route::v3::RouteConfiguration;
 use skiff_tests::apps::{App, Speaks};
 use skiff_tests::http;
-use skiff_tests::istiod::{HEALTH, Istiod};
+use skiff_tests::istiod::{HEALTH, Istiod, NAME, Oddity};
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS};
 use skiff_tests::network::Network;
 use skiff_tests::skiff::Skiff;
+use skiff_tests::tls::Authority;
 use skiff_tests::wait::eventually;
+use tonic::Code;
 
 const DETAILS_CLUSTER: &str = "outbound|9080||details.bookinfo.svc.cluster.local";
 const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+const LISTENERS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
 /// ratings in a mesh with a fake istiod; details from documents, as any sidecar of the mesh.
 struct Joined {
@@ -29,12 +39,15 @@ impl Joined {
     async fn with(variables: &[(&str, &str)], proxy_config: &str) -> Self {
         let mesh = Mesh::prepare_on(Network::claim_short()).await;
         let address = mesh.network.at(16, 15012);
-        let istiod = Istiod::start(&mesh.network, address, &mesh.authority()).await;
+        let istiod = Istiod::start(&mesh.network, address, mesh.authority()).await;
         let app = App::start(mesh.app(DETAILS_V1), Speaks::Http);
         let details = mesh.spawn(DETAILS_V1, &[]);
         istiod.endpoints(DETAILS_CLUSTER, &[mesh.ingress(DETAILS_V1, 9080)]).await;
         let proxy_config = format!(r#"{{"discoveryAddress": "{address}"{proxy_config}}}"#);
-        let ratings = mesh.spawn_without_documents(RATINGS, &[&[("PROXY_CONFIG", proxy_config.as_str())], variables].concat());
+        // Certificates come from the same port.
+        let address = address.to_string();
+        let own = [("PROXY_CONFIG", proxy_config.as_str()), ("CA_ADDR", address.as_str())];
+        let ratings = mesh.spawn_without_documents(RATINGS, &[&own, variables].concat());
         ratings.ready().await;
         details.ready().await;
         Self { istiod, ratings, details, app, mesh }
@@ -50,6 +63,20 @@ impl Joined {
 
     async fn status(&self) -> u16 {
         http::get(self.egress(), DETAILS, "/details/0").await.status
+    }
+
+    /// A change at istiod arrives.
+    async fn follows(&self) {
+        eventually("a change arrives", async || {
+            self.istiod.endpoints(DETAILS_CLUSTER, &[]).await;
+            (self.status().await == 503).then_some(())
+        })
+        .await;
+        eventually("and the next one", async || {
+            self.istiod.endpoints(DETAILS_CLUSTER, &[self.mesh.ingress(DETAILS_V1, 9080)]).await;
+            (self.status().await == 200).then_some(())
+        })
+        .await;
     }
 
     async fn metric(&self, name: &str) -> f64 {
@@ -168,4 +195,167 @@ async fn the_applications_health_is_reported() {
     probed.restart();
     joined.istiod.forget();
     joined.istiod.hears("a good report again", |heard| heard.type_url == HEALTH && heard.error.is_none()).await;
+}
+
+#[tokio::test]
+async fn what_one_type_cannot_say_holds_no_other_up_and_is_taken_back() {
+    let joined = Joined::new().await;
+    joined.istiod.forget();
+    joined
+        .istiod
+        .push::<RouteConfiguration>("9080", |mut routes| {
+            routes.virtual_hosts[0].domains.clear();
+            Some(routes)
+        })
+        .await;
+    let nack = joined.istiod.hears("a NACK", |heard| heard.error.is_some()).await;
+    assert!(nack.type_url == ROUTES && nack.error.unwrap().contains("domains"));
+    joined.istiod.endpoints(DETAILS_CLUSTER, &[]).await;
+    eventually("endpoints go on", async || (joined.status().await == 503).then_some(())).await;
+    joined.istiod.endpoints(DETAILS_CLUSTER, &[joined.mesh.ingress(DETAILS_V1, 9080)]).await;
+    eventually("and come back", async || (joined.status().await == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_removed_cluster_is_gone_within_a_second() {
+    let joined = Joined::new().await;
+    joined.istiod.push::<Cluster>(DETAILS_CLUSTER, |_| None).await;
+    eventually("its route has no cluster", async || (joined.status().await == 503).then_some(())).await;
+    let line = joined.ratings.stdout.line_with(" NC ").await;
+    assert!(line.contains("cluster_not_found"), "{line}");
+}
+
+#[tokio::test]
+async fn of_the_state_of_the_world_a_part_of_the_endpoints_leaves_the_others() {
+    let joined = Joined::with(&[("ISTIO_DELTA_XDS", "false")], "").await;
+    joined.istiod.forget();
+    // What is sent holds one assignment only, another one.
+    joined.istiod.endpoints("outbound|9080||reviews.bookinfo.svc.cluster.local", &[]).await;
+    joined.istiod.hears("the answer", |heard| heard.type_url == ENDPOINTS && heard.nonce == "pushed").await;
+    assert_eq!(joined.status().await, 200);
+}
+
+#[tokio::test]
+async fn the_same_again_drains_nothing() {
+    let joined = Joined::new().await;
+    let mut kept = http::Connection::open(joined.egress()).await.unwrap();
+    let request = http::get_request(DETAILS, "/", "");
+    assert_eq!(kept.ask(&request).await.unwrap().status, 200);
+    joined.istiod.forget();
+    for kind in [CLUSTERS, ENDPOINTS, LISTENERS, ROUTES] {
+        joined.istiod.repeat(kind).await;
+        let answer = joined.istiod.hears("the answer", |heard| heard.type_url == kind && heard.nonce == "pushed").await;
+        assert_eq!(answer.error, None);
+    }
+    assert_eq!(kept.ask(&request).await.unwrap().status, 200);
+    assert_eq!(joined.metric("skiff_drained_connections_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn an_istiod_that_misbehaves_is_survived() {
+    let mut joined = Joined::new().await;
+    let oddities = [
+        Oddity::Refuse(Code::Unauthenticated),
+        Oddity::Refuse(Code::Unimplemented),
+        Oddity::Break,
+        Oddity::Huge,
+        Oddity::Drip,
+        Oddity::GoAway,
+        Oddity::Garbage,
+        Oddity::Nameless,
+        Oddity::Twice,
+        Oddity::NoNonce,
+        Oddity::Foreign,
+    ];
+    for oddity in oddities {
+        joined.istiod.stop().await;
+        joined.istiod.misbehave(oddity);
+        joined.istiod.resume().await;
+        eventually("it misbehaves", async || joined.istiod.has_misbehaved().then_some(())).await;
+        assert_eq!(joined.status().await, 200, "{oddity:?}");
+        assert!(joined.ratings.is_ready().await, "{oddity:?}");
+        // It is followed again afterwards.
+        joined.follows().await;
+    }
+}
+
+#[tokio::test]
+async fn an_istiod_that_shows_the_wrong_certificate_is_not_followed() {
+    let mut joined = Joined::new().await;
+    let authority = joined.mesh.authority();
+    let expired = authority.expired_for_name(NAME);
+    for (identity, reason) in [
+        (expired, "expired"),
+        (authority.issue_for_name("istiod.elsewhere.svc"), "not valid for name"),
+        (Authority::stranger().issue_for_name(NAME), "UnknownIssuer"),
+    ] {
+        joined.istiod.stop().await;
+        joined.istiod.show(identity);
+        joined.istiod.forget();
+        joined.istiod.resume().await;
+        joined.ratings.stderr.line_with(reason).await;
+        assert!(joined.istiod.heard().is_empty(), "nothing was said to it");
+        assert_eq!(joined.status().await, 200);
+    }
+    joined.istiod.stop().await;
+    joined.istiod.show(authority.issue_for_name(NAME));
+    joined.istiod.resume().await;
+    joined.follows().await;
+}
+
+#[tokio::test]
+async fn when_the_token_has_ended_the_certificate_renews_itself_and_opens_streams() {
+    let mut joined = Joined::with(&[("SECRET_TTL", "4s")], "").await;
+    joined.istiod.revoke(&joined.mesh.token(RATINGS));
+    let before = joined.istiod.certificates_issued();
+    eventually("three certificates more", async || {
+        assert_eq!(joined.status().await, 200);
+        (joined.istiod.certificates_issued() >= before + 3).then_some(())
+    })
+    .await;
+    joined.istiod.stop().await;
+    joined.istiod.forget();
+    joined.istiod.resume().await;
+    joined.istiod.hears("the sidecar again", |heard| heard.type_url == CLUSTERS && !heard.metadata.is_empty()).await;
+    assert_eq!(joined.status().await, 200);
+}
+
+#[tokio::test]
+async fn a_new_root_and_a_new_token_are_taken_up() {
+    let mut joined = Joined::new().await;
+    // The old and the new root, then the new one shows itself.
+    let new = Authority::stranger();
+    joined.istiod.forget();
+    joined.mesh.trust(&[joined.mesh.authority().root_pem(), new.root_pem()]);
+    joined.istiod.hears("a new stream", |heard| heard.type_url == CLUSTERS && !heard.metadata.is_empty()).await;
+    joined.istiod.stop().await;
+    joined.istiod.show(new.issue_for_name(NAME));
+    joined.istiod.revoke(&joined.mesh.token(RATINGS));
+    joined.mesh.renew_token(RATINGS);
+    joined.istiod.resume().await;
+    joined.follows().await;
+    assert_eq!(joined.metric("skiff_drained_connections_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn it_registers_itself_once_its_group_exists() {
+    let mesh = Mesh::prepare_on(Network::claim_short()).await;
+    let address = mesh.network.at(16, 15012);
+    let mut istiod = Istiod::start(&mesh.network, address, mesh.authority()).await;
+    istiod.groups(&[]);
+    let proxy_config = format!(r#"{{"discoveryAddress": "{address}"}}"#);
+    let variables = [("PROXY_CONFIG", proxy_config.as_str()), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
+    let ratings = mesh.spawn_without_documents(RATINGS, &variables);
+    ratings.stderr.line_with("cannot find WorkloadGroup").await;
+    assert!(!ratings.is_ready().await);
+    istiod.groups(&["ratings"]);
+    ratings.ready().await;
+    istiod.registered("one entry", |entries| matches!(entries, [entry] if entry.connected)).await;
+    // A restart of istiod finds the same entry again.
+    istiod.stop().await;
+    istiod.registered("nobody is connected", |entries| matches!(entries, [entry] if !entry.connected)).await;
+    istiod.resume().await;
+    istiod.registered("the same entry", |entries| matches!(entries, [entry] if entry.connected)).await;
+    drop(ratings);
+    istiod.registered("nobody is connected", |entries| matches!(entries, [entry] if !entry.connected)).await;
 }

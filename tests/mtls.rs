@@ -63,7 +63,11 @@ async fn permissive_takes_both_on_one_port() {
     assert_eq!(metrics.only("istio_requests_total", &plain).value, 1.0);
     let caller = RATINGS.spiffe_id();
     let tls = [("connection_security_policy", "mutual_tls"), ("source_principal", caller.as_str())];
-    assert_eq!(metrics.only("istio_requests_total", &tls).value, 2.0);
+    // Of the two with a certificate one is a sidecar, which says who it stands beside.
+    for workload in ["unknown", "ratings-v1"] {
+        let tls = [&tls[..], &[("source_workload", workload)]].concat();
+        assert_eq!(metrics.only("istio_requests_total", &tls).value, 1.0, "{workload}");
+    }
     let seen: Vec<_> =
         bookinfo.app.requests().iter().map(|request| request.header("x-forwarded-client-cert").is_some()).collect();
     assert_eq!(seen, [false, true, true]);
@@ -80,7 +84,12 @@ async fn disable_takes_plaintext_only_and_the_caller_knows() {
     line.assert(&[("response_code", "400"), ("upstream_host", "-")]);
     bookinfo.lines("id-mesh").await;
     let plain = [("connection_security_policy", "none"), ("destination_principal", "unknown"), ("response_code", "200")];
-    assert_eq!(bookinfo.details.metrics().await.only("istio_requests_total", &plain).value, 2.0);
+    let metrics = bookinfo.details.metrics().await;
+    // Without a certificate a peer can only be believed.
+    for (workload, namespace) in [("unknown", "unknown"), ("ratings-v1", "bookinfo")] {
+        let plain = [&plain[..], &[("source_workload", workload), ("source_workload_namespace", namespace)]].concat();
+        assert_eq!(metrics.only("istio_requests_total", &plain).value, 1.0, "{workload}");
+    }
 }
 
 /// Tries a certificate that must be refused, which Envoy has no access-log line for; returns what the sidecar's own log says.

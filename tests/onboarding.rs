@@ -9,7 +9,7 @@ use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
 use skiff_tests::apps::{App, Speaks};
 use skiff_tests::aws::{FakeAws, FakeTask};
 use skiff_tests::http::{self, Connection};
-use skiff_tests::istiod::{self, HEALTH, Istiod};
+use skiff_tests::istiod::{self, HEALTH, Istiod, Oddity};
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS};
 use skiff_tests::network::Network;
 use skiff_tests::onboarding::{FakePlane, Heard, NAME, token};
@@ -37,7 +37,7 @@ impl World {
         let network = &mesh.network;
         let aws = FakeAws::start(network.at(90, 8080)).await;
         aws.add_task(FakeTask { address: Some(network.ip(21).into()), ..FakeTask::new(TASK) });
-        let istiod = Istiod::start(network, network.at(16, 15012), &mesh.authority()).await;
+        let istiod = Istiod::start(network, network.at(16, 15012), mesh.authority()).await;
         istiod.endpoints(DETAILS_CLUSTER, &[mesh.ingress(DETAILS_V1, 9080)]).await;
         let boot = proto::Boot {
             name: format!("ratings-aws-aws-123456789012-us-east-1a-ecs-bookinfo-{TASK}"),
@@ -184,9 +184,7 @@ async fn who_may_not_join_says_so_and_asks_again() {
 #[tokio::test]
 async fn an_entry_that_istiod_does_not_see_yet_is_waited_for() {
     let world = World::new().await;
-    let reason =
-        "proxy metadata indicates that it must correspond to an existing WorkloadEntry, however WorkloadEntry a is not found";
-    world.istiod.refuse(Status::unknown(reason));
+    world.istiod.misbehave(Oddity::Unseen);
     let task = world.task(&[]);
     task.stderr.line_with("does not see our WorkloadEntry yet").await;
     task.ready().await;

@@ -170,6 +170,8 @@ pub fn upstream_tls(certs: &Path, alpn: &[&str]) -> Arc<UpstreamTls> {
         sans: vec![SanMatcher::Any(StringMatcher::exact("spiffe://cluster.local/ns/default/sa/server"))],
         pins: Vec::new(),
         sni: "localhost".to_owned(),
+        auto_sni: false,
+        auto_san_validation: false,
         alpn: alpn.iter().map(|p| (*p).to_owned()).collect(),
         versions: (TlsVersion::Tls13, TlsVersion::Tls13),
     })

@@ -36,7 +36,7 @@ impl Joined {
 
 /// The control plane, where [`spawn`] looks for it.
 pub async fn start_istiod(mesh: &Mesh) -> Istiod {
-    Istiod::start(&mesh.network, mesh.network.at(16, 15012), &mesh.authority()).await
+    Istiod::start(&mesh.network, mesh.network.at(16, 15012), mesh.authority()).await
 }
 
 /// The sidecar of ratings, which joins the mesh once [`start_istiod`] is there.

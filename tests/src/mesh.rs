@@ -145,6 +145,25 @@ impl Mesh {
         Skiff::spawn(command, admin)
     }
 
+    /// The token of a member.
+    pub fn token(&self, member: Member) -> String {
+        fs::read_to_string(self.folder.path().join(format!("{}.token", member.name))).unwrap()
+    }
+
+    /// Puts another token in the place of a member's.
+    pub fn renew_token(&self, member: Member) {
+        let plane = self.plane.as_ref().unwrap();
+        let token = plane.issue_token("bookinfo", &format!("bookinfo-{}", member.name)).unwrap();
+        fs::write(self.folder.path().join(format!("{}.token", member.name)), token.expose()).unwrap();
+    }
+
+    /// Sets the roots that a control plane's certificate has to lead to.
+    pub fn trust(&self, roots: &[String]) {
+        let file = self.folder.path().join("root.pem");
+        fs::write(file.with_extension("new"), roots.concat()).unwrap();
+        fs::rename(file.with_extension("new"), file).unwrap();
+    }
+
     /// Takes the plane away.
     pub fn stop_plane(&mut self) {
         self.plane = None;
@@ -173,11 +192,6 @@ impl Mesh {
     /// Its root certificate.
     pub fn root_pem(&self) -> String {
         fs::read_to_string(self.folder.path().join("root.pem")).unwrap()
-    }
-
-    /// The token with which a member gets its certificate.
-    pub fn token(&self, member: Member) -> String {
-        fs::read_to_string(self.folder.path().join(format!("{}.token", member.name))).unwrap()
     }
 
     /// Signs as the plane does.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Held to say that a network is taken: the discard port of its last address.
 const CLAIM: (u8, u16) = (254, 9);
@@ -40,8 +40,12 @@ impl Network {
     /// # Panics
     /// When there is none.
     pub fn claim_short() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
         let one_digit = || 1..=9_u8;
-        let prefixes = one_digit().flat_map(|x| one_digit().map(move |y| [127, x, y]));
+        let prefixes: Vec<_> = one_digit().flat_map(|x| one_digit().map(move |y| [127, x, y])).collect();
+        // Not one that has just been given back: its ports may take a moment to close.
+        let first = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(process::id() as usize * 7) % prefixes.len();
+        let prefixes = prefixes[first..].iter().chain(&prefixes[..first]).copied();
         let mut free = prefixes.filter_map(|[a, x, y]| {
             let claim = TcpListener::bind((Ipv4Addr::new(a, x, y, CLAIM.0), CLAIM.1)).ok()?;
             Some(Self { prefix: [a, x, y], _claim: claim })

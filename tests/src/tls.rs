@@ -1,19 +1,25 @@
 //! Certificates of all sorts, and TLS ends that show them.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, SupportedProtocolVersion};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -33,6 +39,13 @@ pub enum Validity {
 /// Signs certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authority")
+    }
 }
 
 /// A certificate with its key.
@@ -47,16 +60,30 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self { issuer: Issuer::new(params, key) }
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), root }
     }
 
     /// One whose root certificate is written to this file.
     pub fn with_root(path: &Path) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        fs::write(path, params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { issuer: Issuer::new(params, key) }
+        let authority = Self::stranger();
+        fs::write(path, authority.root_pem()).unwrap();
+        authority
+    }
+
+    /// Its root certificate.
+    pub fn root_pem(&self) -> String {
+        pem("CERTIFICATE", &self.root)
+    }
+
+    /// Signs a request as istiod does: for `uri`, whatever the request says about names. Leaf and root, PEM.
+    pub fn sign_request(&self, csr: &str, uri: &str, lifetime: Duration) -> Vec<String> {
+        let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
+        let now = OffsetDateTime::now_utc();
+        request.params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        request.params.not_before = now - Duration::from_secs(120);
+        request.params.not_after = now + lifetime;
+        vec![request.signed_by(&self.issuer).unwrap().pem(), self.root_pem()]
     }
 
     /// The root of a plane that keeps its state in this folder.
@@ -64,7 +91,8 @@ impl Authority {
         let pem = fs::read(state.join("ca.pem")).unwrap();
         let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-        Self { issuer: Issuer::from_ca_cert_der(&CertificateDer::from_pem_slice(&pem).unwrap(), key).unwrap() }
+        let root = CertificateDer::from_pem_slice(&pem).unwrap();
+        Self { issuer: Issuer::from_ca_cert_der(&root, key).unwrap(), root }
     }
 
     /// A certificate for this URI.
@@ -75,6 +103,11 @@ impl Authority {
     /// A server's certificate for this DNS name.
     pub fn issue_for_name(&self, name: &str) -> Identity {
         self.sign(SanType::DnsName(name.try_into().unwrap()), Validity::Always)
+    }
+
+    /// The same, no longer valid.
+    pub fn expired_for_name(&self, name: &str) -> Identity {
+        self.sign(SanType::DnsName(name.try_into().unwrap()), Validity::Expired)
     }
 
     fn sign(&self, name: SanType, validity: Validity) -> Identity {
@@ -105,14 +138,27 @@ pub fn acceptor(identity: Identity, alpn: &[&str]) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
+/// The same, asking for a certificate of this authority, which the client need not show.
+pub fn mutual_acceptor(identity: Identity, authority: &Authority, alpn: &[&str]) -> Arc<ServerConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root.clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let verifier = verifier.allow_unauthenticated().build().unwrap();
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(identity.chain, identity.key).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
 impl Identity {
     /// Writes it to `<name>.pem` and `<name>.key` of a folder.
     pub fn write(&self, folder: &Path, name: &str) {
-        let pem = |label: &str, der: &[u8]| {
-            let text = BASE64_STANDARD.encode(der);
-            let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
-            format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
-        };
         let chain: String = self.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
         fs::write(folder.join(format!("{name}.pem")), chain).unwrap();
         fs::write(folder.join(format!("{name}.key")), pem("PRIVATE KEY", self.key.secret_der())).unwrap();

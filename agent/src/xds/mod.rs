@@ -17,6 +17,8 @@ mod client;
 mod health;
 mod node;
 mod originals;
+#[cfg(test)]
+pub(crate) mod recorded;
 mod resources;
 mod session;
 #[cfg(test)]

@@ -107,6 +107,10 @@ impl<T: PartialEq> Table<T> {
         if self.hashes.get(&name) == Some(&hash) {
             return Ok((name, false));
         }
+        let unknown = envoy::unknown_fields(&name, &message, &any.value);
+        if !unknown.is_empty() {
+            return Err(unknown);
+        }
         let value = translate(&message)?;
         self.hashes.insert(name.clone(), hash);
         if self.entries.get(&name).is_some_and(|current| **current == value) {
@@ -306,6 +310,12 @@ impl Resources {
         } else {
             snapshot.listeners.clone_from(&before.listeners);
             snapshot.routes.clone_from(&before.routes);
+        }
+        // A listener that serves on until its new routes are there keeps its old ones; like Envoy, one whose routes are taken away.
+        for name in snapshot.listeners.values().flat_map(|listener| named_routes(listener)) {
+            if let (None, Some(routes)) = (snapshot.routes.get(name), before.routes.get(name)) {
+                snapshot.routes.insert(name.to_owned(), routes.clone());
+            }
         }
         let routes_changed = snapshot.routes != before.routes || snapshot.listeners != before.listeners;
         self.removed.retain(|name, since| {

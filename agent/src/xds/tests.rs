@@ -1,37 +1,21 @@
 //! The protocol against what istiod sent and istio-agent answered (`testdata/xds`), and what is warm when.
 
+mod captures;
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::{Message, Name};
 use skiff_proto::envoy::config::cluster::v3::Cluster;
 use skiff_proto::envoy::config::core::v3::Node;
-use skiff_proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-};
+use skiff_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, Resource};
 use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config::Snapshot;
 
+use super::recorded::{response, stream as recorded};
 use super::resources::{INITIAL_FETCH_TIMEOUT, REMOVAL_DELAY};
 use super::{Handled, Kind, Protocol, Request, Resources, Response, Session};
-
-/// The recorded messages of one stream, in order.
-fn recorded(stream: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/xds").join(stream);
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
-    files.sort();
-    files.iter().map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())).collect()
-}
-
-fn response(name: &str, bytes: &[u8]) -> Option<Response> {
-    if name.ends_with("dresp") {
-        return Some(Response::Delta(DeltaDiscoveryResponse::decode(bytes).unwrap()));
-    }
-    name.ends_with("resp").then(|| Response::StateOfTheWorld(DiscoveryResponse::decode(bytes).unwrap()))
-}
 
 /// Handles a response and answers it, as the client does.
 fn step(session: &mut Session, resources: &mut Resources, response: Response) -> (Handled, Vec<Request>) {
@@ -179,6 +163,32 @@ fn a_bad_resource_is_named_and_its_last_good_version_stays_beside_the_good_ones(
     let after = resources.publish("", Instant::now() + REMOVAL_DELAY).snapshot;
     assert!(Arc::ptr_eq(&after.clusters["a"], &before.clusters["a"]));
     assert!(after.clusters.contains_key("c") && !after.clusters.contains_key("b"));
+}
+
+#[test]
+fn fields_that_nobody_knows_and_endless_nesting_are_refused_by_name() {
+    let (mut session, mut resources) = (Session::new(Protocol::Delta, Node::default()), Resources::default());
+    session.open(&mut resources, Instant::now());
+    let mut newer = cluster("newer", |_| {});
+    // Number 15000, a varint.
+    newer.resource.as_mut().unwrap().value.extend([0xc0, 0xa9, 0x07, 0x01]);
+    let nested = cluster("nested", |cluster| {
+        use skiff_proto::envoy::config::core::v3::{TransportSocket, TypedExtensionConfig, transport_socket::ConfigType};
+        let mut any = Any { type_url: TypedExtensionConfig::type_url(), value: Vec::new() };
+        for _ in 0..10_000 {
+            let outer = TypedExtensionConfig { name: String::new(), typed_config: Some(any) };
+            any = Any { type_url: TypedExtensionConfig::type_url(), value: outer.encode_to_vec() };
+        }
+        cluster.transport_socket =
+            Some(TransportSocket { name: "x".to_owned(), config_type: Some(ConfigType::TypedConfig(any)) });
+    });
+    let (handled, _) = step(&mut session, &mut resources, push(vec![newer, nested], &[]));
+    let reasons: Vec<_> = handled.rejected.iter().map(ToString::to_string).collect();
+    assert!(
+        reasons.iter().any(|text| text.contains("\"newer\"") && text.contains("unknown field with number 15000")),
+        "{reasons:?}"
+    );
+    assert!(reasons.iter().any(|text| text.contains("\"nested\"") && text.contains("nested more than 100 times")), "{reasons:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 pub mod access_log;
 pub mod connection;
+pub mod discovery;
 pub mod facts;
 pub mod forwarding;
 pub mod http1;
@@ -31,6 +32,7 @@ pub const ALL: &[(&str, Property)] = &[
     ("bootstrap", translate::bootstrap),
     ("certificate", tls::certificate),
     ("client_hello", tls::client_hello),
+    ("discovery", discovery::discovery),
     ("forwarding", forwarding::forwarding),
     ("http1_body", http1::body),
     ("http1_connection", connection::connection),

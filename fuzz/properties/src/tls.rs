@@ -116,6 +116,8 @@ impl Mesh {
             trust: None,
             sans: Vec::new(),
             sni: "server".to_owned(),
+            auto_sni: false,
+            auto_san_validation: false,
             pins: Vec::new(),
             alpn: Vec::new(),
             versions,

@@ -154,7 +154,7 @@ fn reasons(rejected: &[Rejected]) {
 }
 
 /// Everything of a publication but sockets: it must not panic, and refusals have reasons.
-fn publish(snapshot: &Snapshot) {
+pub(crate) fn publish(snapshot: &Snapshot) {
     serde_json::to_string(snapshot).expect("what /config_dump shows");
     for listener in snapshot.listeners.values() {
         publish_listener(listener);

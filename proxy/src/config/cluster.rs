@@ -249,7 +249,7 @@ pub struct TransportSocketMatch {
     /// For the admin page.
     pub name: String,
     /// What an endpoint's `envoy.transport_socket_match` metadata must hold; empty matches every endpoint.
-    pub matches: BTreeMap<String, String>,
+    pub matches: Arc<BTreeMap<String, String>>,
     /// What is used.
     pub socket: TransportSocket,
 }

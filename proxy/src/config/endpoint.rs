@@ -112,10 +112,10 @@ pub struct Endpoint {
     pub health: HealthStatus,
     /// How it is checked, where the cluster's own form does not fit.
     pub health_check: Option<Arc<EndpointHealthCheck>>,
-    /// `envoy.transport_socket_match` metadata; istiod sets `tlsMode: istio`.
-    pub transport_match: BTreeMap<String, String>,
+    /// `envoy.transport_socket_match` metadata; istiod sets `tlsMode: istio`. Shared, as all endpoints of a mesh say the same.
+    pub transport_match: Arc<BTreeMap<String, String>>,
     /// `envoy.lb` metadata for subsets.
-    pub lb_metadata: BTreeMap<String, LbValue>,
+    pub lb_metadata: Arc<BTreeMap<String, LbValue>>,
     /// `istio.workload` metadata, for the labels of metrics.
     pub workload: Option<Arc<Workload>>,
 }
@@ -129,8 +129,8 @@ impl Endpoint {
             weight: NonZeroU32::MIN,
             health: HealthStatus::Healthy,
             health_check: None,
-            transport_match: BTreeMap::new(),
-            lb_metadata: BTreeMap::new(),
+            transport_match: Arc::default(),
+            lb_metadata: Arc::default(),
             workload: None,
         }
     }

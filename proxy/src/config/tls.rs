@@ -126,6 +126,11 @@ pub struct UpstreamTls {
     pub pins: Vec<CertificatePin>,
     /// Server name to send; empty sends none.
     pub sni: String,
+    /// The host that the request is for takes the place of [`Self::sni`], port left out (Envoy `auto_sni`). What has no host, a
+    /// TCP connection or a health check, takes the service that the cluster stands for.
+    pub auto_sni: bool,
+    /// The server certificate must also be one for that host (Envoy `auto_san_validation`); only with [`Self::auto_sni`].
+    pub auto_san_validation: bool,
     /// Protocols to offer.
     pub alpn: Vec<String>,
     /// Lowest and highest version.

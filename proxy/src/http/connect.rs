@@ -11,7 +11,7 @@ use super::responder::Responder;
 use super::route::{ClusterChoice, RouteMatch};
 use super::upgrade::Tunnel;
 use crate::error::Error;
-use crate::upstream::connect::{Connected, connect};
+use crate::upstream::connect::{Connected, Purpose, connect};
 use crate::upstream::{Cluster, OpenConnection, PickContext};
 
 /// Dials an endpoint of the cluster, answers 200 and hands both sides to a tunnel.
@@ -58,7 +58,7 @@ async fn dial(exchange: &mut Exchange, choice: &ClusterChoice, cluster: &Cluster
     exchange.info.upstream_host = Some(endpoint.host().clone());
     exchange.endpoint = Some(endpoint.clone());
     exchange.info.attempts = 1;
-    let connected = connect(cluster, &endpoint, None).await?;
+    let connected = connect(cluster, &endpoint, Purpose::default()).await?;
     let metrics = cluster.metrics(exchange.connection.worker.metrics());
     Ok((connected, OpenConnection::new(permit, metrics)))
 }

@@ -492,6 +492,16 @@ impl RequestHead {
         self.authority.is_some()
     }
 
+    /// The host of the authority, without port and brackets; `None` where there is none.
+    pub fn host(&self) -> Option<&str> {
+        let authority = std::str::from_utf8(self.authority()).ok()?;
+        let host = match authority.strip_prefix('[') {
+            Some(literal) => literal.split_once(']')?.0,
+            None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+        };
+        Some(host).filter(|host| !host.is_empty())
+    }
+
     /// Path with query; empty for CONNECT without path.
     pub fn path(&self) -> &[u8] {
         self.path.of(&self.headers.arena)

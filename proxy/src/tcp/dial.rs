@@ -12,7 +12,7 @@ use crate::flags::ResponseFlags;
 use crate::http::hash;
 use crate::net::Stream;
 use crate::proxy::Worker;
-use crate::upstream::connect::connect;
+use crate::upstream::connect::{Purpose, connect};
 use crate::upstream::{Cluster, Endpoint, OpenConnection, Outcome, Permit, PickContext};
 
 /// A connection to an endpoint, with its place in the cluster's limit.
@@ -92,7 +92,7 @@ async fn attempt(
     permit: Permit,
     worker: &Worker,
 ) -> Result<Upstream, Error> {
-    let connected = connect(cluster, endpoint, None).await;
+    let connected = connect(cluster, endpoint, Purpose::default()).await;
     session.info.upstream_host = Some(endpoint.host().clone());
     session.endpoint = Some(endpoint.clone());
     match connected {

@@ -57,12 +57,7 @@ impl ClientContext {
     /// # Errors
     /// When the configuration contradicts itself, a file cannot be used, or a secret is not of the kind that is wanted.
     pub fn new(secrets: &Arc<Secrets>, tls: &UpstreamTls) -> Result<Self, TlsError> {
-        if tls.trust.is_none() && !tls.sans.is_empty() {
-            return Err(TlsError::Config("SAN matchers without a trust bundle prove nothing".to_owned()));
-        }
-        if versions(tls.versions).is_empty() {
-            return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
-        }
+        Self::check(tls)?;
         let shared = Arc::new(Shared {
             tls: tls.clone(),
             server_name: server_name(&tls.sni),
@@ -72,6 +67,23 @@ impl ClientContext {
         let sources: Vec<_> = tls.certificate.iter().chain(&tls.trust).collect();
         secrets.register(&shared, &sources)?;
         Ok(Self(shared))
+    }
+
+    /// Whether `tls` can be compiled at all.
+    ///
+    /// # Errors
+    /// When it contradicts itself.
+    pub fn check(tls: &UpstreamTls) -> Result<(), TlsError> {
+        if tls.trust.is_none() && !tls.sans.is_empty() {
+            return Err(TlsError::Config("SAN matchers without a trust bundle prove nothing".to_owned()));
+        }
+        if tls.auto_san_validation && (tls.trust.is_none() || !tls.auto_sni) {
+            return Err(TlsError::Config("host names are only proved with a trust bundle, and with auto_sni".to_owned()));
+        }
+        if versions(tls.versions).is_empty() {
+            return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
+        }
+        Ok(())
     }
 
     /// The configuration of this moment, with our own protocols or with `alpn` instead; `None` until every secret is there.
@@ -84,17 +96,27 @@ impl ClientContext {
         self.0.server_name.clone()
     }
 
-    /// Shakes hands as the client. The caller sets the deadline.
+    /// The same for a connection to `host`, which counts with [`UpstreamTls::auto_sni`] alone.
+    fn server_name_for(&self, host: Option<&str>) -> ServerName<'static> {
+        let own = host.filter(|_| self.0.tls.auto_sni).and_then(|host| ServerName::try_from(host.to_owned()).ok());
+        own.unwrap_or_else(|| self.server_name())
+    }
+
+    /// Shakes hands as the client of `host`. The caller sets the deadline.
     ///
     /// # Errors
     /// Those of the transport, [`TlsError::NotReady`], and every refusal of TLS; [`super::failure_reason`] words them as Envoy does.
-    pub async fn connect<IO>(&self, io: IO, alpn: Option<&[String]>) -> io::Result<(TlsStream<IO>, Handshake)>
+    pub async fn connect<IO>(&self, io: IO, alpn: Option<&[String]>, host: Option<&str>) -> io::Result<(TlsStream<IO>, Handshake)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let built = self.0.built.load_full().ok_or_else(|| io::Error::other(TlsError::NotReady))?;
-        let stream = TlsConnector::from(built.config(alpn)).connect(self.server_name(), io).await?;
-        let sni = (!self.0.tls.sni.is_empty()).then_some(self.0.tls.sni.as_str());
+        let name = self.server_name_for(host);
+        let stream = TlsConnector::from(built.config(alpn)).connect(name.clone(), io).await?;
+        let sni = match &name {
+            ServerName::DnsName(name) => Some(name.as_ref()),
+            _ => Some(self.0.tls.sni.as_str()).filter(|sni| !sni.is_empty()),
+        };
         let handshake = Handshake::new(stream.get_ref().1, sni, built.local.clone());
         Ok((stream, handshake))
     }
@@ -143,7 +165,8 @@ impl Shared {
         let (identity, trust) = (identity.flatten(), trust.flatten());
         let provider = &self.providers.client;
         let roots = trust.map(|trust| Arc::clone(&trust.roots));
-        let verifier = ServerVerifier::new(roots, Arc::clone(provider), PeerRules::new(&self.tls.sans, &self.tls.pins));
+        let verifier = ServerVerifier::new(roots, Arc::clone(provider), PeerRules::new(&self.tls.sans, &self.tls.pins))
+            .checking_host(self.tls.auto_san_validation);
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&versions(self.tls.versions))
             .map_err(|error| TlsError::Config(error.to_string()))?
@@ -153,7 +176,8 @@ impl Shared {
             Some(identity) => builder.with_client_cert_resolver(Arc::<rustls::sign::SingleCertAndKey>::clone(&identity.resolver)),
             None => builder.with_no_client_auth(),
         };
-        config.enable_sni = matches!(self.server_name, ServerName::DnsName(_));
+        // An IP address is never sent.
+        config.enable_sni = true;
         config.resumption = Resumption::disabled();
         config.alpn_protocols = wire(&self.tls.alpn);
         let local = identity.and_then(|identity| identity.own.clone());

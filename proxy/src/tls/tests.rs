@@ -43,6 +43,8 @@ fn upstream() -> UpstreamTls {
         sans: vec![SanMatcher::Any(StringMatcher::exact(DETAILS))],
         pins: Vec::new(),
         sni: SNI.into(),
+        auto_sni: false,
+        auto_san_validation: false,
         alpn: vec!["http/1.1".into()],
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     }
@@ -62,7 +64,7 @@ async fn shake(
     alpn: Option<&[String]>,
 ) -> (io::Result<Accepted>, io::Result<Connected>) {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    tokio::join!(server.accept(ours), client.connect(theirs, alpn))
+    tokio::join!(server.accept(ours), client.connect(theirs, alpn, None))
 }
 
 /// Shakes hands with a client that presents whatever it likes; what the server makes of it.
@@ -331,6 +333,28 @@ async fn servers_are_known_by_their_sans_not_by_their_host_names() {
 }
 
 #[tokio::test]
+async fn the_host_that_is_asked_for_is_the_server_name_and_what_the_certificate_must_say() {
+    let ca = Ca::new("public");
+    let secrets = workload(&ca, &ca.issue(vec![dns("*.example.com")], |_| {}));
+    let simple = DownstreamTls { trust: None, sans: vec![], require_client_certificate: false, ..downstream() };
+    let server = ServerContext::new(&secrets, &simple).unwrap();
+    let tls = UpstreamTls { sans: vec![], sni: String::new(), auto_sni: true, auto_san_validation: true, ..upstream() };
+    let client = ClientContext::new(&secrets, &tls).unwrap();
+    let shake = async |host: Option<&str>| {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::join!(server.accept(ours), client.connect(theirs, None, host))
+    };
+    let (accepted, connected) = shake(Some("api.example.com")).await;
+    assert_eq!(accepted.unwrap().1.server_name.as_deref(), Some("api.example.com"));
+    assert!(connected.is_ok());
+    for host in [Some("api.example.org"), Some("127.0.0.1"), Some("no name"), None] {
+        assert!(refusal(shake(host).await.1).contains("SAN_list,_certificate_SANs_are_[*.example.com]"), "{host:?}");
+    }
+    let unproved = UpstreamTls { trust: None, ..tls };
+    assert!(matches!(ClientContext::new(&secrets, &unproved), Err(TlsError::Config(_))));
+}
+
+#[tokio::test]
 async fn sni_is_left_out_when_there_is_none_to_send() {
     let ca = Ca::new("mesh");
     let secrets = workload(&ca, &ca.workload(DETAILS));
@@ -348,7 +372,7 @@ async fn a_plaintext_server_is_named_as_such() {
     let (mut ours, theirs) = tokio::io::duplex(1024);
     ours.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
     let expected = "TLS_error:|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end";
-    assert_eq!(refusal(client.connect(theirs, None).await), expected);
+    assert_eq!(refusal(client.connect(theirs, None, None).await), expected);
 }
 
 #[tokio::test]

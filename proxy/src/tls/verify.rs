@@ -30,6 +30,9 @@ pub enum SanError {
     /// A SPIFFE id beside another URI SAN.
     #[error("a SPIFFE certificate must have exactly one URI SAN, certificate SANs are [{}]", .0.join(", "))]
     SeveralUris(Vec<String>),
+    /// The certificate is not one for the host that was asked for.
+    #[error("SAN list, certificate SANs are [{}]", .0.join(", "))]
+    OtherHost(Vec<String>),
     /// Neither the certificate nor its key is one of those that are pinned.
     #[error("cert hash and spki")]
     NotPinned,
@@ -116,7 +119,8 @@ impl PeerRules {
         Self { sans: matchers.iter().cloned().map(with_whole_trust_domain).collect(), pins: pins.to_vec() }
     }
 
-    fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), SanError> {
+    /// `host`: what the certificate must be one for.
+    fn check(&self, leaf: &CertificateDer<'_>, host: Option<&ServerName<'_>>) -> Result<(), SanError> {
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| SanError::Malformed)?;
         if !self.pins.is_empty() {
             let whole = sha256(leaf);
@@ -132,6 +136,9 @@ impl PeerRules {
         let sans = Sans::of(&certificate)?;
         if sans.uris.len() > 1 && sans.uris.iter().any(|uri| is_spiffe(uri)) {
             return Err(SanError::SeveralUris(sans.all));
+        }
+        if host.is_some_and(|host| !is_for(host, &sans)) {
+            return Err(SanError::OtherHost(sans.all));
         }
         if self.sans.is_empty() || self.sans.iter().any(|matcher| accepts(matcher, &sans)) {
             return Ok(());
@@ -181,6 +188,17 @@ fn dns_accepts(name: &str, wanted: &StringMatcher) -> bool {
     !label.is_empty() && parent.contains('.') && parent.eq_ignore_ascii_case(rest)
 }
 
+fn is_for(host: &ServerName<'_>, sans: &Sans) -> bool {
+    match host {
+        ServerName::DnsName(name) => {
+            let wanted = StringMatcher::exact(name.as_ref());
+            sans.dns.iter().any(|dns| dns_accepts(dns, &wanted))
+        }
+        ServerName::IpAddress(ip) => sans.ips.contains(&IpAddr::from(*ip).to_string()),
+        _ => false,
+    }
+}
+
 /// Verifies client certificates.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
@@ -218,7 +236,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
-        self.rules.check(leaf)?;
+        self.rules.check(leaf, None)?;
         Ok(verified)
     }
 
@@ -252,11 +270,18 @@ pub(super) struct ServerVerifier {
     roots: Option<Arc<RootCertStore>>,
     provider: Arc<CryptoProvider>,
     rules: PeerRules,
+    checks_host: bool,
 }
 
 impl ServerVerifier {
     pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, rules: PeerRules) -> Self {
-        Self { roots, provider, rules }
+        Self { roots, provider, rules, checks_host: false }
+    }
+
+    /// Whether the certificate must be one for the host that the connection is for.
+    pub(super) fn checking_host(mut self, checks_host: bool) -> Self {
+        self.checks_host = checks_host;
+        self
     }
 }
 
@@ -265,7 +290,7 @@ impl ServerCertVerifier for ServerVerifier {
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
@@ -275,7 +300,7 @@ impl ServerCertVerifier for ServerVerifier {
             verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
         }
         if self.roots.is_some() || !self.rules.pins.is_empty() {
-            self.rules.check(leaf)?;
+            self.rules.check(leaf, Some(server_name).filter(|_| self.checks_host))?;
         }
         Ok(ServerCertVerified::assertion())
     }

@@ -25,12 +25,21 @@ pub struct Connected {
     pub alpn: Option<Box<[u8]>>,
 }
 
-/// Connects to `endpoint` within the cluster's connect time-out, TLS included. `alpn` replaces the cluster's own offer.
+/// What a connection is made for, beside its endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Purpose<'a> {
+    /// Replaces the cluster's own ALPN.
+    pub alpn: Option<&'a [String]>,
+    /// The host that is asked for, without a port; only looked at where the cluster's TLS wants it ([`config::UpstreamTls::auto_sni`]).
+    pub host: Option<&'a str>,
+}
+
+/// Connects to `endpoint` within the cluster's connect time-out, TLS included.
 ///
 /// # Errors
 /// [`ErrorKind::ConnectFailure`], [`ErrorKind::ConnectTimeout`] or [`ErrorKind::TlsFailure`], all of which may be repeated: nothing was sent.
-pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
-    connect_to(cluster, endpoint.address(), endpoint.transport(), alpn).await
+pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, purpose: Purpose<'_>) -> Result<Connected, Error> {
+    connect_to(cluster, endpoint.address(), endpoint.transport(), purpose).await
 }
 
 /// As [`connect`], to any address and over one of the cluster's transport sockets.
@@ -38,18 +47,24 @@ pub(super) async fn connect_to(
     cluster: &Cluster,
     address: &EndpointAddress,
     transport: &TransportSocket,
-    alpn: Option<&[String]>,
+    mut purpose: Purpose<'_>,
 ) -> Result<Connected, Error> {
     let config = cluster.config();
+    purpose.host = purpose.host.or_else(|| service_host(&config));
     let attempt = async {
         let context = cluster.tls_context(transport).map_err(|error| tls_failure(&io::Error::other(error)))?;
         let transport = dial(address, &config).await?;
-        secure(transport, context, alpn).await
+        secure(transport, context, purpose).await
     };
     match tokio::time::timeout(config.connect_timeout, attempt).await {
         Ok(result) => result.map_err(|error| error.retry(Retry::Yes)),
         Err(_) => Err(Error::new(ErrorKind::ConnectTimeout).retry(Retry::Yes)),
     }
+}
+
+/// The service's own host stands for that of who has none.
+fn service_host(cluster: &config::Cluster) -> Option<&str> {
+    cluster.service.as_ref().map(|service| service.host.as_str()).filter(|host| !host.starts_with('*'))
 }
 
 async fn dial(address: &EndpointAddress, cluster: &config::Cluster) -> Result<net::Transport, Error> {
@@ -114,7 +129,7 @@ fn tls_failure(error: &io::Error) -> Error {
     }
 }
 
-async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn: Option<&[String]>) -> Result<Connected, Error> {
+async fn secure(transport: net::Transport, context: Option<ClientContext>, purpose: Purpose<'_>) -> Result<Connected, Error> {
     let local = match &transport {
         net::Transport::Tcp(stream) => stream.local_addr().ok(),
         net::Transport::Unix(_) => None,
@@ -126,7 +141,8 @@ async fn secure(transport: net::Transport, context: Option<ClientContext>, alpn:
         };
         return Ok(Connected { stream, info: UpstreamConnectionInfo { local, ..UpstreamConnectionInfo::default() }, alpn: None });
     };
-    let (stream, handshake) = context.connect(transport, alpn).await.map_err(|error| tls_failure(&error))?;
+    let (stream, handshake) =
+        context.connect(transport, purpose.alpn, purpose.host).await.map_err(|error| tls_failure(&error))?;
     let info = UpstreamConnectionInfo {
         local,
         peer: handshake.peer,

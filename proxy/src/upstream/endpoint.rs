@@ -22,7 +22,7 @@ pub struct Endpoint {
     weight: u32,
     health: HealthStatus,
     health_check: Option<Arc<EndpointHealthCheck>>,
-    lb_metadata: BTreeMap<String, LbValue>,
+    lb_metadata: Arc<BTreeMap<String, LbValue>>,
     workload: Option<Arc<Workload>>,
     group: Arc<LocalityGroup>,
     transport: TransportSocket,

@@ -21,7 +21,10 @@ mod subset;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -47,7 +50,10 @@ pub struct Cluster {
     name: Arc<str>,
     breakers: Breakers,
     endpoints: ArcSwap<EndpointSet>,
+    /// Nobody has asked for an endpoint yet: what was assigned has not been compiled.
+    asleep: AtomicBool,
     contexts: ArcSwap<TlsContexts>,
+    secrets: Arc<Secrets>,
     connection_released: Notify,
     /// Told at every publication, for the health checker.
     published: Notify,
@@ -59,7 +65,8 @@ pub struct Cluster {
     writer: Mutex<Writer>,
 }
 
-/// One TLS context for each distinct [`config::UpstreamTls`] of a cluster.
+/// One TLS context for each distinct [`config::UpstreamTls`] of a cluster. What is made of secrets alone is made when it is used for
+/// the first time: a mesh has more clusters than a sidecar uses.
 type TlsContexts = Vec<(Arc<config::UpstreamTls>, ClientContext)>;
 
 /// An open connection in the limits and metrics of its cluster.
@@ -101,7 +108,13 @@ impl Cluster {
             name: config.name.as_str().into(),
             breakers: Breakers::new(&config.circuit_breakers),
             contexts: ArcSwap::from_pointee(tls_contexts(&config, secrets)?),
-            endpoints: ArcSwap::from_pointee(EndpointSet::new(config, assignment, &[], now)),
+            secrets: Arc::clone(secrets),
+            asleep: AtomicBool::new(may_sleep(&config)),
+            endpoints: ArcSwap::from_pointee(if may_sleep(&config) {
+                EndpointSet::of(config, assignment, Box::default(), now)
+            } else {
+                EndpointSet::new(config, assignment, &[], now)
+            }),
             connection_released: Notify::new(),
             published: Notify::new(),
             health_checker_started: AtomicBool::new(false),
@@ -137,9 +150,25 @@ impl Cluster {
             TransportSocket::RawBuffer => Ok(None),
             TransportSocket::Tls(tls) => {
                 let contexts = self.contexts.load();
-                let found = contexts.iter().find(|(known, _)| Arc::ptr_eq(known, tls) || known == tls);
-                let (_, context) = found.ok_or(TlsError::NotReady)?;
-                Ok(Some(context.clone()))
+                let known = |contexts: &TlsContexts| {
+                    let found = contexts.iter().find(|(known, _)| Arc::ptr_eq(known, tls) || known == tls);
+                    found.map(|(_, context)| context.clone())
+                };
+                if let Some(context) = known(&contexts) {
+                    return Ok(Some(context));
+                }
+                if !is_of_secrets(tls) {
+                    return Err(TlsError::NotReady);
+                }
+                let context = ClientContext::new(&self.secrets, tls)?;
+                self.contexts.rcu(|contexts| {
+                    let mut contexts = TlsContexts::clone(contexts);
+                    if known(&contexts).is_none() {
+                        contexts.push((Arc::clone(tls), context.clone()));
+                    }
+                    contexts
+                });
+                Ok(Some(context))
             }
         }
     }
@@ -156,7 +185,22 @@ impl Cluster {
 
     /// Its endpoints as they are now, usable or not.
     pub fn endpoints(&self) -> Arc<EndpointSet> {
+        self.wake();
         self.endpoints.load_full()
+    }
+
+    /// Compiles what was assigned, if that has been put off. A mesh has more clusters than a sidecar uses, and a host with its
+    /// counters takes more memory than the words it was made of.
+    fn wake(&self) {
+        if !self.asleep.load(Acquire) {
+            return;
+        }
+        let _turn = self.writer();
+        if self.asleep.load(Acquire) {
+            let old = self.endpoints.load_full();
+            self.publish(&old, EndpointSet::new(Arc::clone(old.config()), Arc::clone(old.assignment()), &[], Instant::now()));
+            self.asleep.store(false, Release);
+        }
     }
 
     /// Changes the configuration, not the name. Endpoints stay until others are set, unless the configuration holds its own.
@@ -177,7 +221,13 @@ impl Cluster {
             }
         }
         let assignment = written_endpoints(config).unwrap_or(old.assignment());
-        self.publish(&old, EndpointSet::new(Arc::clone(config), Arc::clone(assignment), old.hosts(), Instant::now()));
+        let (now, assignment) = (Instant::now(), Arc::clone(assignment));
+        if self.asleep.load(Acquire) && may_sleep(config) {
+            self.publish(&old, EndpointSet::of(Arc::clone(config), assignment, Box::default(), now));
+        } else {
+            self.publish(&old, EndpointSet::new(Arc::clone(config), assignment, old.hosts(), now));
+            self.asleep.store(false, Release);
+        }
         Ok(())
     }
 
@@ -189,7 +239,12 @@ impl Cluster {
     fn set_endpoints_at(&self, assignment: &Arc<ClusterLoadAssignment>, now: Instant) {
         let _turn = self.writer();
         let old = self.endpoints.load_full();
-        if old.assignment() != assignment {
+        if old.assignment() == assignment {
+            return;
+        }
+        if self.asleep.load(Acquire) {
+            self.publish(&old, EndpointSet::of(Arc::clone(old.config()), Arc::clone(assignment), Box::default(), now));
+        } else {
             let set = EndpointSet::new(Arc::clone(old.config()), Arc::clone(assignment), old.hosts(), now);
             self.publish(&old, set.keeping(&old, now));
         }
@@ -207,6 +262,7 @@ impl Cluster {
     pub fn metrics(&self, metrics: &ProxyMetrics) -> &ClusterMetrics {
         self.metrics.get_or_init(|| {
             let metrics = metrics.cluster(&self.name);
+            self.wake();
             self.endpoints.load().measure(&metrics);
             metrics
         })
@@ -228,6 +284,7 @@ impl Cluster {
     /// [`ErrorKind::DropOverload`] for the configured share of first attempts, [`ErrorKind::NoHealthyUpstream`] when no
     /// endpoint is usable.
     pub fn pick(&self, context: &PickContext<'_>) -> Result<Arc<Endpoint>, ErrorKind> {
+        self.wake();
         let set = self.endpoints.load();
         let drop_overload = set.assignment().policy.drop_overload;
         if context.attempt == 0 && drop_overload.draw() {
@@ -368,7 +425,11 @@ impl Cluster {
 
     /// For the admin page.
     pub fn status(&self) -> ClusterStatus {
-        let set = self.endpoints.load();
+        let mut set = self.endpoints.load_full();
+        if self.asleep.load(Acquire) {
+            // To be looked at is not to be used.
+            set = Arc::new(EndpointSet::new(Arc::clone(set.config()), Arc::clone(set.assignment()), &[], Instant::now()));
+        }
         ClusterStatus { name: self.name.to_string(), endpoints: set.iter().map(|e| endpoint_status(e)).collect() }
     }
 
@@ -399,13 +460,28 @@ impl Cluster {
 }
 
 fn tls_contexts(config: &config::Cluster, secrets: &Arc<Secrets>) -> Result<TlsContexts, TlsError> {
+    // It connects nowhere.
+    if config.discovery == ClusterDiscovery::OriginalDst {
+        return Ok(Vec::new());
+    }
     let sockets = config.transport_socket_matches.iter().map(|matched| &matched.socket).chain([&config.transport_socket]);
     sockets
         .filter_map(|socket| match socket {
+            TransportSocket::Tls(tls) if is_of_secrets(tls) => ClientContext::check(tls).err().map(Err),
             TransportSocket::Tls(tls) => Some(ClientContext::new(secrets, tls).map(|context| (tls.clone(), context))),
             TransportSocket::RawBuffer => None,
         })
         .collect()
+}
+
+/// Whose endpoints are checked has to know them from the start.
+fn may_sleep(config: &config::Cluster) -> bool {
+    config.health_check.is_none()
+}
+
+/// Nothing is read from files for it.
+fn is_of_secrets(tls: &config::UpstreamTls) -> bool {
+    tls.certificate.iter().chain(&tls.trust).all(|source| matches!(source, config::CertificateSource::Secret(_)))
 }
 
 impl fmt::Debug for Cluster {

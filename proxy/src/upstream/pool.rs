@@ -1,6 +1,6 @@
 //! Upstream HTTP connections of one worker.
 //!
-//! Keyed by endpoint, protocol and ALPN offer, typed, owned by one thread: a request takes a connection and gives it back
+//! Keyed by endpoint, protocol, ALPN offer and server name, typed, owned by one thread: a request takes a connection and gives it back
 //! without a lock or a task hop. Nothing connects in the background, so circuit breakers see every connection.
 
 use std::cell::{Cell, RefCell};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 
-use super::connect::{Connected, connect};
+use super::connect::{Connected, Purpose, connect};
 use super::{Cluster, Endpoint, HostId, OpenConnection, Outcome, Permit};
 use crate::config::{AlpnOverride, UpstreamHttpOptions, UpstreamProtocol};
 use crate::error::{Error, ErrorKind, Retry};
@@ -29,6 +29,8 @@ use crate::telemetry::metrics::ProxyMetrics;
 const SHORT_IDLE: Duration = Duration::from_secs(30);
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE_PER_HOST: usize = 256;
+/// Server names that one worker remembers: a route for a wildcard takes any.
+const MAX_NAMES: usize = 1024;
 
 /// HTTP version spoken upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +60,29 @@ struct Key {
     protocol: Protocol,
     /// Connections made with `istio.alpn`'s offer are not shared with those made without.
     alpn_overridden: bool,
+    /// Of [`Names`]; 0 where the endpoint's TLS does not ask for the host.
+    name: u64,
+}
+
+/// Server names by number. One that was forgotten and comes back has another number, and so other connections.
+#[derive(Default)]
+struct Names {
+    numbers: HashMap<Box<str>, u64>,
+    last: u64,
+}
+
+impl Names {
+    fn number(&mut self, name: &str) -> u64 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        if self.numbers.len() >= MAX_NAMES {
+            self.numbers.clear();
+        }
+        self.last += 1;
+        self.numbers.insert(name.into(), self.last);
+        self.last
+    }
 }
 
 struct Host {
@@ -87,6 +112,7 @@ struct Http2Entry {
 pub struct Pool {
     /// Keys are addresses of our own making, so no caller can choose them: a fast hash will do.
     hosts: RefCell<HashMap<Key, Host, foldhash::fast::RandomState>>,
+    names: RefCell<Names>,
     metrics: Arc<ProxyMetrics>,
     /// The time of the last sweep: fine enough to tell how long a connection has been idle.
     now: Cell<Instant>,
@@ -168,7 +194,7 @@ impl Drop for Http1Lease {
 impl Pool {
     /// An empty pool.
     pub fn new(metrics: Arc<ProxyMetrics>) -> Rc<Self> {
-        Rc::new(Self { hosts: RefCell::default(), metrics, now: Cell::new(Instant::now()) })
+        Rc::new(Self { hosts: RefCell::default(), names: RefCell::default(), metrics, now: Cell::new(Instant::now()) })
     }
 
     /// The place of a request that waits for a connection.
@@ -180,8 +206,8 @@ impl Pool {
     }
 
     /// Connects, and counts what comes of it.
-    async fn connect(&self, cluster: &Cluster, endpoint: &Endpoint, alpn: Option<&[String]>) -> Result<Connected, Error> {
-        let connected = connect(cluster, endpoint, alpn).await;
+    async fn connect(&self, cluster: &Cluster, endpoint: &Endpoint, purpose: Purpose<'_>) -> Result<Connected, Error> {
+        let connected = connect(cluster, endpoint, purpose).await;
         match &connected {
             Ok(_) => cluster.report(endpoint, Outcome::Connected),
             Err(_) => cluster.metrics(&self.metrics).connect_failures.increment(1),
@@ -189,7 +215,8 @@ impl Pool {
         connected
     }
 
-    /// A connection to `endpoint`: an idle one, or a new one when the cluster's limits allow.
+    /// A connection to `endpoint`: an idle one, or a new one when the cluster's limits allow. Of `host`, the one that is asked
+    /// for without its port, where the cluster's TLS wants to know it.
     ///
     /// # Errors
     /// What [`connect`] gives; [`ErrorKind::Overflow`] when too many requests wait already.
@@ -199,16 +226,24 @@ impl Pool {
         endpoint: &Arc<Endpoint>,
         protocol: Protocol,
         alpn: Option<&AlpnOverride>,
+        host: Option<&str>,
     ) -> Result<Lease, Error> {
-        let key = Key { endpoint: endpoint.id(), protocol, alpn_overridden: alpn.is_some() };
+        let host = host.filter(|_| cluster.current().asks_for_host());
+        let name = host.map_or(0, |host| self.names.borrow_mut().number(host));
+        let key = Key { endpoint: endpoint.id(), protocol, alpn_overridden: alpn.is_some(), name };
+        let alpn = alpn.map(|alpn| match protocol {
+            Protocol::Http1 => alpn.http1.as_slice(),
+            Protocol::Http2 => alpn.http2.as_slice(),
+        });
+        let purpose = Purpose { alpn, host };
         match protocol {
             Protocol::Http1 => match self.take_idle(key) {
                 Some(inner) => Ok(self.lease(key, inner, true)),
-                None => Box::pin(self.connect_http1(cluster, endpoint, key, alpn)).await,
+                None => Box::pin(self.connect_http1(cluster, endpoint, key, purpose)).await,
             },
             Protocol::Http2 => match self.shared_http2(key) {
                 Some(lease) => Ok(lease),
-                None => Box::pin(self.connect_http2(cluster, endpoint, key, alpn)).await,
+                None => Box::pin(self.connect_http2(cluster, endpoint, key, purpose)).await,
             },
         }
     }
@@ -292,7 +327,7 @@ impl Pool {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         key: Key,
-        alpn: Option<&AlpnOverride>,
+        purpose: Purpose<'_>,
     ) -> Result<Lease, Error> {
         let _pending = self.pending(cluster)?;
         let permit = loop {
@@ -313,7 +348,7 @@ impl Pool {
         };
         let opening = Opening::new(self, key, cluster, endpoint);
         let generation = endpoint.generation();
-        let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http1.as_slice())).await?;
+        let connected = self.connect(cluster, endpoint, purpose).await?;
         let open = OpenConnection::new(permit, cluster.metrics(&self.metrics));
         opening.done.set(true);
         let options = Rc::new(client_options(&cluster.current().config().http));
@@ -346,7 +381,7 @@ impl Pool {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         key: Key,
-        alpn: Option<&AlpnOverride>,
+        purpose: Purpose<'_>,
     ) -> Result<Lease, Error> {
         let _pending = self.pending(cluster)?;
         loop {
@@ -360,7 +395,7 @@ impl Pool {
         let permit = self.place(key, cluster, endpoint).map_err(Error::new)?;
         let connecting = Connecting::new(self, key, cluster, endpoint);
         let generation = endpoint.generation();
-        let connected = self.connect(cluster, endpoint, alpn.map(|a| a.http2.as_slice())).await?;
+        let connected = self.connect(cluster, endpoint, purpose).await?;
         let open = OpenConnection::new(permit, cluster.metrics(&self.metrics));
         if connected.info.tls_version.is_some() && !speaks_http2(connected.alpn.as_deref()) {
             let refused = std::io::Error::other("upstream did not agree on HTTP/2");

@@ -20,6 +20,8 @@ pub struct EndpointSet {
     balancer: Balancer,
     /// Some weights change with time.
     warming: bool,
+    /// Its TLS asks for the host of a request.
+    asks_for_host: bool,
     subsets: Subsets,
 }
 
@@ -79,7 +81,10 @@ impl EndpointSet {
         };
         let balancer = Balancer::new(&layout, &endpoints);
         let warming = endpoints.iter().any(|endpoint| balance::is_in_slow_start(&config.lb_policy, endpoint, now));
-        Self { config, assignment, endpoints, balancer, warming, subsets: Subsets::default() }
+        let asks = |socket: &TransportSocket| matches!(socket, TransportSocket::Tls(tls) if tls.auto_sni);
+        let asks_for_host =
+            asks(&config.transport_socket) || config.transport_socket_matches.iter().any(|matched| asks(&matched.socket));
+        Self { config, assignment, endpoints, balancer, warming, asks_for_host, subsets: Subsets::default() }
     }
 
     /// With those hosts of `old` that are not here any more but pass their health checks: an assignment can be wrong about
@@ -97,6 +102,11 @@ impl EndpointSet {
         kept.iter().for_each(|endpoint| endpoint.active().set_leaving(true));
         let endpoints = self.endpoints.into_iter().chain(kept).collect();
         Self::of(self.config, self.assignment, endpoints, now)
+    }
+
+    /// Whether connections differ by the host that they are made for ([`config::UpstreamTls::auto_sni`]).
+    pub fn asks_for_host(&self) -> bool {
+        self.asks_for_host
     }
 
     /// The configuration that this was compiled from.

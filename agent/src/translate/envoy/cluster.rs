@@ -32,7 +32,10 @@ pub(super) fn cluster(message: &pb::Cluster) -> Outcome<config::Cluster> {
     cluster.transport_socket_matches = each(&message.transport_socket_matches, "transport_socket_matches", |entry| {
         Ok(config::TransportSocketMatch {
             name: entry.name.clone(),
-            matches: maybe(entry.r#match.as_ref(), "match", endpoint::strings)?.unwrap_or_default(),
+            matches: endpoint::shared(
+                maybe(entry.r#match.as_ref(), "match", endpoint::strings)?.unwrap_or_default(),
+                &endpoint::STRINGS,
+            ),
             socket: tls::upstream_socket(required(entry.transport_socket.as_ref(), "transport_socket")?)
                 .at("transport_socket")?,
         })
@@ -167,6 +170,26 @@ fn protocol_options(message: &pb::Cluster, cluster: &mut config::Cluster) -> Out
         cluster.http.enable_trailers = http1.enable_trailers;
     }
     cluster.http.max_concurrent_streams = http2.and_then(|http2| basic::nonzero(http2.max_concurrent_streams.as_ref()));
+    if let Some(upstream) = &options.upstream_http_protocol_options {
+        host_names(upstream, cluster).at("upstream_http_protocol_options").at(&at)?;
+    }
+    Ok(())
+}
+
+/// `auto_sni` and `auto_san_validation` belong to the TLS that they change.
+fn host_names(message: &core::UpstreamHttpProtocolOptions, cluster: &mut config::Cluster) -> Outcome<()> {
+    if message.auto_san_validation && !message.auto_sni {
+        return invalid("expected auto_sni beside it").at("auto_san_validation");
+    }
+    let sockets = cluster.transport_socket_matches.iter_mut().map(|matched| &mut matched.socket);
+    for socket in sockets.chain([&mut cluster.transport_socket]) {
+        if let config::TransportSocket::Tls(tls) = socket {
+            let tls = Arc::make_mut(tls);
+            tls.auto_sni = message.auto_sni;
+            // Without a trust bundle there is nothing that a name could be proved with, and Envoy proves nothing either.
+            tls.auto_san_validation = message.auto_san_validation && tls.trust.is_some();
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::envoy::config::endpoint::v3 as pb;
@@ -86,8 +86,11 @@ fn lb_endpoint(message: &pb::LbEndpoint, names: Names) -> Outcome<Endpoint> {
             .map_or_else(|| invalid("expected at least 1").at("load_balancing_weight"), Ok)?,
         health,
         health_check: maybe(endpoint.health_check_config.as_ref(), "endpoint.health_check_config", health_check)?.map(Arc::new),
-        transport_match: metadata("envoy.transport_socket_match").map(strings).transpose().at("metadata")?.unwrap_or_default(),
-        lb_metadata: metadata("envoy.lb").map(labels).transpose().at("metadata")?.unwrap_or_default(),
+        transport_match: shared(
+            metadata("envoy.transport_socket_match").map(strings).transpose().at("metadata")?.unwrap_or_default(),
+            &STRINGS,
+        ),
+        lb_metadata: shared(metadata("envoy.lb").map(labels).transpose().at("metadata")?.unwrap_or_default(), &LABELS),
         workload: metadata("istio").and_then(workload).map(Arc::new),
     })
 }
@@ -105,6 +108,28 @@ fn address(message: &core::Address, names: Names) -> Outcome<EndpointAddress> {
         }
         core::address::Address::EnvoyInternalAddress(_) => invalid("is not supported").at("envoy_internal_address"),
     }
+}
+
+/// Different maps that are kept to be shared.
+const MAX_SHARED: usize = 64;
+
+/// Maps that many endpoints and clusters have in common.
+pub(super) type Shared<T> = Mutex<Vec<Arc<BTreeMap<String, T>>>>;
+
+pub(super) static STRINGS: Shared<String> = Mutex::new(Vec::new());
+static LABELS: Shared<LbValue> = Mutex::new(Vec::new());
+
+/// The map, the same one for all who have an equal one.
+pub(super) fn shared<T: PartialEq>(map: BTreeMap<String, T>, known: &Shared<T>) -> Arc<BTreeMap<String, T>> {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = known.iter().find(|same| ***same == map) {
+        return same.clone();
+    }
+    let map = Arc::new(map);
+    if known.len() < MAX_SHARED {
+        known.push(map.clone());
+    }
+    map
 }
 
 /// The `envoy.lb` part of metadata, which subsets are chosen by.

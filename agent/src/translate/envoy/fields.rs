@@ -28,15 +28,22 @@ pub(super) struct Check {
     pub(super) unsupported: Vec<Invalid>,
     /// Set, without effect; each path once, without indexes.
     pub(super) ignored: Vec<String>,
+    /// Nested deeper than is looked at: not to be translated.
+    pub(super) too_deep: bool,
 }
 
 pub(super) fn check<T: Message + Name>(message: &T) -> Check {
+    check_wire::<T>(&message.encode_to_vec())
+}
+
+/// Of a message as it was sent, with the fields that decoding leaves out.
+pub(super) fn check_wire<T: Name>(bytes: &[u8]) -> Check {
     let mut walk = Walk::default();
     match schema::Message::named(&T::full_name()) {
-        Some(schema) => walk.message(schema, &message.encode_to_vec(), &Path::Root, 0),
+        Some(schema) => walk.message(schema, bytes, &Path::Root, 0),
         None => walk.unsupported(&Path::Root, format!("no descriptor of {}", T::full_name())),
     }
-    Check { unsupported: walk.unsupported, ignored: walk.ignored.into_iter().collect() }
+    Check { unsupported: walk.unsupported, ignored: walk.ignored.into_iter().collect(), too_deep: walk.too_deep }
 }
 
 /// Where the walk is. Written out only for what is found.
@@ -74,6 +81,7 @@ impl Path<'_> {
 struct Walk {
     unsupported: Vec<Invalid>,
     ignored: BTreeSet<String>,
+    too_deep: bool,
 }
 
 impl Walk {
@@ -86,6 +94,7 @@ impl Walk {
     fn message(&mut self, schema: schema::Message, bytes: &[u8], path: &Path<'_>, depth: usize) {
         let name = schema.full_name();
         if depth > MAX_DEPTH {
+            self.too_deep = true;
             return self.unsupported(path, format!("{name} is nested more than {MAX_DEPTH} times"));
         }
         if name.starts_with("google.protobuf.") {

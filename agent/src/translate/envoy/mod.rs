@@ -114,8 +114,20 @@ pub fn ignored<T: Message + Name>(message: &T) -> Vec<String> {
     fields::check(message).ignored
 }
 
+/// Fields of a message as it was sent that its decoded form has lost: a newer control plane may mean something by them.
+pub(crate) fn unknown_fields<T: Message + Name>(name: &str, message: &T, bytes: &[u8]) -> Vec<Rejected> {
+    // What says the same in as many bytes has lost nothing.
+    if message.encoded_len() == bytes.len() {
+        return Vec::new();
+    }
+    rejected(&T::type_url(), name, fields::check_wire::<T>(bytes).unsupported)
+}
+
 fn checked<T: Message + Name, B>(message: &T, name: &str, translate: impl FnOnce(&T) -> Outcome<B>) -> Result<B, Vec<Rejected>> {
-    let mut all = fields::check(message).unsupported;
+    let fields::Check { unsupported: mut all, too_deep, .. } = fields::check(message);
+    if too_deep {
+        return Err(rejected(&T::type_url(), name, all));
+    }
     match translate(message) {
         Ok(value) if all.is_empty() => return Ok(value),
         Ok(_) => {}

@@ -14,8 +14,11 @@ use super::outcome::{At, Outcome, each, invalid, required};
 use super::{any, basic};
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
-/// istiod's name for the system's trust store.
-const SYSTEM_ROOTS: &str = "file-root:system";
+/// Names of secrets that istiod gives to files of the workload: a trust bundle, and a certificate with its key.
+const FILE_ROOT: &str = "file-root:";
+const FILE_CERTIFICATE: &str = "file-cert:";
+/// In place of a trust bundle's path.
+const SYSTEM_ROOTS: &str = "system";
 
 /// `None` is plaintext.
 pub(super) fn downstream_socket(message: &TransportSocket) -> Outcome<Option<Arc<config::DownstreamTls>>> {
@@ -69,6 +72,8 @@ fn upstream(message: &pb::UpstreamTlsContext) -> Outcome<config::UpstreamTls> {
         sans: common.validation.sans,
         pins: common.validation.pins,
         sni: message.sni.clone(),
+        auto_sni: false,
+        auto_san_validation: false,
         alpn: common.alpn,
         versions: common.versions,
     })
@@ -97,13 +102,15 @@ fn common(message: Option<&pb::CommonTlsContext>) -> Outcome<Common> {
         None => PeerValidation::default(),
         Some(Validation::ValidationContext(context)) => validation(context).at("validation_context")?,
         Some(Validation::ValidationContextSdsSecretConfig(secret)) => {
-            PeerValidation { trust: Some(named(secret)), ..PeerValidation::default() }
+            let trust = named(secret).at("validation_context_sds_secret_config")?;
+            PeerValidation { trust: Some(trust), ..PeerValidation::default() }
         }
         Some(Validation::CombinedValidationContext(combined)) => {
             let at = "combined_validation_context.default_validation_context";
             let own = validation(required(combined.default_validation_context.as_ref(), at)?).at(at)?;
-            let trust = combined.validation_context_sds_secret_config.as_ref().map(named).or(own.trust);
-            PeerValidation { trust, ..own }
+            let secret = combined.validation_context_sds_secret_config.as_ref();
+            let trust = secret.map(named).transpose().at("combined_validation_context.validation_context_sds_secret_config")?;
+            PeerValidation { trust: trust.or(own.trust), ..own }
         }
         Some(_) => return invalid("certificate providers are not supported").at("validation_context_type"),
     };
@@ -121,7 +128,7 @@ fn common(message: Option<&pb::CommonTlsContext>) -> Outcome<Common> {
 fn certificate(message: &pb::CommonTlsContext) -> Outcome<Option<CertificateSource>> {
     match (message.tls_certificates.as_slice(), message.tls_certificate_sds_secret_configs.as_slice()) {
         ([], []) => Ok(None),
-        ([], [secret]) => Ok(Some(named(secret))),
+        ([], [secret]) => Ok(Some(named(secret).at("tls_certificate_sds_secret_configs[0]")?)),
         ([certificate], []) => {
             let data = |source: Option<&DataSource>, field: &str| match source {
                 Some(source) => data(source).at(field).at("tls_certificates[0]"),
@@ -142,11 +149,25 @@ fn certificate(message: &pb::CommonTlsContext) -> Outcome<Option<CertificateSour
     }
 }
 
-fn named(secret: &pb::SdsSecretConfig) -> CertificateSource {
-    match secret.name.as_str() {
-        SYSTEM_ROOTS => CertificateSource::System,
-        name => CertificateSource::Secret(name.to_owned()),
+fn named(secret: &pb::SdsSecretConfig) -> Outcome<CertificateSource> {
+    let name = secret.name.as_str();
+    if let Some(path) = name.strip_prefix(FILE_ROOT) {
+        return Ok(match path {
+            SYSTEM_ROOTS => CertificateSource::System,
+            path => CertificateSource::Files { certificates: path.into(), key: None },
+        });
     }
+    if let Some(paths) = name.strip_prefix(FILE_CERTIFICATE) {
+        let Some((certificates, key)) = paths.split_once('~') else {
+            return invalid(format!("expected {FILE_CERTIFICATE}certificate~key, found {name:?}")).at("name");
+        };
+        return Ok(CertificateSource::Files { certificates: certificates.into(), key: Some(key.into()) });
+    }
+    // `credentialName`: secrets of Kubernetes, which only a gateway may ask istiod for.
+    if let Some((scheme, _)) = name.split_once("://").filter(|(scheme, _)| *scheme != "spiffe") {
+        return invalid(format!("{name:?}: secrets of {scheme} are not served here, expected files")).at("name");
+    }
+    Ok(CertificateSource::Secret(name.to_owned()))
 }
 
 enum Data {

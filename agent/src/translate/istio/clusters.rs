@@ -1,14 +1,15 @@
 //! Outbound clusters: a service, a port and perhaps a subset, with the DestinationRule that applies.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, ConsecutiveFailures, DnsCluster, Fraction, HashConfig,
-    HashPolicy, LbPolicy, LeastRequest, OutlierDetection, RetryBudget, SanMatcher, SlowStart, StringMatcher, TcpKeepalive,
-    TlsVersion, TransportSocket, TransportSocketMatch, UpstreamProtocol, UpstreamTls,
+    CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, ConsecutiveFailures, DnsCluster,
+    DnsFamily, Fraction, HashConfig, HashPolicy, LbPolicy, LeastRequest, OutlierDetection, RetryBudget, SanMatcher, SlowStart,
+    StringMatcher, TcpKeepalive, TlsVersion, TransportSocket, TransportSocketMatch, UpstreamProtocol, UpstreamTls,
 };
 
 use super::documents::Resource;
@@ -27,7 +28,9 @@ use super::{Output, Selection};
 /// istiod's default of `connectTimeout`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// istiod's DNS refresh rate.
-pub(super) const DNS_REFRESH: Duration = Duration::from_secs(60);
+const DNS_REFRESH: Duration = Duration::from_secs(60);
+/// istiod's `PILOT_DNS_JITTER_DURATION`.
+const DNS_JITTER: Duration = Duration::from_millis(100);
 const RING_SIZE: u64 = 1024;
 const MAX_RING_SIZE: u64 = 8 << 20;
 const MAGLEV_SIZE: u64 = 65_537;
@@ -35,6 +38,8 @@ const MAGLEV_SIZE: u64 = 65_537;
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(super) const PASSTHROUGH: &str = "PassthroughCluster";
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+/// Where connections to the application come from, unless it is at the loopback address: iptables leave these alone.
+pub(super) const INBOUND_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
 /// `outbound|9080|v1|reviews.bookinfo.svc.cluster.local`
 pub(super) fn name(port: u16, subset: &str, host: &str) -> String {
@@ -62,6 +67,9 @@ pub(super) fn translate(scope: &Scope<'_>, selection: &Selection, output: &mut O
         passthrough.protocol = UpstreamProtocol::UseDownstream;
         passthrough.http.idle_timeout = Some(Duration::from_secs(300));
         passthrough.peer_exchange = (name == PASSTHROUGH).then(peer::exchange);
+        if name == INBOUND_PASSTHROUGH {
+            passthrough.source_addresses = vec![SocketAddr::from((INBOUND_SOURCE, 0))];
+        }
         output.add_cluster(passthrough);
     }
 }
@@ -101,8 +109,8 @@ fn cluster(
             output.snapshot.endpoints.insert(name.clone(), load);
             ClusterDiscovery::Eds(name.clone())
         }
-        Resolution::Dns => ClusterDiscovery::StrictDns(DnsCluster::new(load, DNS_REFRESH)),
-        Resolution::DnsRoundRobin => ClusterDiscovery::LogicalDns(DnsCluster::new(load, DNS_REFRESH)),
+        Resolution::Dns => ClusterDiscovery::StrictDns(dns(scope, load)),
+        Resolution::DnsRoundRobin => ClusterDiscovery::LogicalDns(dns(scope, load)),
     };
     let original_dst = discovery == ClusterDiscovery::OriginalDst;
     let mut cluster = Cluster::new(name, discovery);
@@ -145,6 +153,14 @@ fn cluster(
         }
     }
     output.add_cluster(cluster);
+}
+
+/// Names to resolve, to addresses of the workload's own family: IPv4 unless it has IPv6 alone.
+pub(super) fn dns(scope: &Scope<'_>, load: Arc<ClusterLoadAssignment>) -> DnsCluster {
+    let addresses = &scope.workload.addresses;
+    let only_v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
+    let family = if only_v6 { DnsFamily::V6Only } else { DnsFamily::V4Only };
+    DnsCluster { family, jitter: DNS_JITTER, ..DnsCluster::new(load, DNS_REFRESH) }
 }
 
 fn lb_policy(load_balancer: Option<&LoadBalancer>) -> LbPolicy {
@@ -232,9 +248,11 @@ fn apply_outlier_detection(cluster: &mut Cluster, policy: &Policy<'_>) {
     cluster.outlier_detection = Some(OutlierDetection {
         consecutive_5xx: positive(outlier.consecutive_5xx_errors.unwrap_or(5)),
         consecutive_gateway_failure: outlier.consecutive_gateway_errors.and_then(positive),
-        consecutive_local_origin_failure: split
-            .then(|| positive(outlier.consecutive_local_origin_failures.unwrap_or(5)))
-            .flatten(),
+        // Counted only where they are told apart.
+        consecutive_local_origin_failure: match outlier.consecutive_local_origin_failures.filter(|count| split && *count > 0) {
+            Some(count) => positive(count),
+            None => positive(5),
+        },
         split_external_local_origin_errors: split,
         interval: outlier.interval.map_or(seconds(10), |interval| interval.0),
         base_ejection_time: base,
@@ -242,6 +260,8 @@ fn apply_outlier_detection(cluster: &mut Cluster, policy: &Policy<'_>) {
         max_ejection_percent: outlier.max_ejection_percent.unwrap_or(10).min(100),
         ..OutlierDetection::default()
     });
+    let locality = policy.load_balancer.and_then(|lb| lb.locality_lb_setting.as_ref());
+    cluster.locality_weighted = locality.is_some_and(|setting| setting.enabled != Some(false) && !setting.failover.is_empty());
     if let Some(percent) = outlier.min_health_percent {
         cluster.panic_threshold = Fraction::from_millionths(percent.saturating_mul(10_000));
     }
@@ -270,6 +290,8 @@ impl MeshTls<'_> {
             sans: exact_sans(&sans),
             pins: Vec::new(),
             sni: if sni.is_empty() { own_sni() } else { sni.to_owned() },
+            auto_sni: false,
+            auto_san_validation: false,
             alpn,
             versions: (TlsVersion::Tls12, TlsVersion::Tls13),
         }))
@@ -285,14 +307,10 @@ fn auto_mtls_matches(mesh: &MeshTls<'_>, protocol: UpstreamProtocol) -> Vec<Tran
     vec![
         TransportSocketMatch {
             name: "tlsMode-istio".to_owned(),
-            matches: BTreeMap::from([("tlsMode".to_owned(), "istio".to_owned())]),
+            matches: Arc::new(BTreeMap::from([("tlsMode".to_owned(), "istio".to_owned())])),
             socket: mesh.context("", &[], protocol),
         },
-        TransportSocketMatch {
-            name: "tlsMode-disabled".to_owned(),
-            matches: BTreeMap::new(),
-            socket: TransportSocket::RawBuffer,
-        },
+        TransportSocketMatch { name: "tlsMode-disabled".to_owned(), matches: Arc::default(), socket: TransportSocket::RawBuffer },
     ]
 }
 
@@ -314,23 +332,22 @@ fn transport_socket(mesh: &MeshTls<'_>, tls: &ClientTls, protocol: UpstreamProto
         Some(path) => Some(CertificateSource::Files { certificates: path.clone(), key: None }),
         None => Some(CertificateSource::System),
     };
-    // Without a name of its own the server is known by the host that is asked for, as istiod's auto_sni and
-    // auto_san_validation have it.
-    let host = Some(&mesh.service.host).filter(|host| !host.starts_with('*'));
-    let (sni, sans) = match (tls.sni.is_empty(), host) {
-        (false, _) => (tls.sni.clone(), exact_sans(&tls.subject_alt_names)),
-        (true, Some(host)) if tls.subject_alt_names.is_empty() && !tls.insecure_skip_verify => {
-            (host.clone(), vec![SanMatcher::Dns(StringMatcher::exact(host))])
-        }
-        (true, host) => (host.cloned().unwrap_or_default(), exact_sans(&tls.subject_alt_names)),
-    };
+    // Without a name of its own the server is known by the host that is asked for.
+    let auto_sni = tls.sni.is_empty();
+    let auto_san_validation = auto_sni && tls.subject_alt_names.is_empty() && trust.is_some();
+    // Else by the names that its ServiceEntry declares.
+    let declared =
+        if tls.subject_alt_names.is_empty() { &mesh.service.resource.spec.subject_alt_names } else { &tls.subject_alt_names };
+    let sans = if trust.is_some() { exact_sans(declared) } else { Vec::new() };
     let alpn = if protocol == UpstreamProtocol::Http2 { vec!["h2".to_owned()] } else { Vec::new() };
     TransportSocket::Tls(Arc::new(UpstreamTls {
         certificate,
         trust,
         sans,
         pins: Vec::new(),
-        sni,
+        sni: tls.sni.clone(),
+        auto_sni,
+        auto_san_validation,
         alpn,
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     }))

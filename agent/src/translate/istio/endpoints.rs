@@ -58,7 +58,7 @@ fn build(scope: &Scope<'_>, service: &Service<'_>, port: &ServicePort, from: &Se
     };
     let accepts = || mtls::mode(scope, from.namespace, &from.labels, from.port(port)) != MtlsMode::Disable;
     if labelled && !service.external && in_mesh && accepts() {
-        endpoint.transport_match.insert("tlsMode".to_owned(), "istio".to_owned());
+        endpoint.transport_match = Arc::new(BTreeMap::from([("tlsMode".to_owned(), "istio".to_owned())]));
     }
     endpoint
 }

@@ -65,23 +65,26 @@ fn cluster_name(ingress: &Ingress) -> String {
 fn cluster(scope: &Scope<'_>, ingress: &Located<Ingress>) -> Cluster {
     let ingress = &ingress.value;
     let port = ingress.port.number.get();
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
     let own = scope.workload.addresses.first().copied();
-    let loopback = match own {
-        Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::LOCALHOST),
-        _ => IpAddr::from(Ipv4Addr::LOCALHOST),
-    };
+    let loopback = if own.is_some_and(|ip| ip.is_ipv6()) { V6 } else { V4 };
     let address = match &ingress.default_endpoint {
         Some(InboundEndpoint::Loopback(address)) => EndpointAddress::Socket(*address),
         Some(InboundEndpoint::Pipe(path)) => EndpointAddress::Pipe(path.clone()),
         Some(InboundEndpoint::Own(port)) => EndpointAddress::Socket((own.unwrap_or(loopback), *port).into()),
         None => EndpointAddress::Socket((loopback, port).into()),
     };
-    let endpoints = Arc::new(ClusterLoadAssignment::single(address));
+    let endpoints = Arc::new(ClusterLoadAssignment::single(address.clone()));
     let mut cluster = Cluster::new(cluster_name(ingress), ClusterDiscovery::Static(endpoints));
     cluster.connect_timeout = clusters::connect_timeout(scope);
     cluster.circuit_breakers = CircuitBreakers::UNLIMITED;
     if ingress.port.protocol.is_http2() {
         cluster.protocol = UpstreamProtocol::Http2;
+    }
+    let at_loopback = matches!(address, EndpointAddress::Socket(at) if [V4, V6].contains(&at.ip()));
+    if !at_loopback {
+        cluster.source_addresses = vec![SocketAddr::from((clusters::INBOUND_SOURCE, 0))];
     }
     cluster.service = own_service(scope, port).map(Arc::new);
     if let Some(pool) = connection_pool(scope, ingress) {

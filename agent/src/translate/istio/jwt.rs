@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_proxy::config::{
-    CertificateSource, CircuitBreakers, ClaimToHeader, Cluster, ClusterDiscovery, ClusterLoadAssignment, DnsCluster,
-    EndpointAddress, HttpFilter, Jwks, JwksAsyncFetch, JwtAuthn, JwtHeader, JwtProvider, JwtRequirement, JwtRule,
-    JwtRuleRequirement, LocalJwks, RemoteJwks, RouteMatch, SanMatcher, StringMatcher, TlsVersion, TransportSocket, UpstreamTls,
+    CertificateSource, CircuitBreakers, ClaimToHeader, Cluster, ClusterDiscovery, ClusterLoadAssignment, EndpointAddress,
+    HttpFilter, Jwks, JwksAsyncFetch, JwtAuthn, JwtHeader, JwtProvider, JwtRequirement, JwtRule, JwtRuleRequirement, LocalJwks,
+    RemoteJwks, RouteMatch, SanMatcher, StringMatcher, TlsVersion, TransportSocket, UpstreamTls,
 };
 
-use super::clusters::{self, DNS_REFRESH};
+use super::clusters;
 use super::de::Located;
 use super::documents::Resource;
 use super::schema::request_authentication::{self as schema, RequestAuthentication};
@@ -150,7 +150,7 @@ fn cluster(scope: &Scope<'_>, uri: &HttpUri, selection: &mut Selection, output: 
         }
         Err(_) => {
             let endpoints = Arc::new(ClusterLoadAssignment::single(EndpointAddress::Name(uri.host.clone(), uri.port)));
-            ClusterDiscovery::StrictDns(DnsCluster::new(endpoints, DNS_REFRESH))
+            ClusterDiscovery::StrictDns(clusters::dns(scope, endpoints))
         }
     };
     let mut cluster = Cluster::new(name.clone(), discovery);
@@ -173,6 +173,8 @@ fn tls(host: &str) -> TransportSocket {
         sans: vec![if is_ip { SanMatcher::Ip(name) } else { SanMatcher::Dns(name) }],
         pins: Vec::new(),
         sni: if is_ip { String::new() } else { host.to_owned() },
+        auto_sni: false,
+        auto_san_validation: false,
         alpn: Vec::new(),
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     }))

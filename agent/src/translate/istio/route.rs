@@ -193,7 +193,7 @@ impl Builder<'_, '_> {
         action.clusters = clusters;
         action.hash_policy = hash_policy;
         action.timeout = route.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero());
-        action.grpc_timeout_header_max = Some(action.timeout.unwrap_or(Duration::ZERO));
+        action.max_grpc_timeout = Some(action.timeout.unwrap_or(Duration::ZERO));
         action.retry = self.retry(route.retries.as_ref());
         action.host_rewrite = authority.map(HostRewrite::Literal);
         if let Some(rewrite) = &route.rewrite {
@@ -214,7 +214,8 @@ impl Builder<'_, '_> {
             .map(|(destination, percentage)| Mirror {
                 cluster: self.to.cluster(destination, self.output),
                 fraction: percentage.map_or(Fraction::ALL, Percent::fraction),
-                keeps_host: false,
+                // istiod's default since DISABLE_SHADOW_HOST_SUFFIX.
+                keeps_host: true,
             })
             .filter(|mirror| mirror.fraction != Fraction::NONE)
             .collect()

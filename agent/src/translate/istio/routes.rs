@@ -85,7 +85,7 @@ fn unknown_hosts(scope: &Scope<'_>) -> VirtualHost {
 
 /// Without a time-out, but `grpc-timeout` is honoured.
 fn forward(mut action: RouteAction) -> RouteTarget {
-    action.grpc_timeout_header_max = Some(Duration::ZERO);
+    action.max_grpc_timeout = Some(Duration::ZERO);
     RouteTarget::Forward(Box::new(action))
 }
 

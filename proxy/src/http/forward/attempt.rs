@@ -88,8 +88,8 @@ impl Attempts<'_> {
         let connection = self.exchange.connection.clone();
         let protocol = Protocol::of(self.cluster.current().config().protocol, self.exchange.request.version);
         let alpn = connection.manager.filters.alpn.as_ref();
-        let cluster = self.cluster.clone();
-        let get = connection.worker.pool.get(&cluster, endpoint, protocol, alpn);
+        let (cluster, host) = (self.cluster.clone(), self.host.clone());
+        let get = connection.worker.pool.get(&cluster, endpoint, protocol, alpn, host.as_deref());
         let mut get = std::pin::pin!(get);
         poll_fn(|cx| {
             if let Poll::Ready(result) = get.as_mut().poll(cx) {

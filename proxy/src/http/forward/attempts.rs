@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Retry, Side};
 use crate::flags::ResponseFlags;
 use crate::http::exchange::{Exchange, Outcome};
 use crate::http::h2::Reason;
+use crate::http::hash::Hashed;
 use crate::http::head::{HeaderName, Known};
 use crate::http::request_body::RequestBody;
 use crate::http::responder::Responder;
@@ -34,7 +35,9 @@ pub(super) struct Attempts<'a> {
     pub(super) timeouts: Timeouts,
     /// Endpoints that have failed already.
     tried: Vec<Arc<Endpoint>>,
-    hash: Option<u64>,
+    pub(super) hashed: Hashed,
+    /// What the caller asked for, where the cluster's TLS wants to know it.
+    pub(super) host: Option<Rc<str>>,
     /// Held from the first retry on.
     retry_permit: Option<Permit>,
     /// The caller has had an informational head, after which Envoy repeats nothing.
@@ -64,7 +67,8 @@ impl<'a> Attempts<'a> {
         body: &'a mut RequestBody,
         out: &'a mut Responder,
         timeouts: Timeouts,
-        hash: Option<u64>,
+        hashed: Hashed,
+        host: Option<Rc<str>>,
     ) -> Self {
         Self {
             exchange,
@@ -77,7 +81,8 @@ impl<'a> Attempts<'a> {
             timers: Timers::new(),
             timeouts,
             tried: Vec::new(),
-            hash,
+            hashed,
+            host,
             retry_permit: None,
             informed: false,
         }
@@ -293,7 +298,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn pick(&mut self, retries: &Retries<'_>) -> Result<Arc<Endpoint>, Failed> {
         let exclude_attempts = retries.policy().map_or(0, |p| p.host_selection_attempts);
         let context = PickContext {
-            hash: self.hash,
+            hash: self.hashed.hash,
             subset: Some(&self.choice.metadata_match),
             attempt: self.exchange.info.attempts - 1,
             exclude: &self.tried,

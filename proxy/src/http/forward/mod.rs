@@ -39,7 +39,7 @@ pub(super) async fn run(
     if let Some(refusal) = strictly_checked(exchange) {
         return exchange.reply(body, out, refusal, Some(route)).await;
     }
-    let hash = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
+    let hashed = hash::of_request(&action.hash_policy, &exchange.request, &exchange.info);
     let stream = timeouts::stream_duration(exchange, action);
     let overrides = exchange.overrides.take();
     let wished = overrides.as_deref().and_then(|wish| wish.retry_policy(action.retry.as_deref()));
@@ -51,6 +51,8 @@ pub(super) async fn run(
         exchange.request.headers.set(Known::XEnvoyAttemptCount, b"1");
     }
     exchange.info.attempts = 1;
+    // As the caller wrote it: a rewritten host changes neither SNI nor what the certificate must say.
+    let host = exchange.request.host().filter(|_| cluster.current().asks_for_host()).map(std::rc::Rc::from);
     route.apply_request(&mut exchange.request, choice, &exchange.info, !suppress);
     exchange.inject_span();
     if exchange.request.method == Method::CONNECT {
@@ -61,7 +63,7 @@ pub(super) async fn run(
     if retries.needs_replay() {
         body.keep(action.request_body_buffer_limit);
     }
-    let mut attempts = Attempts::new(exchange, found, action, choice, cluster, body, out, timeouts, hash);
+    let mut attempts = Attempts::new(exchange, found, action, choice, cluster, body, out, timeouts, hashed, host);
     attempts.start_timers(stream);
     attempts.run(&mut retries).await
 }

@@ -104,6 +104,9 @@ impl Attempts<'_> {
         if let (Some(end), Some(start), true) = (exchange.info.request_end, exchange.info.response_start, told) {
             set_upstream_service_time(&mut exchange.response, start.duration_since(end));
         }
+        for cookie in &self.hashed.cookies {
+            exchange.response.headers.push_known(Known::SetCookie, cookie.as_bytes());
+        }
         // The mutations see the status that is sent.
         exchange.info.response_code = exchange.response.status.as_u16();
         exchange.info.details = Cow::Borrowed("via_upstream");

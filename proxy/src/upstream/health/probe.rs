@@ -12,7 +12,7 @@ use crate::http::h1::client::{ClientConnection, ClientOptions};
 use crate::http::h2::client::H2Connection;
 use crate::http::head::{Headers, RequestHead, Scheme};
 use crate::stream_info::UpstreamConnectionInfo;
-use crate::upstream::connect::{Connected, connect_to};
+use crate::upstream::connect::{Connected, Purpose, connect_to};
 use crate::upstream::endpoint::is_subset;
 use crate::upstream::pool::Lease;
 use crate::upstream::{Cluster, Endpoint};
@@ -108,7 +108,9 @@ impl Prober {
             }
         };
         let alpn = Some(self.check.alpn.as_slice()).filter(|alpn| !alpn.is_empty());
-        connect_to(&self.cluster, &self.address(), &transport, alpn).await.map_err(|error| network(&error))
+        connect_to(&self.cluster, &self.address(), &transport, Purpose { alpn, host: None })
+            .await
+            .map_err(|error| network(&error))
     }
 
     fn address(&self) -> EndpointAddress {

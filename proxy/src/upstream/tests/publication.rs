@@ -77,6 +77,8 @@ fn tls(sni: &str) -> TransportSocket {
         sans: Vec::new(),
         pins: Vec::new(),
         sni: sni.into(),
+        auto_sni: false,
+        auto_san_validation: false,
         alpn: Vec::new(),
         versions: (Tls12, Tls13),
     }))
@@ -84,14 +86,14 @@ fn tls(sni: &str) -> TransportSocket {
 
 #[test]
 fn the_first_transport_socket_whose_labels_an_endpoint_has_is_its_own() {
-    let mode = |mode: &str| BTreeMap::from([("tlsMode".to_owned(), mode.to_owned())]);
+    let mode = |mode: &str| Arc::new(BTreeMap::from([("tlsMode".to_owned(), mode.to_owned())]));
     let matching = |name: &str, matches, socket| TransportSocketMatch { name: name.into(), matches, socket };
     let mut config = config(LbPolicy::RoundRobin(None));
     config.transport_socket = tls("default");
     config.transport_socket_matches = vec![matching("istio", mode("istio"), tls("mesh"))];
     let mut labelled = weighted(1, 1);
     labelled.transport_match = mode("istio");
-    labelled.transport_match.insert("more".into(), "labels".into());
+    Arc::make_mut(&mut labelled.transport_match).insert("more".into(), "labels".into());
     let cluster = cluster(config.clone(), &assignment(vec![labelled, weighted(2, 1)]));
 
     let (mesh, plain) = (endpoint(&cluster, 1), endpoint(&cluster, 2));
@@ -99,7 +101,7 @@ fn the_first_transport_socket_whose_labels_an_endpoint_has_is_its_own() {
     assert_eq!((plain.transport(), plain.transport_index()), (&tls("default"), 1));
 
     // What istiod ends its list with: it matches everyone.
-    config.transport_socket_matches.push(matching("disabled", BTreeMap::new(), TransportSocket::RawBuffer));
+    config.transport_socket_matches.push(matching("disabled", Arc::default(), TransportSocket::RawBuffer));
     cluster.update_config(&Arc::new(config), &Secrets::new()).unwrap();
     assert_eq!(endpoint(&cluster, 1).id(), mesh.id());
     assert!(plain.is_removed(), "another transport makes another host");

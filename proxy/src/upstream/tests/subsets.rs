@@ -5,8 +5,8 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 fn labelled(port: u16, pairs: &[(&str, &str)]) -> config::Endpoint {
-    let lb_metadata = labels(pairs).into_iter().map(|(key, value)| (key, LbValue::One(value))).collect();
-    config::Endpoint { lb_metadata, ..weighted(port, 1) }
+    let lb_metadata: BTreeMap<_, _> = labels(pairs).into_iter().map(|(key, value)| (key, LbValue::One(value))).collect();
+    config::Endpoint { lb_metadata: Arc::new(lb_metadata), ..weighted(port, 1) }
 }
 
 fn selector(keys: &[&str]) -> SubsetSelector {
@@ -109,7 +109,8 @@ fn a_subset_whose_members_are_down_has_no_fallback() {
 #[test]
 fn lists_and_single_hosts() {
     let list = LbValue::List(vec!["v1".into(), "v2".into()]);
-    let endpoint = |port| config::Endpoint { lb_metadata: [("version".to_owned(), list.clone())].into(), ..weighted(port, 1) };
+    let endpoint =
+        |port| config::Endpoint { lb_metadata: Arc::new([("version".to_owned(), list.clone())].into()), ..weighted(port, 1) };
     let of = |list_as_any, single_host_per_subset| {
         let selectors = vec![SubsetSelector { single_host_per_subset, ..selector(&["version"]) }];
         let lb_subset = LbSubsetConfig { list_as_any, selectors, ..LbSubsetConfig::default() };

@@ -1,25 +1,29 @@
-//! istiod is the oracle: for the same YAML the same listeners, routes, clusters and endpoints.
+//! istiod is the oracle: for the same YAML the same configuration, resource by resource.
 
-mod built;
-mod captured;
 mod errors;
-mod jwt;
-mod peer;
-mod rbac;
+mod principles;
 mod semantics;
 mod telemetry;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::Value;
 use skiff_proxy::config::{Locality, Snapshot};
 
 use super::{Documents, Translation, Workload, translate};
-use captured::Facts;
+use crate::xds::recorded::{self, PROTOCOLS, join, scenarios};
+use principles::Principles;
 
 /// The task of every scenario.
 fn workload() -> Workload {
-    let labels = [("app", "ratings"), ("class", "vm"), ("version", "v1"), ("service.istio.io/canonical-name", "ratings")];
+    let labels = [
+        ("app", "ratings"),
+        ("class", "vm"),
+        ("version", "v1"),
+        ("service.istio.io/canonical-name", "ratings"),
+        ("service.istio.io/canonical-revision", "v1"),
+    ];
     Workload {
         name: "ratings-vm".to_owned(),
         namespace: "bookinfo".to_owned(),
@@ -32,12 +36,15 @@ fn workload() -> Workload {
     }
 }
 
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/istio").join(name)
+}
+
 /// The base files and those of a scenario, which replace base files of the same name.
 fn files(scenario: &str) -> Vec<(PathBuf, String)> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/istio");
-    let mut files = std::collections::BTreeMap::new();
-    for folder in ["base", scenario] {
-        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+    let mut files = BTreeMap::new();
+    for folder in [folder("base"), folder(scenario)] {
+        for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "yaml") {
                 let name = PathBuf::from(path.file_name().unwrap());
@@ -53,103 +60,93 @@ fn translated(scenario: &str) -> Translation {
     translate(&documents, &workload()).unwrap()
 }
 
-#[track_caller]
-fn assert_same(kind: &str, ours: &Facts, theirs: &Facts) {
-    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "names of {kind}");
-    for ((name, ours), theirs) in ours.iter().zip(theirs.values()) {
-        let difference = difference(name, ours, theirs);
-        assert!(difference.is_none(), "{kind}: {}", difference.unwrap());
-    }
-}
-
-/// The first place where two facts differ, for a message that fits a screen.
-fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
+/// The places where two configurations differ.
+fn differences(path: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
     match (ours, theirs) {
-        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
-            a.iter().find_map(|(key, value)| difference(&format!("{path}.{key}"), value, &b[key]))
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                let side = |object: &serde_json::Map<String, Value>| object.get(key).cloned().unwrap_or("(absent)".into());
+                differences(&format!("{path}.{key}"), &side(a), &side(b), found);
+            }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().find_map(|(index, (a, b))| difference(&format!("{path}[{index}]"), a, b))
+            for (index, (a, b)) in a.iter().zip(b).enumerate() {
+                differences(&format!("{path}[{index}]"), a, b, found);
+            }
         }
-        _ => (ours != theirs).then(|| format!("{path}: ours {ours}, istiod's {theirs}")),
+        _ if ours == theirs => {}
+        _ => found.push(format!("{path}: ours {ours}, istiod's {theirs}")),
     }
 }
 
-fn assert_as_istiod(scenario: &str) -> Snapshot {
-    let snapshot = translated(scenario).snapshot;
-    assert_same("listeners", &built::listeners(&snapshot), &captured::listeners(scenario));
-    assert_same("routes", &built::routes(&snapshot), &captured::routes(scenario));
-    assert_same("clusters", &built::clusters(&snapshot), &captured::clusters(scenario));
-    assert_same("endpoints", &built::endpoints(&snapshot), &captured::endpoints(scenario));
-    snapshot
+#[test]
+fn local_documents_give_what_istiod_gives() {
+    let (mut principles, mut found) = (Principles::default(), Vec::new());
+    for scenario in scenarios().iter().filter(|scenario| principles::is_comparable(scenario)) {
+        let mut ours = translated(scenario).snapshot;
+        // Its version is our own.
+        ours.version.clear();
+        for protocol in PROTOCOLS {
+            let (mut theirs, _) = join(scenario, protocol);
+            principles.add_to_theirs(scenario, &ours, &mut theirs);
+            compare(&format!("{scenario} {protocol:?}"), &ours, &theirs, &mut found);
+        }
+    }
+    assert!(found.is_empty(), "{} differences\n{}", found.len(), found.join("\n"));
+    principles.assert_all_met();
 }
 
-#[test]
-fn scenario_01_default() {
-    assert_as_istiod("01-default");
+fn compare(what: &str, ours: &Snapshot, theirs: &Snapshot, found: &mut Vec<String>) {
+    let (a, b) = (serde_json::to_value(ours).unwrap(), serde_json::to_value(theirs).unwrap());
+    let before = found.len();
+    differences(what, &a, &b, found);
+    found.iter_mut().skip(before).for_each(|line| *line = line.chars().take(400).collect());
+    // What the serialised form leaves out counts too.
+    if found.len() == before && ours != theirs {
+        found.push(format!("{what}: equal in form but not in value"));
+    }
 }
 
-#[test]
-fn scenario_02_strict() {
-    assert_as_istiod("02-strict");
-}
+/// The files of `push-updates` were applied one by one to the start state, then taken away in reverse; after which response
+/// istiod had said all about it.
+const PUSHES: [(&[&str], &str); 12] = [
+    (&["1"], "014"),
+    (&["1", "6"], "022"),
+    (&["1", "6", "2"], "028"),
+    (&["1", "6", "2", "3"], "039"),
+    (&["1", "6", "2", "3", "4"], "048"),
+    (&["1", "6", "2", "3", "4", "5"], "050"),
+    (&["1", "6", "2", "3", "4"], "052"),
+    (&["1", "6", "2", "3"], "061"),
+    (&["1", "6", "2"], "070"),
+    (&["1", "6"], "076"),
+    (&["1"], "084"),
+    (&[], "999"),
+];
 
 #[test]
-fn scenario_03_permissive() {
-    assert_as_istiod("03-permissive");
-}
-
-#[test]
-fn scenario_04_disable() {
-    assert_as_istiod("04-disable");
-}
-
-#[test]
-fn scenario_05_tcp() {
-    assert_as_istiod("05-tcp");
-}
-
-#[test]
-fn scenario_06_virtual_service() {
-    assert_as_istiod("06-virtualservice");
-}
-
-#[test]
-fn scenario_08_authorization() {
-    assert_as_istiod("08-authz");
-}
-
-#[test]
-fn scenario_09_jwt() {
-    assert_as_istiod("09-jwt");
-}
-
-#[test]
-fn scenario_16_bound() {
-    assert_as_istiod("16-bound");
-}
-
-#[test]
-fn scenario_07_destination_rule() {
-    assert_as_istiod("07-destinationrule");
-}
-
-#[test]
-fn scenario_10_external() {
-    let scenario = "10-external";
-    let snapshot = translated(scenario).snapshot;
-    let (mut ours, mut theirs) = (built::listeners(&snapshot), captured::listeners(scenario));
-    // istiod serves one of the two TLS services on this address; here both are told apart by SNI.
-    let chains = &ours.remove("127.0.0.2_443").unwrap()["chains"];
-    assert_eq!(chains.as_array().unwrap().len(), 2);
-    theirs.remove("127.0.0.2_443");
-    assert_same("listeners", &ours, &theirs);
-    assert_same("routes", &built::routes(&snapshot), &captured::routes(scenario));
-    assert_same("clusters", &built::clusters(&snapshot), &captured::clusters(scenario));
-    assert_same("endpoints", &built::endpoints(&snapshot), &captured::endpoints(scenario));
-}
-
-#[test]
-fn scenario_14_catch_all() {
-    assert_as_istiod("14-catch-all-egress");
+fn a_series_of_changes_gives_what_istiod_gives_after_each() {
+    let (mut principles, mut found) = (Principles::default(), Vec::new());
+    let start = files("02-strict");
+    let mut stream = recorded::Replay::of("delta");
+    for (applied, until) in PUSHES {
+        let mut files = start.clone();
+        let mut paths: Vec<_> = std::fs::read_dir(folder("push-updates")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        for path in paths {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if applied.iter().any(|number| name.starts_with(&format!("{number}-"))) {
+                files.push((name.into(), std::fs::read_to_string(path).unwrap()));
+            }
+        }
+        let documents = Documents::parse(&files, "default").unwrap();
+        let mut ours = translate(&documents, &workload()).unwrap().snapshot;
+        // Its version is our own.
+        ours.version.clear();
+        let mut theirs = stream.up_to(until);
+        principles.add_to_theirs("push-updates", &ours, &mut theirs);
+        compare(&format!("{applied:?}"), &ours, &theirs, &mut found);
+    }
+    assert!(found.is_empty(), "{} differences\n{}", found.len(), found.join("\n"));
 }

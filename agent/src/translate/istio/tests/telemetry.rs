@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use prost::{Message, Name};
 use skiff_proto::envoy::config::listener::v3::Listener;
 use skiff_proto::envoy::config::route::v3::RouteConfiguration;
-use skiff_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use skiff_proxy::config::{
     self, AccessLog, AccessLogFilter, AccessLogSink, CustomTag, Fraction, HttpConnectionManager, NetworkFilter, TagValue,
     Tracing, TracingProvider,
@@ -14,11 +13,15 @@ use skiff_proxy::config::{
 use super::super::{Documents, Translation, translate};
 use super::{files, translated, workload};
 use crate::translate::envoy;
+use crate::xds::recorded;
+use crate::xds::{Protocol, Response};
 
-fn captured<T: Message + Name + Default>(scenario: &str, file: &str) -> Vec<T> {
-    let path = format!("{}/testdata/envoy/istiod/{scenario}-{file}.bin", env!("CARGO_MANIFEST_DIR"));
-    let response = DiscoveryResponse::decode(std::fs::read(path).unwrap().as_slice()).unwrap();
-    response.resources.iter().map(|any| T::decode(any.value.as_slice()).unwrap()).collect()
+fn captured<T: Message + Name + Default>(scenario: &str) -> Vec<T> {
+    let responses = recorded::responses(scenario, Protocol::StateOfTheWorld).into_iter().filter_map(|response| match response {
+        Response::StateOfTheWorld(world) if world.type_url == T::type_url() => Some(world.resources),
+        _ => None,
+    });
+    responses.flatten().map(|any| T::decode(any.value.as_slice()).unwrap()).collect()
 }
 
 fn managers(listener: &config::Listener) -> Vec<&HttpConnectionManager> {
@@ -43,7 +46,7 @@ fn with_own_names(tracing: &Tracing) -> Tracing {
 fn logs_and_spans_are_those_that_istiod_sends() {
     let snapshot = translated("11-telemetry").snapshot;
     let mut seen = 0;
-    for message in captured::<Listener>("11-telemetry", "008-LDS") {
+    for message in captured::<Listener>("11-telemetry") {
         let theirs = envoy::listener(&message).unwrap();
         let ours = &snapshot.listeners[&theirs.name.replace("0.0.0.0_", "127.0.0.21_")];
         assert_eq!(ours.access_log, theirs.access_log, "{}", theirs.name);
@@ -66,7 +69,7 @@ fn logs_and_spans_are_those_that_istiod_sends() {
 fn spans_are_called_as_istiod_calls_them() {
     for scenario in ["01-default", "06-virtualservice", "11-telemetry"] {
         let snapshot = translated(scenario).snapshot;
-        for message in captured::<RouteConfiguration>(scenario, "013-RDS") {
+        for message in captured::<RouteConfiguration>(scenario) {
             let theirs = envoy::route_configuration(&message).unwrap();
             let ours = &snapshot.routes[&theirs.name];
             let names = |config: &config::RouteConfiguration| {
