@@ -359,3 +359,23 @@ async fn it_registers_itself_once_its_group_exists() {
     drop(ratings);
     istiod.registered("nobody is connected", |entries| matches!(entries, [entry] if !entry.connected)).await;
 }
+
+#[tokio::test]
+async fn a_push_of_a_thousand_services_fails_no_request() {
+    let joined = Joined::new().await;
+    joined.istiod.forget();
+    joined.istiod.multiply(DETAILS_CLUSTER, 1_000).await;
+    let taken = || {
+        let heard = joined.istiod.heard();
+        let mut answers = heard.iter().skip_while(|one| one.names.len() < 1_000).skip(1);
+        answers.any(|one| one.type_url == ENDPOINTS && !one.nonce.is_empty() && one.error.is_none())
+    };
+    eventually("all are taken", async || {
+        assert_eq!(joined.status().await, 200);
+        taken().then_some(())
+    })
+    .await;
+    assert_eq!(joined.status().await, 200);
+    assert_eq!(joined.metric("skiff_xds_responses_rejected_total").await, 0.0);
+    assert_eq!(joined.metric("skiff_drained_connections_total").await, 0.0);
+}

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, FileDescriptorSet};
+use prost_types::{DescriptorProto, FileDescriptorSet, MessageOptions};
 
 use super::Result;
 
@@ -32,7 +32,7 @@ pub(crate) fn tables(set: &FileDescriptorSet) -> Result<String> {
             let is_message = field.r#type() == Type::Message;
             let inner = if is_message { messages.get(type_name).copied() } else { None };
             let of = if is_message { index.get(type_name).map_or(Ok(NO_MESSAGE), |&at| u16::try_from(at))? } else { NO_MESSAGE };
-            let is_map = inner.is_some_and(|inner| inner.options.as_ref().is_some_and(|options| options.map_entry()));
+            let is_map = inner.is_some_and(|inner| inner.options.as_ref().is_some_and(MessageOptions::map_entry));
             let repeated = field.label() == Label::Repeated;
             let flags = if repeated { REPEATED } else { 0 } | if is_map { MAP } else { 0 };
             let (at, length) = names.place(field.name());

@@ -3,7 +3,7 @@
 //! - [`network`]: addresses that no other test uses; [`skiff`]: a process, its log lines and its admin page.
 //! - [`mesh`]: Istio YAML, a plane that signs certificates, and the sidecars of ratings and details.
 //! - [`istiod`] and [`onboarding`]: a control plane and an onboarding plane that say what a test makes them say; [`joined`]: a
-//!   sidecar that has joined the former; [`living`]: a real one, where there is one.
+//!   sidecar that has joined the former; [`living`]: a real istiod, where there is one.
 //! - [`door`]: details alone, open to everybody.
 //! - [`apps`] and [`raw`]: the applications behind them; [`http`], [`http2`], [`frames`] and [`tls`]: clients that can misbehave.
 //! - [`ecs`]: Bookinfo with a real onboarding plane; [`aws`]: AWS, as a task and an onboarding plane see it.

@@ -9,6 +9,7 @@
 //!
 //! With a `KUBECONFIG` every test has a namespace of its own, which is deleted at its end. Sidecars and applications are on loopback
 //! addresses of this machine.
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ use crate::translate::istio::yaml;
 #[derive(Debug, Subcommand)]
 pub(super) enum Explained {
     /// Say which OnboardingPolicy lets a workload join a WorkloadGroup, or why none does. Exit code 0: one does, 1: none does.
-    Policy(PolicyArgs),
+    Policy(Box<PolicyArgs>),
 }
 
 /// Who asks, for what, and who decides.

@@ -1,4 +1,7 @@
-//! `skiff plane`: the onboarding plane with its own store and its own authority; `skiff plane get war`: what has registered with it.
+//! `skiff plane`: the onboarding plane, with its own store and its own authority or beside istiod; `skiff plane get war`: what has
+//! registered with it; `skiff plane crds`: its kinds for Kubernetes.
+
+mod kubernetes;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,6 +14,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use skiff_proxy::config::TrustDomain;
 use tokio::net::TcpListener;
 
+use kubernetes::KubernetesArgs;
+
 use super::{parse_duration, print};
 use crate::aws::credentials::CredentialProvider;
 use crate::aws::ecs::{EcsOptions, EcsVerifier};
@@ -22,9 +27,9 @@ use crate::metrics::{Metrics, UPKEEP};
 use crate::onboarding::aws::AwsVerifier;
 use crate::onboarding::jwt::JwtVerifier;
 use crate::plane::objects::WorkloadAutoRegistration;
-use crate::plane::store::EmbeddedStore;
+use crate::plane::store::{EmbeddedStore, Store};
 use crate::plane::{
-    Admin, Authority, HISTOGRAMS, Limits, MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings, Plane,
+    Admin, Authority, CRDS, HISTOGRAMS, Limits, MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings, Plane,
     PlaneConfig, PlaneError, PlaneSecrets, Rate, StateFolder, Transport, Verifiers, fetch_registrations, read_issuers,
 };
 use crate::shutdown::Shutdown;
@@ -92,6 +97,8 @@ pub(super) struct PlaneArgs {
     #[arg(long, env = "SKIFF_PLANE_AUTHORIZE_RATE", default_value_t = 100)]
     authorize_rate: u32,
     #[command(flatten)]
+    kubernetes: KubernetesArgs,
+    #[command(flatten)]
     mesh: MeshArgs,
     #[command(flatten)]
     credentials: CredentialArgs,
@@ -106,19 +113,19 @@ pub(super) struct PlaneArgs {
 /// What sidecars are told of the mesh.
 #[derive(Debug, Args)]
 struct MeshArgs {
-    /// Trust domain of the mesh.
+    /// Trust domain of the mesh; beside istiod it is what that says.
     #[arg(long, env = "SKIFF_PLANE_TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: TrustDomain,
-    /// Cluster id of the mesh.
-    #[arg(long, env = "SKIFF_PLANE_CLUSTER_ID", default_value = "Kubernetes")]
-    cluster_id: String,
+    /// Cluster id of the mesh [default: Kubernetes; beside istiod what it says].
+    #[arg(long, env = "SKIFF_PLANE_CLUSTER_ID")]
+    cluster_id: Option<String>,
     /// Mesh id.
     #[arg(long, env = "SKIFF_PLANE_MESH_ID", default_value = "")]
     mesh_id: String,
     /// `host:port` of the certificate authority; the plane itself if none is given.
     #[arg(long, env = "SKIFF_PLANE_CA_ADDRESS", default_value = "")]
     ca_address: String,
-    /// `host:port` of istiod; without one the plane sends its folder's YAML.
+    /// `host:port` of istiod, as workloads reach it; without one the plane sends its folder's YAML, or beside istiod what that says.
     #[arg(long, env = "SKIFF_PLANE_DISCOVERY_ADDRESS", default_value = "")]
     discovery_address: String,
 }
@@ -158,6 +165,8 @@ enum PlaneCommand {
         #[command(subcommand)]
         what: Shown,
     },
+    /// Print the definitions of OnboardingPolicy and WorkloadAutoRegistration for `kubectl apply -f -`.
+    Crds,
 }
 
 #[derive(Debug, Subcommand)]
@@ -192,7 +201,11 @@ impl PlaneArgs {
 
 /// Shows what was asked for.
 pub(super) async fn show(args: PlaneArgs) -> Result<(), Failure> {
-    let Some(PlaneCommand::Get { what: Shown::War { namespace, output, admin_address } }) = args.command else { return Ok(()) };
+    let (namespace, output, admin_address) = match args.command {
+        Some(PlaneCommand::Get { what: Shown::War { namespace, output, admin_address } }) => (namespace, output, admin_address),
+        Some(PlaneCommand::Crds) => return print(CRDS),
+        None => return Ok(()),
+    };
     let fetched = fetch_registrations(admin_address, namespace.as_deref()).await;
     let registrations = fetched.map_err(Failure::Unavailable)?;
     let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
@@ -257,10 +270,36 @@ impl From<PlaneError> for Failure {
     }
 }
 
+/// What a plane is made of, whichever its store is.
+struct Parts {
+    config: PlaneConfig,
+    authority: Option<Authority>,
+    secrets: PlaneSecrets,
+    store: Arc<dyn Store>,
+    /// The same store, where no istiod tells workloads what they need.
+    documents: Option<Arc<EmbeddedStore>>,
+    mesh: MeshSettings,
+    state: Option<StateFolder>,
+}
+
 /// Runs until it is asked to stop, then asks agents to go to another replica.
 pub(super) async fn run(args: PlaneArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+    let parts = async {
+        if args.kubernetes.is_meant() {
+            return kubernetes::parts(&args).await.map(|parts| (parts, None));
+        }
+        embedded(&args).map(|(parts, store)| (parts, Some(store)))
+    };
+    let (parts, followed) = tokio::select! {
+        parts = parts => parts?,
+        () = shutdown.requested() => return Ok(()),
+    };
+    serve(args, parts, followed, shutdown).await
+}
+
+/// A plane that is everything itself, and its store.
+fn embedded(args: &PlaneArgs) -> Result<(Parts, Arc<EmbeddedStore>), Failure> {
     let unavailable = |error: &dyn std::fmt::Display| Failure::Unavailable(error.to_string());
-    let (metrics, clock) = (Metrics::new(&HISTOGRAMS).map_err(|error| Failure::Internal(error.to_string()))?, Clock::system());
     let config = args.plane_config()?;
     let state = StateFolder::open(&args.state).map_err(|error| unavailable(&error))?;
     let authority = Authority::load_or_create(&config, &state).map_err(|error| unavailable(&error))?;
@@ -268,23 +307,32 @@ pub(super) async fn run(args: PlaneArgs, shutdown: &Shutdown) -> Result<(), Fail
     let root = state.path().join(ROOT_FILE);
     fs::write(&root, authority.ca.root_pem()).map_err(|error| Failure::Unavailable(format!("{}: {error}", root.display())))?;
     tracing::info!(uid = secrets.uid(), root = %root.display(), "agents of this plane have to trust this root");
-    let store = EmbeddedStore::open(&state, args.config.clone(), authority.tokens.clone(), clock.clone())?;
-    let store = Arc::new(store);
+    let store = Arc::new(EmbeddedStore::open(&state, args.config.clone(), authority.tokens.clone(), Clock::system())?);
+    let mesh = args.mesh.settings(authority.ca.root_pem());
+    let documents = mesh.discovery_address.is_empty().then(|| store.clone());
+    let authority = Some(authority);
+    Ok((Parts { config, authority, secrets, store: store.clone(), documents, mesh, state: Some(state) }, store))
+}
+
+async fn serve(args: PlaneArgs, parts: Parts, followed: Option<Arc<EmbeddedStore>>, shutdown: &Shutdown) -> Result<(), Failure> {
+    let Parts { config, authority, secrets, store, documents, mesh, state } = parts;
+    let (metrics, clock) = (Metrics::new(&HISTOGRAMS).map_err(|error| Failure::Internal(error.to_string()))?, Clock::system());
     let verifiers = args.credentials.verifiers(secrets.uid(), &clock)?;
-    let settings = args.settings(authority.ca.root_pem());
-    let documents = settings.mesh.discovery_address.is_empty().then(|| store.clone());
+    let settings = args.settings(mesh);
     let onboarding =
         OnboardingConfig { settings, secrets, store: store.clone(), documents, verifiers, metrics: metrics.clone(), clock };
     let page = TcpListener::bind(args.admin_address).await.map_err(|error| {
         Failure::Unavailable(format!("cannot listen on {} (SKIFF_PLANE_ADMIN_ADDRESS): {error}", args.admin_address))
     })?;
-    let mut plane = Plane::serve(config, Some(authority), Some(onboarding), Some(state)).await?;
-    let admin = Admin { store: store.clone(), metrics: metrics.clone(), shutdown: shutdown.clone() };
+    let mut plane = Plane::serve(config, authority, Some(onboarding), state).await?;
+    let admin = Admin { store, metrics: metrics.clone(), shutdown: shutdown.clone() };
     plane.run_beside(admin.serve(page));
-    plane.run_beside(async move {
-        let Err(error) = store.follow().await;
-        tracing::error!(%error, "the plane's configuration is not followed");
-    });
+    if let Some(store) = followed {
+        plane.run_beside(async move {
+            let Err(error) = store.follow().await;
+            tracing::error!(%error, "the plane's configuration is not followed");
+        });
+    }
     plane.run_beside(async move {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -298,6 +346,23 @@ pub(super) async fn run(args: PlaneArgs, shutdown: &Shutdown) -> Result<(), Fail
         () = plane.shutdown() => {}
     }
     Ok(())
+}
+
+impl MeshArgs {
+    fn cluster_id(&self) -> String {
+        self.cluster_id.clone().unwrap_or_else(|| "Kubernetes".to_owned())
+    }
+
+    /// Of a plane with its own authority.
+    fn settings(&self, root_pem: &str) -> MeshSettings {
+        let Self { mesh_id, ca_address, discovery_address, .. } = self;
+        MeshSettings {
+            mesh_id: mesh_id.clone(),
+            ca_address: ca_address.clone(),
+            discovery_address: discovery_address.clone(),
+            ..MeshSettings::embedded(self.trust_domain.clone(), self.cluster_id(), root_pem)
+        }
+    }
 }
 
 impl PlaneArgs {
@@ -316,21 +381,17 @@ impl PlaneArgs {
             transport,
             packages: self.packages.clone(),
             server_names: self.server_names.clone(),
-            cluster_id: self.mesh.cluster_id.clone(),
+            cluster_id: self.mesh.cluster_id(),
             limits,
             ..PlaneConfig::new(*first, &self.state, self.mesh.trust_domain.clone())
         })
     }
 
-    fn settings(&self, root_pem: &str) -> OnboardingSettings {
-        let MeshArgs { trust_domain, cluster_id, mesh_id, ca_address, discovery_address } = &self.mesh;
-        let mesh = MeshSettings {
-            mesh_id: mesh_id.clone(),
-            ca_address: ca_address.clone(),
-            discovery_address: discovery_address.clone(),
-            ..MeshSettings::embedded(trust_domain.clone(), cluster_id.clone(), root_pem)
-        };
-        let instance = self.instance.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "plane".to_owned());
+    fn instance(&self) -> String {
+        self.instance.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "plane".to_owned())
+    }
+
+    fn settings(&self, mesh: MeshSettings) -> OnboardingSettings {
         let rate = Rate { per_second: self.authorize_rate.into(), burst: f64::from(self.authorize_rate) * 10.0 };
         OnboardingSettings {
             session_lifetime: self.token_lifetime,
@@ -340,7 +401,7 @@ impl PlaneArgs {
             retention: self.retention,
             start_grace: self.start_grace,
             limits: OnboardingLimits { streams: self.max_streams, rate, ..OnboardingLimits::default() },
-            ..OnboardingSettings::new(instance, mesh)
+            ..OnboardingSettings::new(self.instance(), mesh)
         }
     }
 }
@@ -398,7 +459,7 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_tetrate() {
         let args = args(&[]);
-        let settings = args.settings("");
+        let settings = args.settings(args.mesh.settings(""));
         assert_eq!((settings.session_lifetime.as_secs(), settings.propagation_delay.as_secs()), (3600, 10));
         let config = args.plane_config().unwrap();
         assert_eq!((config.listen.to_string(), config.transport), ("0.0.0.0:15443".to_owned(), Transport::Own));
@@ -421,6 +482,16 @@ mod tests {
             assert!(Cli::try_parse_from(["skiff", "plane"].iter().chain(wrong)).is_err(), "{wrong:?}");
         }
         assert!(!args(&["get", "war", "-n", "bookinfo", "-o", "yaml"]).runs());
+    }
+
+    #[tokio::test]
+    async fn beside_istiod_its_own_certificate_is_needed_and_a_way_to_the_api_server() {
+        assert!(!args(&[]).kubernetes.is_meant());
+        let own = kubernetes::parts(&args(&["--kubernetes"])).await.err().unwrap();
+        assert!(matches!(&own, Failure::Configuration(text) if text.contains("SKIFF_PLANE_TLS_CERT")), "{own}");
+        let nowhere = kubernetes::parts(&args(&["--kubeconfig", "/nowhere", "--plaintext"])).await.err().unwrap();
+        assert!(matches!(&nowhere, Failure::Configuration(text) if text.contains("/nowhere")), "{nowhere}");
+        assert!(!args(&["crds"]).runs());
     }
 
     #[test]

@@ -23,13 +23,11 @@ struct Issuers {
 /// # Errors
 /// With file, line and field.
 pub fn read_issuers(file: PathBuf, text: &str) -> Result<Vec<JwtIssuer>, DocumentError> {
-    let place =
-        |error: FieldError| DocumentError { file: file.clone(), line: error.line.max(1), path: error.path, reason: error.reason };
-    let nodes = yaml::parse(text).map_err(place)?;
-    match nodes.as_slice() {
-        [node] => from_node::<Issuers>(node, "").map(|read| read.issuers).map_err(place),
-        _ => Err(place(FieldError::at(1, String::new(), format!("{} documents: expected one with issuers", nodes.len())))),
-    }
+    let read = yaml::parse(text).and_then(|nodes| match nodes.as_slice() {
+        [node] => from_node::<Issuers>(node, "").map(|read| read.issuers),
+        _ => Err(FieldError::at(1, String::new(), format!("{} documents: expected one with issuers", nodes.len()))),
+    });
+    read.map_err(|error| DocumentError { file, line: error.line.max(1), path: error.path, reason: error.reason })
 }
 
 /// What [`check`] found.

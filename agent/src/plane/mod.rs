@@ -6,6 +6,7 @@
 
 mod admin;
 mod ca;
+mod crds;
 mod inputs;
 mod issuers;
 mod limits;
@@ -29,6 +30,7 @@ mod workload;
 
 pub use admin::{Admin, fetch_registrations};
 pub use ca::{CertificateAuthority, IssueError, IssuedCertificate};
+pub use crds::CRDS;
 pub use inputs::Inputs;
 pub use issuers::{Checked, check, read_issuers};
 pub use limits::Rate;

@@ -89,7 +89,8 @@ fn address(message: &proto::Address, origin: Origin<'_>, index: usize) -> Result
         proto::AddressType::Unspecified => return Err(wrong("expected a type, VPC or INTERNET")),
     };
     // Requests of others go there: not to themselves, and not to the metadata service of their host.
-    if !is_reachable(ip) && !(ip.is_loopback() && origin.peer.to_canonical().is_loopback()) {
+    let on_one_machine = ip.is_loopback() && origin.peer.to_canonical().is_loopback();
+    if !on_one_machine && !is_reachable(ip) {
         return Err(wrong("others cannot reach it"));
     }
     match origin.verified {

@@ -31,7 +31,7 @@ use crate::onboarding::credential::JWT_FILE_VARIABLE;
 use crate::onboarding::{HostSettings, Joined, Onboarding};
 use crate::plane::Plane;
 use crate::shutdown::Shutdown;
-use crate::sidecar::{ConfigurationSource, Sidecar, SidecarConfig};
+use crate::sidecar::{ConfigurationSource, Document, Sidecar, SidecarConfig};
 use crate::stand_in::StandIn;
 use check::Outcome;
 use folder::Folder;
@@ -87,10 +87,14 @@ impl Mesh {
         let (ratings, details) = (start_app(&RATINGS).await?, start_app(&DETAILS).await?);
         let plane = plane::start(&folder).await?;
         let mut mesh = Self { folder, plane, ratings, details, sidecars: JoinSet::new() };
+        let mut told = Vec::new();
         for member in [&RATINGS, &DETAILS] {
             let joined = tokio::time::timeout(START_DEADLINE, mesh.join(member, shutdown));
             let late = |_| Failure::Unavailable(format!("{} could not join the mesh", member.name));
             let Joined { node, local, mut sources } = joined.await.map_err(late)??;
+            if let ConfigurationSource::Pushed { documents, .. } = &sources.configuration {
+                told.push(documents.clone());
+            }
             sources.configuration = match sources.configuration {
                 ConfigurationSource::Pushed { documents, translate } if options.check => {
                     let translate = access_logs::redirected(translate, mesh.folder.access_log(member));
@@ -116,6 +120,9 @@ impl Mesh {
             }
         }
         let acquainted = async {
+            for documents in &mut told {
+                let _ = documents.wait_for(|documents| documents.as_deref().is_some_and(tells_of_both)).await;
+            }
             acquaint(&RATINGS, &DETAILS, "/details/0").await;
             acquaint(&DETAILS, &RATINGS, "/ratings/0").await;
         };
@@ -139,7 +146,8 @@ impl Mesh {
         let settings = settings.ok_or_else(|| Failure::Internal("nothing to join".to_owned()))?;
         let token = self.folder.token(member).display().to_string();
         let variables = |name: &str| (name == JWT_FILE_VARIABLE).then(|| token.clone());
-        let host = HostSettings { own: vec![member.ingress.ip()], ..HostSettings::default() };
+        let own = vec![member.ingress.ip()];
+        let host = HostSettings { advertised: own.clone(), own, ..HostSettings::default() };
         let onboarding = Onboarding::prepare(&settings, host, &variables).await;
         let onboarding = onboarding.map_err(|error| Failure::Unavailable(error.to_string()))?;
         let joined = onboarding.join(serde_json::Map::new(), shutdown).await;
@@ -164,7 +172,15 @@ impl Mesh {
     }
 }
 
-/// Until the sidecar of one member knows an endpoint of the other: the plane tells them a moment after they are healthy.
+/// Whether a sidecar has been sent the entries of both members, which the plane does a moment after they are healthy.
+fn tells_of_both(documents: &[Document]) -> bool {
+    [&RATINGS, &DETAILS].iter().all(|member| {
+        let address = format!("\"address\":\"{}\"", member.ingress.ip());
+        documents.iter().any(|(_, yaml)| yaml.contains(&address))
+    })
+}
+
+/// Until the sidecar of one member has made something of the entry of the other.
 async fn acquaint(from: &Member, to: &Member, path: &'static str) {
     loop {
         let mut request = Request::new(Bytes::new());

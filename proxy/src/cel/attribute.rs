@@ -104,7 +104,7 @@ impl Attribute {
 
     /// A member of a variable.
     pub(super) fn member(root: &str, name: &str) -> Option<Self> {
-        let attribute = match root {
+        match root {
             "request" => request(name),
             "response" => response(name),
             "source" => match name {
@@ -121,8 +121,7 @@ impl Attribute {
             "upstream" => upstream(name),
             "xds" => xds(name),
             _ => None,
-        };
-        attribute
+        }
     }
 }
 

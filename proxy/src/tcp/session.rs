@@ -86,7 +86,7 @@ impl<'a> Session<'a> {
 
     fn open(&mut self) {
         if !std::mem::replace(&mut self.opened, true) {
-            self.count(|metrics, sample| metrics.opened(sample));
+            self.count(IstioTcpMetrics::opened);
         }
     }
 
@@ -136,7 +136,7 @@ impl Drop for Session<'_> {
         if self.established {
             self.open();
             self.report();
-            self.count(|metrics, sample| metrics.closed(sample));
+            self.count(IstioTcpMetrics::closed);
         }
         self.log(LogMoment::End);
     }

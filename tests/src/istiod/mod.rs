@@ -24,6 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::{Message, Name};
 use rustls::ServerConfig;
+use skiff_proto::envoy::config::cluster::v3::Cluster;
 use skiff_proto::envoy::config::core::v3::address::Address as Place;
 use skiff_proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, lb_endpoint::HostIdentifier};
 use skiff_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
@@ -232,6 +233,32 @@ impl Istiod {
             Some(assignment)
         })
         .await;
+    }
+
+    /// Adds so many services that are like the one of `cluster`, and pushes their clusters at once.
+    pub async fn multiply(&self, cluster: &str, count: usize) {
+        let key = |name: &str| (Cluster::type_url(), name.to_owned());
+        let template = self.state.resources.lock().unwrap()[&key(cluster)].clone();
+        let template = Cluster::decode(template.value.as_slice()).unwrap();
+        let mut resources = Vec::new();
+        for number in 0..count {
+            let name = format!("outbound|9080||service-{number}.bookinfo.svc.cluster.local");
+            let mut cluster_of_it = template.clone();
+            cluster_of_it.name.clone_from(&name);
+            cluster_of_it.eds_cluster_config.as_mut().unwrap().service_name.clone_from(&name);
+            let any = Any { type_url: Cluster::type_url(), value: cluster_of_it.encode_to_vec() };
+            let mut assignment = self.recorded[cluster].clone();
+            assignment.cluster_name.clone_from(&name);
+            let endpoints = &mut assignment.endpoints[0].lb_endpoints;
+            let one = endpoints[0].clone();
+            endpoints.resize(10, one);
+            let of_it = Any { type_url: ClusterLoadAssignment::type_url(), value: assignment.encode_to_vec() };
+            let mut all = self.state.resources.lock().unwrap();
+            all.insert(key(&name), any.clone());
+            all.insert((ClusterLoadAssignment::type_url(), name.clone()), of_it);
+            resources.push(Resource { name, resource: Some(any), ..Resource::default() });
+        }
+        self.send(&Cluster::type_url(), resources, Vec::new()).await;
     }
 
     /// Waits for something that a sidecar says.

@@ -235,7 +235,12 @@ impl Onboarding {
     pub(super) fn boot(&self, admitted: &Admitted, locality: String, mesh_token: &MeshToken) -> proto::Boot {
         let mesh = &self.settings.mesh;
         let Admitted { group, registration, .. } = admitted;
-        let probe = group.spec.probe.as_ref().map(|probe| serde_json::json!({"readinessProbe": probe.as_json()}));
+        let mut proxy_config = (**mesh.proxy_config.borrow()).clone();
+        if let Some(probe) = &group.spec.probe {
+            proxy_config.insert("readinessProbe".to_owned(), probe.as_json().clone());
+        }
+        let proxy_config =
+            if proxy_config.is_empty() { String::new() } else { serde_json::Value::Object(proxy_config).to_string() };
         proto::Boot {
             name: registration.metadata.name.clone(),
             namespace: registration.metadata.namespace.clone(),
@@ -250,7 +255,7 @@ impl Onboarding {
             ca_address: mesh.ca_address.clone(),
             discovery_address: mesh.discovery_address.clone(),
             control_plane_san: mesh.control_plane_san.clone(),
-            proxy_config: probe.map(|config| config.to_string()).unwrap_or_default(),
+            proxy_config,
             mesh_token: Some(token(mesh_token)),
             heartbeat_interval: prost_types::Duration::try_from(self.settings.heartbeat_interval).ok(),
             propagation_delay: prost_types::Duration::try_from(self.settings.propagation_delay).ok(),

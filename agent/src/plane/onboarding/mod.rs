@@ -18,6 +18,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::{Map, Value as Json};
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proxy::config::TrustDomain;
 use tokio::sync::{Semaphore, watch};
@@ -95,6 +96,8 @@ pub struct MeshSettings {
     pub control_plane_san: String,
     /// PEM roots of the control plane.
     pub roots: watch::Receiver<Arc<str>>,
+    /// Istio's ProxyConfig of the mesh (`defaultConfig`).
+    pub proxy_config: watch::Receiver<Arc<Map<String, Json>>>,
 }
 
 /// What callers may take up.
@@ -148,6 +151,7 @@ impl MeshSettings {
     /// Of a plane that is certificate authority and control plane itself.
     pub fn embedded(trust_domain: TrustDomain, cluster_id: impl Into<String>, root_pem: &str) -> Self {
         let (_, roots) = watch::channel(root_pem.into());
+        let (_, proxy_config) = watch::channel(Arc::default());
         Self {
             trust_domain,
             cluster_id: cluster_id.into(),
@@ -156,6 +160,7 @@ impl MeshSettings {
             discovery_address: String::new(),
             control_plane_san: super::OWN_NAME.to_owned(),
             roots,
+            proxy_config,
         }
     }
 }

@@ -36,8 +36,8 @@ struct Refused {
 }
 
 impl Refused {
-    fn new(status: Status, reason: impl ToString) -> Self {
-        Self { status, reason: reason.to_string(), subject: None }
+    fn new(status: Status, reason: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), subject: None }
     }
 }
 
@@ -139,7 +139,7 @@ impl Onboarding {
                 Denial::NoGroup | Denial::Policy(_) => counted.policy.increment(1),
                 Denial::Store(_) => counted.unavailable.increment(1),
             }
-            about(Refused::new(denial.status(), denial))
+            about(Refused::new(denial.status(), denial.to_string()))
         })?;
         let name = proof.subject.identity.object_name(&group.name, proof.issuer_short_name.as_deref());
         let session = Session {
@@ -163,7 +163,7 @@ impl Onboarding {
             self.nonces.take(&aws.nonce).map_err(|error| {
                 counted.nonce.increment(1);
                 // Says nothing about the credential, and what to do about it.
-                Refused::new(Status::unauthenticated(error.to_string()), error)
+                Refused::new(Status::unauthenticated(error.to_string()), error.to_string())
             })?;
         }
         let busy = || {

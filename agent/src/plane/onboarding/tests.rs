@@ -152,10 +152,10 @@ impl Bed {
 
     /// A token of the issuer for this plane.
     fn token(&self, subject: &str) -> String {
-        self.token_with(json!({"sub": subject}))
+        self.token_with(&json!({"sub": subject}))
     }
 
-    fn token_with(&self, changes: serde_json::Value) -> String {
+    fn token_with(&self, changes: &serde_json::Value) -> String {
         let now =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() + self.ahead.load(Ordering::Relaxed);
         let mut claims = json!({

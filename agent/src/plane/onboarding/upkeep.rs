@@ -158,8 +158,11 @@ impl Onboarding {
         }
     }
 
-    /// Looks at every registration once.
+    /// Looks at every registration once, where no other replica does.
     pub(super) async fn sweep(&self) {
+        if !self.store.collects() {
+            return;
+        }
         let read = async { Ok::<_, StoreError>((self.store.registrations(None).await?, self.store.entries(None).await?)) };
         let (registrations, entries) = match read.await {
             Ok(read) => read,

@@ -4,11 +4,13 @@
 //! Every method may be called by many tasks at once and every replica of the plane; none waits longer than a few seconds.
 
 mod embedded;
+mod kubernetes;
 #[cfg(test)]
 pub(crate) mod suite;
 mod writer;
 
 pub use embedded::EmbeddedStore;
+pub use kubernetes::{IstioMesh, KubernetesOptions, KubernetesStore, MeshSource};
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +26,11 @@ use crate::identity::Token;
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Who tells workloads of each other.
     fn control_plane(&self) -> ControlPlane;
+
+    /// Whether it is for this replica to remove what has ended; one at a time is told so.
+    fn collects(&self) -> bool {
+        true
+    }
 
     /// A group, or `None`.
     async fn workload_group(&self, key: &ObjectKey) -> Result<Option<Arc<WorkloadGroup>>, StoreError>;

@@ -28,16 +28,16 @@ async fn everybody_else_is_refused_and_told_little() {
     let bed = Bed::usual().await;
     let other = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let foreign = Bed { key: other, ..Bed::usual().await };
-    let foreign = { foreign.token_with(json!({"aud": bed.uid})) };
+    let foreign = { foreign.token_with(&json!({"aud": bed.uid})) };
     let mut agent = bed.agent().await;
     let told = "the credential does not hold; the plane's audit log says why";
     for (what, token) in [
         ("garbage", "garbage".to_owned()),
         ("another key", foreign),
-        ("another audience", bed.token_with(json!({"aud": "another-plane"}))),
-        ("an unknown issuer", bed.token_with(json!({"iss": "https://other.example"}))),
-        ("an end", bed.token_with(json!({"exp": 1_600_000_000}))),
-        ("no subject", bed.token_with(json!({"sub": null}))),
+        ("another audience", bed.token_with(&json!({"aud": "another-plane"}))),
+        ("an unknown issuer", bed.token_with(&json!({"iss": "https://other.example"}))),
+        ("an end", bed.token_with(&json!({"exp": 1_600_000_000}))),
+        ("no subject", bed.token_with(&json!({"sub": null}))),
     ] {
         let status = agent.authorize(jwt(token)).await.expect_err(what);
         assert_eq!((status.code(), status.message()), (Code::Unauthenticated, told), "{what}");
@@ -45,7 +45,7 @@ async fn everybody_else_is_refused_and_told_little() {
     for (what, group, attributes) in
         [("policy", "ratings", json!({"team": "details"})), ("group", "details", json!({"team": "ratings"}))]
     {
-        let credential = Some(jwt(bed.token_with(json!({"attributes": attributes}))));
+        let credential = Some(jwt(bed.token_with(&json!({"attributes": attributes}))));
         let status = agent.authorize_for(group, credential).await.expect_err(what);
         assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "Not authorized by OnboardingPolicy"), "{what}");
     }
@@ -171,7 +171,7 @@ async fn no_credential_is_ever_logged() {
     let (log, _guard) = crate::plane::tests::Log::capture();
     let bed = Bed::usual().await;
     let mut agent = bed.agent().await;
-    let (good, bad) = (bed.token("vm"), bed.token_with(json!({"aud": "another"})));
+    let (good, bad) = (bed.token("vm"), bed.token_with(&json!({"aud": "another"})));
     let session = agent.authorize(jwt(good.clone())).await.unwrap().token;
     agent.authorize(jwt(bad.clone())).await.unwrap_err();
     let nonce = nonce(&mut agent).await;

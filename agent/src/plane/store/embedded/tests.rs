@@ -51,7 +51,7 @@ async fn what_was_answered_is_there_after_a_restart() {
             Err(_) => tokio::task::yield_now().await,
         }
     };
-    assert_eq!(again.entries(None).await.unwrap(), [kept.clone()]);
+    assert_eq!(again.entries(None).await.unwrap(), std::slice::from_ref(&kept));
     // Versions go on, so that nobody takes an old one for a new one.
     let next = again.put_entry(object("next")).await.unwrap();
     let number = |entry: &WorkloadEntry| entry.metadata.resource_version.as_ref().unwrap().parse::<u64>().unwrap();

@@ -183,7 +183,7 @@ fn spans_are_merged_from_mesh_to_workload() {
     let [server, client] = tracing(&format!("{root}{own}"), mesh);
     assert_eq!([&server, &client].map(share), [Some(5_000), Some(500_000)]);
     let tag = CustomTag { name: "a".to_owned(), value: TagValue::Literal("b".to_owned()) };
-    assert_eq!(server.unwrap().custom_tags, [tag.clone()]);
+    assert_eq!(server.unwrap().custom_tags, std::slice::from_ref(&tag));
     assert!(client.unwrap().custom_tags.len() == 10);
     let off = resource("own", "bookinfo", "{tracing: [{match: {mode: CLIENT}, disableSpanReporting: true}]}");
     assert!(matches!(tracing(&off, mesh), [Some(_), None]));
@@ -240,8 +240,8 @@ fn what_cannot_be_served_is_said_by_name() {
     warned(&resource("m", "istio-system", spec), "", "\"json-log\": MeshConfig has none that skiff can use");
     warned("", "enableTracing: true\n", "enableTracing: without a tracing provider");
     let mut files = files("11-telemetry");
-    files.retain(|(file, _)| *file != PathBuf::from("telemetry.yaml"));
-    let mesh = files.iter_mut().find(|(file, _)| *file == PathBuf::from("mesh.yaml")).unwrap();
+    files.retain(|(file, _)| file.as_os_str() != "telemetry.yaml");
+    let mesh = files.iter_mut().find(|(file, _)| file.as_os_str() == "mesh.yaml").unwrap();
     mesh.1 = mesh.1.replace("metrics: [prometheus]", "tracing: [otel-trace]");
     let warnings = translate(&Documents::parse(&files, "default").unwrap(), &workload()).unwrap().warnings;
     assert!(warnings.iter().any(|warning| warning.contains("no ServiceEntry declares otel.bookinfo")), "{warnings:?}");
