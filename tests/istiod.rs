@@ -255,8 +255,8 @@ async fn the_same_again_drains_nothing() {
 async fn an_istiod_that_misbehaves_is_survived() {
     let mut joined = Joined::new().await;
     let oddities = [
-        Oddity::Refuse(Code::Unauthenticated, "authentication failure"),
-        Oddity::Refuse(Code::Unimplemented, "unknown service"),
+        Oddity::Refuse(Code::Unauthenticated),
+        Oddity::Refuse(Code::Unimplemented),
         Oddity::Break,
         Oddity::Huge,
         Oddity::Drip,

@@ -17,7 +17,7 @@ use skiff_tests::skiff::{Skiff, command, run};
 use skiff_tests::tls;
 use skiff_tests::wait::eventually;
 use tokio::net::TcpStream;
-use tonic::{Code, Status};
+use tonic::Status;
 
 const TASK: &str = "3a151358f03a4e32bf8cd401c1c74653";
 const DETAILS_CLUSTER: &str = "outbound|9080||details.bookinfo.svc.cluster.local";
@@ -184,9 +184,7 @@ async fn who_may_not_join_says_so_and_asks_again() {
 #[tokio::test]
 async fn an_entry_that_istiod_does_not_see_yet_is_waited_for() {
     let world = World::new().await;
-    let reason =
-        "proxy metadata indicates that it must correspond to an existing WorkloadEntry, however WorkloadEntry a is not found";
-    world.istiod.misbehave(Oddity::Refuse(Code::Unknown, reason));
+    world.istiod.misbehave(Oddity::Unseen);
     let task = world.task(&[]);
     task.stderr.line_with("does not see our WorkloadEntry yet").await;
     task.ready().await;

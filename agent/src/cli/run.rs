@@ -187,7 +187,7 @@ impl RunArgs {
         config.node = node;
         config.proxy.node = local;
         let identity = identity.map(connect::certificates);
-        Ok(Plan::Sidecar(config, Sources { configuration, identity, membership: None }))
+        Ok(Plan::Sidecar(Box::new((config, Sources { configuration, identity, membership: None }))))
     }
 
     /// Everything of a sidecar but who it is.
@@ -209,7 +209,6 @@ impl RunArgs {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "given to map_err")]
 fn wrong(error: impl std::fmt::Display) -> Failure {
     Failure::Configuration(error.to_string())
 }
@@ -441,7 +440,8 @@ mod tests {
         let labels = r#"{"app":"ratings","version":"v1"}"#;
         let arguments = ["skiff", "--config", config, "--labels", labels, "--instance-ip", "127.0.0.21,::1"];
         let environment = Environment::read([("POD_NAMESPACE".to_owned(), "bookinfo".to_owned())], folder.path()).unwrap();
-        let Plan::Sidecar(config, sources) = plan(&arguments, &environment) else { panic!("no sidecar") };
+        let Plan::Sidecar(sidecar) = plan(&arguments, &environment) else { panic!("no sidecar") };
+        let (config, sources) = *sidecar;
         assert_eq!(config.node.id, "sidecar~127.0.0.21~ratings.bookinfo~bookinfo.svc.cluster.local");
         assert_eq!(config.node.cluster, "ratings.bookinfo");
         assert!(sources.identity.is_none());
@@ -457,7 +457,8 @@ mod tests {
             [("PROXY_CONFIG", proxy_config), ("INSTANCE_IP", "10.0.0.4"), ("ISTIO_META_AUTO_REGISTER_GROUP", "ratings")];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let environment = Environment::read(variables, folder.path()).unwrap();
-        let Plan::Sidecar(config, sources) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
+        let Plan::Sidecar(sidecar) = plan(&["skiff"], &environment) else { panic!("no sidecar") };
+        let (config, sources) = *sidecar;
         assert_eq!(config.admin_address, "127.0.0.1:16000".parse().unwrap());
         assert_eq!(config.drain_deadline, Duration::from_millis(5500));
         assert_eq!(config.status.unwrap().ports, Ports::ISTIO);

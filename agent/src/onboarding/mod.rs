@@ -189,7 +189,7 @@ impl Membership {
                 () = report_health(&member, probe, &readiness) => {}
                 () = shutdown.requested() => {}
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
         registered
     }

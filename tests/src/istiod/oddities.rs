@@ -24,8 +24,10 @@ use super::discovery::Discovery;
 /// Something odd that the next stream, or the next answer on one, does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Oddity {
-    /// The stream is refused with this code and message.
-    Refuse(tonic::Code, &'static str),
+    /// The stream is refused with this code.
+    Refuse(tonic::Code),
+    /// The stream ends because the WorkloadEntry of the caller is not there yet, in istiod's words.
+    Unseen,
     /// The stream gets no answer at all.
     Silence,
     /// The stream breaks in the middle of a message.
@@ -50,7 +52,7 @@ pub enum Oddity {
 
 impl Oddity {
     fn is_of_transport(self) -> bool {
-        matches!(self, Self::Refuse(..) | Self::Silence | Self::Break | Self::Huge | Self::Drip | Self::GoAway)
+        matches!(self, Self::Refuse(_) | Self::Unseen | Self::Silence | Self::Break | Self::Huge | Self::Drip | Self::GoAway)
     }
 }
 
@@ -93,7 +95,12 @@ pub(super) async fn answer(
         response.body(Body::new(body)).unwrap()
     };
     match oddity {
-        Oddity::Refuse(code, message) => return Ok(Status::new(code, message).into_http()),
+        Oddity::Refuse(code) => return Ok(Status::new(code, "as a test wishes").into_http()),
+        Oddity::Unseen => {
+            let reason = "proxy metadata indicates that it must correspond to an existing WorkloadEntry, however WorkloadEntry \
+                          bookinfo/ratings is not found";
+            return Ok(Status::unknown(reason).into_http());
+        }
         Oddity::Silence => std::future::pending().await,
         Oddity::Break => return Ok(bare(Odd::Cut(Some(frame(1000, 10))))),
         Oddity::Huge => return Ok(bare(Odd::Open(Some(frame(100 << 20, 1000))))),

@@ -20,7 +20,7 @@ const STOP_RESERVE: Duration = Duration::from_secs(2);
 /// What there is to run.
 pub(in super::super) enum Plan {
     /// A sidecar that knows where its configuration comes from.
-    Sidecar(SidecarConfig, Sources),
+    Sidecar(Box<(SidecarConfig, Sources)>),
     /// A workload that has to join first.
     Onboarding(Box<Join>),
 }
@@ -82,7 +82,7 @@ impl Plan {
     /// When others cannot reach this workload.
     pub(in super::super) async fn sources(self, shutdown: &Shutdown) -> Result<Option<(SidecarConfig, Sources)>, Failure> {
         let join = match self {
-            Self::Sidecar(config, sources) => return Ok(Some((config, sources))),
+            Self::Sidecar(sidecar) => return Ok(Some(*sidecar)),
             Self::Onboarding(join) => join,
         };
         let Join { settings, host, environment, metadata, mut config } = *join;
