@@ -3,8 +3,7 @@
 # Prints the folder that they are in. KUBERNETES_BINARIES names one where they are already.
 set -euo pipefail
 version=1.36.3
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-cache=${KUBERNETES_CACHE:-$root/target/kubernetes}
+cache=${KUBERNETES_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff/kubernetes}
 binaries=$cache/$version
 
 if [ -n "${KUBERNETES_BINARIES:-}" ]; then echo "$KUBERNETES_BINARIES"; exit; fi

@@ -474,9 +474,9 @@ fn tls_contexts(config: &config::Cluster, secrets: &Arc<Secrets>) -> Result<TlsC
         .collect()
 }
 
-/// Whose endpoints are checked has to know them from the start.
+/// Whose endpoints are checked, or get more traffic with age, has to know them from the start.
 fn may_sleep(config: &config::Cluster) -> bool {
-    config.health_check.is_none()
+    config.health_check.is_none() && balance::slow_start(&config.lb_policy).is_none()
 }
 
 /// Nothing is read from files for it.

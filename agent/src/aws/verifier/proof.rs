@@ -159,6 +159,8 @@ fn parameters(query: &str) -> Result<Vec<(String, String)>, ProofError> {
     for name in PARAMETERS {
         value_of(&parameters, name)?;
     }
+    // Their order says nothing: the same proof is the same whatever the order.
+    parameters.sort_unstable();
     Ok(parameters)
 }
 

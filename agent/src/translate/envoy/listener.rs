@@ -6,6 +6,7 @@ use std::time::Duration;
 use skiff_proto::envoy::config::core::v3 as core;
 use skiff_proto::envoy::config::listener::v3 as pb;
 use skiff_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use skiff_proto::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
 use skiff_proto::envoy::extensions::filters::network::rbac::v3::Rbac;
 use skiff_proto::google::protobuf::Any;
 use skiff_proxy::config;
@@ -194,6 +195,12 @@ fn network_filter(name: &str, config: &Any, direction: config::TrafficDirection,
         }
         "envoy.tcp.metadataexchange.config.MetadataExchange" => {
             found.peer_exchange = Some(Arc::new(peer::exchange(&any::unpack(config)?)?));
+        }
+        // istiod puts it before ports named mongo: it counts what passes and changes nothing, unless it delays.
+        "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
+            if any::unpack::<MongoProxy>(config)?.delay.is_some() {
+                return invalid("is not supported").at("delay");
+            }
         }
         "stats.PluginConfig" if found.stats.is_some() => {
             return invalid(format!("network filter {name}: expected one of its type"));

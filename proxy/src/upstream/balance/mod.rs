@@ -269,7 +269,8 @@ pub(super) fn is_in_slow_start(policy: &LbPolicy, endpoint: &Endpoint, now: Inst
     slow_start(policy).is_some_and(|slow| now.saturating_duration_since(endpoint.fresh_since()) < slow.window)
 }
 
-fn slow_start(policy: &LbPolicy) -> Option<&SlowStart> {
+/// How new endpoints are warmed up, if they are.
+pub(super) fn slow_start(policy: &LbPolicy) -> Option<&SlowStart> {
     match policy {
         LbPolicy::RoundRobin(slow_start) => slow_start.as_ref(),
         LbPolicy::LeastRequest(least_request) => least_request.slow_start.as_ref(),

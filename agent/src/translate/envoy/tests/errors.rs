@@ -87,6 +87,28 @@ fn filters_of_istio_are_read_in_each_of_their_wrappings() {
 }
 
 #[test]
+fn istiods_filter_of_mongo_ports_counts_and_must_not_delay() {
+    use skiff_proto::envoy::config::listener::v3::filter::ConfigType;
+    use skiff_proto::envoy::extensions::filters::common::fault::v3::FaultDelay;
+    use skiff_proto::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
+    let with = |delay| {
+        let mut message: Listener = message(
+            "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 27017}}, filter_chains: [{filters: [\
+             {name: mongo, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy}},\
+             {name: tcp, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy,\
+             stat_prefix: s, cluster: c}}]}]}",
+        );
+        let Some(ConfigType::TypedConfig(any)) = &mut message.filter_chains[0].filters[0].config_type else { panic!() };
+        any.type_url = "type.googleapis.com/envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy".to_owned();
+        any.value = MongoProxy { stat_prefix: "s".to_owned(), delay, ..MongoProxy::default() }.encode_to_vec();
+        listener(&message).map_err(|all| shown(&all))
+    };
+    assert!(with(None).is_ok());
+    let refused = with(Some(FaultDelay::default())).unwrap_err();
+    assert_eq!(refused, ["Listener \"l\": filter_chains[0].filters[0].typed_config.delay: is not supported"]);
+}
+
+#[test]
 fn a_field_that_is_not_honoured_rejects_and_a_harmless_one_is_listed() {
     let yaml = format!("      route_config: {{name: r, vhost_header: x}}\n      strip_any_host_port: true\n{ROUTER}");
     let mut found = shown(&http_listener(&yaml).unwrap_err());
@@ -160,7 +182,7 @@ fn rules_nested_beyond_reason_are_refused() {
     assert!(nested(20).is_ok());
     for depth in [100, 2000] {
         let refused = nested(depth).unwrap_err();
-        assert!(refused.contains("recursion limit"), "{refused}");
+        assert!(refused.contains("is nested more than 100 times"), "{refused}");
     }
 }
 
