@@ -1,5 +1,5 @@
 //! `skiff plane` as a process: what it keeps when it is killed, how it goes, what it serves; `skiff explain policy`, `skiff check`.
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! Tracing: a span for each request that is traced (Envoy's `HttpConnectionManager.Tracing`).
 //!
-//! [`Tracer`] is what a connection manager holds. It decides ([`mod@decision`]), reads and writes who is whose parent
-//! ([`mod@context`]), and hands finished spans with their [`mod@tags`] to an exporter.
+//! [`Tracer`] is what a connection manager holds. It decides (`decision`), reads and writes who is whose parent
+//! (`context`), and hands finished spans with their `tags` to an exporter.
 //!
 //! <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/observability/tracing>
 
