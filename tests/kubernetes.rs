@@ -378,9 +378,6 @@ async fn tasks_that_istiod_knows_call_each_other() {
         let caller = request.header("x-forwarded-client-cert").unwrap_or_default().to_owned();
         assert!(caller.contains(&format!("URI=spiffe://cluster.local/ns/{}/sa/ratings-vm", world.namespace)), "{caller}");
     }
-    if let Ok(seconds) = std::env::var("SKIFF_TEST_STAY") {
-        sleep(Duration::from_secs(seconds.parse().unwrap())).await;
-    }
 
     // The plane is away: nothing that serves changes.
     drop(plane);

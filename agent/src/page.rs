@@ -1,4 +1,5 @@
-//! HTTP/1.1 servers for operators and their tools, bounded in every direction: the admin page and the status ports.
+//! HTTP/1.1 servers for operators and their tools, bounded in every direction: the admin page, the status ports, the
+//! plane's page.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -189,7 +189,7 @@ fn certificate(status: &CertificateStatus) -> Value {
     })
 }
 
-fn rfc3339(moment: SystemTime) -> String {
+pub(super) fn rfc3339(moment: SystemTime) -> String {
     OffsetDateTime::from(moment).format(&Rfc3339).unwrap_or_default()
 }
 

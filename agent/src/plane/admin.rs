@@ -1,35 +1,21 @@
 //! The plane's own page: health, metrics, and the registrations for `skiff plane get war`.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
 
 use super::objects::WorkloadAutoRegistration;
 use super::store::Store;
 use crate::client::{Limit, send_limited};
 use crate::metrics::Metrics;
+use crate::page::{self, Body, CONNECTION_TIMEOUT, whole};
 use crate::shutdown::Shutdown;
 
-const MAX_CONNECTIONS: usize = 64;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Life of a connection; each carries one request.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const MAX_HEAD: usize = 16 * 1024;
 /// Of the list of registrations.
 const MAX_LIST: usize = 64 * 1024 * 1024;
 
@@ -56,42 +42,15 @@ struct List {
 impl Admin {
     /// Serves until the future is dropped; open connections end with it.
     pub async fn serve(self, listener: TcpListener) {
-        let (admin, permits) = (Arc::new(self), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
-        let mut connections = JoinSet::new();
-        loop {
-            while connections.try_join_next().is_some() {}
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let admin = admin.clone();
-                    connections.spawn(async move {
-                        let _permit = permit;
-                        let _ = timeout(CONNECTION_TIMEOUT, admin.serve_connection(stream)).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the plane's page cannot accept");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let admin = Arc::new(self);
+        let answer = move |request: Request<Incoming>, _| {
+            let (admin, (head, _)) = (admin.clone(), request.into_parts());
+            async move { admin.answer(&head.method, &head.uri).await }
+        };
+        page::serve(listener, answer).await;
     }
 
-    async fn serve_connection(&self, stream: TcpStream) -> Result<(), hyper::Error> {
-        let service = service_fn(|request: Request<Incoming>| async move {
-            let (head, _) = request.into_parts();
-            Ok::<_, Infallible>(self.answer(&head.method, &head.uri).await)
-        });
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service)
-            .await
-    }
-
-    async fn answer(&self, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, uri: &Uri) -> Response<Body> {
         const TEXT: &str = "text/plain; charset=utf-8";
         if !matches!(*method, Method::GET | Method::HEAD) {
             return reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET and HEAD only\n".to_owned());
@@ -137,8 +96,8 @@ impl Admin {
     }
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn reply(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -11,7 +11,6 @@ mod text;
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -27,8 +26,6 @@ use skiff_proto::envoy::config::core::v3::{BuildVersion, node::UserAgentVersionT
 use skiff_proto::envoy::r#type::v3::SemanticVersion;
 use skiff_proxy::config::Snapshot;
 use skiff_proxy::{ClusterStatus, Proxy, PublicCertificates};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use self::mask::Mask;
 use self::text::Dump;
@@ -290,7 +287,7 @@ fn resource(kind: Kind, shown: &Shown) -> Value {
     };
     let state = |content: &Content| {
         let Content { version, at, bytes } = content;
-        json!({"version_info": &**version, field: any_to_json(&kind.type_url(), bytes), "last_updated": timestamp(*at)})
+        json!({"version_info": &**version, field: any_to_json(&kind.type_url(), bytes), "last_updated": dump::rfc3339(*at)})
     };
     let mut element = match (kind, &shown.accepted) {
         (Kind::Listener, Some(content)) => json!({"name": shown.name, "active_state": state(content)}),
@@ -313,19 +310,17 @@ fn named(kind: Kind, name: &str) -> Value {
 /// Envoy's `UpdateFailureState`.
 fn error_state(kind: Kind, refusal: &Refusal) -> Value {
     let Content { version, at, bytes } = &refusal.content;
-    let mut state = json!({"details": refusal.reason, "version_info": &**version, "last_update_attempt": timestamp(*at)});
+    let mut state = json!({"details": refusal.reason, "version_info": &**version, "last_update_attempt": dump::rfc3339(*at)});
     if !bytes.is_empty() {
         state["failed_configuration"] = any_to_json(&kind.type_url(), bytes);
     }
     state
 }
 
-fn timestamp(at: SystemTime) -> String {
-    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
