@@ -232,7 +232,7 @@ fn named_files(snapshot: &Snapshot) -> impl Iterator<Item = &Path> {
     let chains =
         snapshot.listeners.values().flat_map(|listener| listener.filter_chains.iter().chain(&listener.default_filter_chain));
     let downstream = chains.filter_map(|chain| chain.tls.as_deref()).flat_map(|tls| [Some(&tls.certificate), tls.trust.as_ref()]);
-    let sockets = snapshot.clusters.values().flat_map(|cluster| {
+    let sockets = snapshot.clusters.values().filter_map(config::Resource::whole).flat_map(|cluster| {
         cluster.transport_socket_matches.iter().map(|entry| &entry.socket).chain([&cluster.transport_socket])
     });
     let upstream = sockets.flat_map(|socket| match socket {
@@ -304,7 +304,7 @@ fn static_resources(json: &Json, bootstrap: &mut Bootstrap) {
                 &path,
                 |message: &Cluster| envoy::cluster(message),
                 |to, name, cluster| {
-                    if to.snapshot.clusters.insert(name.clone(), Arc::new(cluster)).is_some() {
+                    if to.snapshot.clusters.insert(name.as_str().into(), cluster.into()).is_some() {
                         to.reject(&Cluster::type_url(), &name, "name", "is used twice");
                     }
                 },

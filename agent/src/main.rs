@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-// musl's allocator serialises threads, and jemalloc built for 4 KiB pages aborts on the 16 KiB pages of a Raspberry Pi 5.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: skiff_memory::Allocator = skiff_memory::ALLOCATOR;
 
 fn main() -> ExitCode {
     skiff_agent::cli::main()

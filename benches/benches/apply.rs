@@ -7,8 +7,7 @@ use criterion::{BatchSize, Criterion};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use skiff_benches::endpoints;
 use skiff_proxy::config::{
-    Cluster, ClusterDiscovery, ClusterLoadAssignment, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, Snapshot,
-    VirtualHost,
+    Cluster, ClusterDiscovery, Route, RouteAction, RouteConfiguration, RouteMatch, RouteTarget, Snapshot, VirtualHost,
 };
 use skiff_proxy::{Options, Proxy};
 
@@ -39,7 +38,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         let mut change = || {
             count = (count + 1) % ENDPOINTS;
             let mut snapshot = same.clone();
-            snapshot.endpoints.insert(host(500), Arc::new(endpoints(500, 1 + count)));
+            snapshot.endpoints.insert(host(500).into(), endpoints(500, 1 + count).into());
             snapshot
         };
         bench.iter_batched(&mut change, |snapshot| apply(&proxy, snapshot), BatchSize::PerIteration);
@@ -64,19 +63,16 @@ fn host(index: usize) -> String {
 
 fn snapshot() -> Snapshot {
     let mut clusters = BTreeMap::new();
-    let mut assignments: BTreeMap<String, Arc<ClusterLoadAssignment>> = BTreeMap::new();
+    let mut assignments = BTreeMap::new();
     let mut virtual_hosts = Vec::new();
     for index in 0..CLUSTERS {
         let (name, host) = (format!("outbound|9080||{}", host(index)), host(index));
         let route = Route::new("default", RouteMatch::any(), RouteTarget::Forward(Box::new(RouteAction::cluster(name.clone()))));
-        virtual_hosts.push(VirtualHost {
-            name: host.clone(),
-            domains: vec![host.clone()],
-            routes: vec![route],
-            ..VirtualHost::default()
-        });
-        clusters.insert(name.clone(), Arc::new(Cluster::new(name, ClusterDiscovery::Eds(host.clone()))));
-        assignments.insert(host, Arc::new(endpoints(index, ENDPOINTS)));
+        virtual_hosts.push(
+            VirtualHost { name: host.clone(), domains: vec![host.clone()], routes: vec![route], ..VirtualHost::default() }.into(),
+        );
+        clusters.insert(name.as_str().into(), Cluster::new(&name, ClusterDiscovery::Eds(host.clone())).into());
+        assignments.insert(host.into(), endpoints(index, ENDPOINTS).into());
     }
     let routes = RouteConfiguration { name: "9080".to_owned(), virtual_hosts, ..RouteConfiguration::default() };
     Snapshot {

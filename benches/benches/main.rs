@@ -14,7 +14,7 @@ mod routing;
 use criterion::Criterion;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: skiff_memory::Allocator = skiff_memory::ALLOCATOR;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();

@@ -1,5 +1,7 @@
 //! Finding a route among 300 virtual hosts, as many as a namespace without a Sidecar resource has.
 
+use std::sync::Arc;
+
 use std::hint::black_box;
 
 use criterion::Criterion;
@@ -10,7 +12,7 @@ use skiff_proxy::http::route::RouteTable;
 const HOSTS: usize = 300;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
-    let table = RouteTable::compile(&configuration(), &|_| None).unwrap();
+    let table = RouteTable::compile(&Arc::new(configuration()), &|_| None).unwrap();
     let requests = [
         ("exact domain, last route", "service-150.bookinfo.svc.cluster.local:9080", "/"),
         ("exact domain, first route", "service-299.bookinfo:9080", "/v1/details/0"),
@@ -38,5 +40,9 @@ fn configuration() -> RouteConfiguration {
         let routes = vec![Route::new("v1", versioned, forward()), Route::new("default", RouteMatch::any(), forward())];
         VirtualHost { name: format!("{full}:9080"), domains, routes, ..VirtualHost::default() }
     };
-    RouteConfiguration { name: "9080".to_owned(), virtual_hosts: (0..HOSTS).map(host).collect(), ..RouteConfiguration::default() }
+    RouteConfiguration {
+        name: "9080".to_owned(),
+        virtual_hosts: (0..HOSTS).map(|index| host(index).into()).collect(),
+        ..RouteConfiguration::default()
+    }
 }

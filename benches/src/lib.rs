@@ -49,7 +49,7 @@ impl Lab {
     ) -> Self {
         let name = format!("{}_{}", address.ip(), address.port());
         let cluster_name = format!("inbound|{}||", address.port());
-        self.snapshot.clusters.insert(cluster_name.clone(), Arc::new(cluster(&cluster_name, upstream)));
+        self.snapshot.clusters.insert(cluster_name.as_str().into(), cluster(&cluster_name, upstream).into());
         let access_log = match log {
             Some(path) => {
                 vec![AccessLog {
@@ -129,7 +129,8 @@ fn manager(role: Role, cluster: &str, tls: bool, access_log: Vec<AccessLog>) -> 
         routes: vec![route],
         ..VirtualHost::default()
     };
-    let routes = RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host], ..RouteConfiguration::default() };
+    let routes =
+        RouteConfiguration { name: cluster.to_owned(), virtual_hosts: vec![host.into()], ..RouteConfiguration::default() };
     let mut manager = HttpConnectionManager::new("inbound", TrafficDirection::Inbound, RouteSource::Inline(Arc::new(routes)));
     manager.server_name = "istio-envoy".to_owned();
     manager.normalize_path = true;

@@ -54,7 +54,7 @@ pub(super) fn clusters_text(clusters: &[ClusterStatus], snapshot: &Snapshot, fro
     let mut text = String::new();
     for ClusterStatus { name, endpoints } in clusters {
         let _ = writeln!(text, "{name}::observability_name::{name}");
-        for (key, limit) in snapshot.clusters.get(name).map(|cluster| thresholds(cluster)).into_iter().flatten() {
+        for (key, limit) in snapshot.clusters.get(name.as_str()).map(|cluster| thresholds(&cluster.get())).into_iter().flatten() {
             let _ = writeln!(text, "{name}::default_priority::{key}::{limit}");
         }
         let _ = writeln!(text, "{name}::added_via_api::{from_api}");
@@ -80,7 +80,7 @@ pub(super) fn clusters_text(clusters: &[ClusterStatus], snapshot: &Snapshot, fro
 /// Envoy's `admin.v3.Clusters`.
 pub(super) fn clusters_json(clusters: &[ClusterStatus], snapshot: &Snapshot, from_api: bool) -> Value {
     let cluster = |cluster: &ClusterStatus| {
-        let limits = snapshot.clusters.get(&cluster.name).map(|cluster| thresholds(cluster)).into_iter().flatten();
+        let limits = snapshot.clusters.get(cluster.name.as_str()).map(|cluster| thresholds(&cluster.get())).into_iter().flatten();
         let limits: Map<String, Value> = limits.map(|(key, limit)| (key.to_owned(), limit.into())).collect();
         json!({
             "name": cluster.name,

@@ -81,7 +81,7 @@ admin: {address: {socket_address: {address: localhost, port_value: 1}}}
 #[test]
 fn json_is_read_as_well() {
     let bootstrap = loaded(r#"{"staticResources": {"clusters": [{"name": "c", "connectTimeout": "1s"}]}}"#);
-    assert_eq!(bootstrap.snapshot.clusters["c"].connect_timeout, std::time::Duration::from_secs(1));
+    assert_eq!(bootstrap.snapshot.clusters["c"].get().connect_timeout, std::time::Duration::from_secs(1));
 }
 
 #[test]

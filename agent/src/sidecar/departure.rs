@@ -9,6 +9,7 @@
 //!
 //! When the application has stopped there is nothing to wait for.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use skiff_proxy::Proxy;
@@ -71,7 +72,7 @@ pub(crate) async fn drain(proxy: &Proxy, deadline: Duration) {
 /// Adds what is in force and would be taken away: a workload that is leaving is no part of the mesh's configuration any more, but
 /// still serves.
 pub(crate) fn keep(snapshot: &mut Snapshot, in_force: &Snapshot) {
-    fn missing<T: Clone>(into: &mut std::collections::BTreeMap<String, T>, from: &std::collections::BTreeMap<String, T>) {
+    fn missing<K: Clone + Ord, T: Clone>(into: &mut BTreeMap<K, T>, from: &BTreeMap<K, T>) {
         for (name, value) in from {
             into.entry(name.clone()).or_insert_with(|| value.clone());
         }

@@ -18,7 +18,7 @@ mod tests;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -282,11 +282,19 @@ async fn application_ended(registered: Option<&Registered>) {
     }
 }
 
-/// What has to be done every few seconds: histograms are folded, certificate files looked at.
+/// What has to be done every few seconds: histograms are folded, certificate files looked at, and memory is given back when the
+/// configuration has been left alone for that long.
 pub(crate) async fn upkeep(metrics: Metrics, proxy: Proxy) {
     let mut ticks = tokio::time::interval(metrics::UPKEEP);
+    let (mut known, mut given_back) = (Weak::new(), false);
     loop {
         ticks.tick().await;
+        let current = Arc::downgrade(&proxy.snapshot());
+        if !current.ptr_eq(&known) {
+            (known, given_back) = (current, false);
+        } else if !std::mem::replace(&mut given_back, true) {
+            skiff_memory::give_back();
+        }
         metrics.upkeep();
         for error in proxy.reload_certificates() {
             tracing::warn!(%error, "certificate file not taken over, the one before stays");

@@ -93,7 +93,7 @@ impl Report {
             return self.skipped.push(format!("{} {:?}", any.type_url, name.unwrap_or_default()));
         };
         match Resources::default().take(kind, any, name.filter(|name| !name.is_empty())) {
-            Ok((name, _)) => self.accepted.push((kind, name)),
+            Ok((name, _)) => self.accepted.push((kind, name.to_string())),
             Err(all) => self.rejected.extend(all),
         }
     }

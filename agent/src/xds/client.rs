@@ -349,7 +349,7 @@ impl Applier {
         let mut publication = resources.publish(version, Instant::now());
         self.next = publication.next;
         if self.readiness.is_leaving() {
-            departure::keep(&mut publication.snapshot, &self.proxy.snapshot());
+            departure::keep(Arc::make_mut(&mut publication.snapshot), &self.proxy.snapshot());
         }
         let report = self.proxy.apply(publication.snapshot);
         if self.has_listeners && publication.is_complete {

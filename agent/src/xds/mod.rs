@@ -17,9 +17,11 @@ mod client;
 mod health;
 mod node;
 mod originals;
+mod packed;
 #[cfg(test)]
 pub(crate) mod recorded;
 mod resources;
+mod routes;
 mod session;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -58,7 +59,7 @@ pub(crate) fn join(scenario: &str, protocol: Protocol) -> (Snapshot, Vec<Rejecte
     for response in responses(scenario, protocol) {
         rejected.extend(session.handle(response, &mut resources, now).rejected);
     }
-    (resources.publish("", now).snapshot, rejected)
+    (Arc::unwrap_or_clone(resources.publish("", now).snapshot), rejected)
 }
 
 /// The recorded messages of one stream of `testdata/xds`, by name and in order.
@@ -100,6 +101,6 @@ impl Replay {
                 assert!(handled.rejected.is_empty(), "{name}: {:?}", handled.rejected);
             }
         }
-        self.resources.publish("", Instant::now() + REMOVAL_DELAY).snapshot
+        Arc::unwrap_or_clone(self.resources.publish("", Instant::now() + REMOVAL_DELAY).snapshot)
     }
 }

@@ -1,24 +1,29 @@
 //! What the control plane has sent, translated, and what of it may be served.
 //!
-//! A resource is translated once: the same bytes sent again, which istiod does at every push, cost a hash and a comparison.
+//! A resource is translated once: the same bytes sent again, which istiod does at every push, cost a hash and a comparison. Of most
+//! resources the translation is not even kept, only the bytes, packed: a mesh has thousands of services, and a sidecar talks to a few.
 //! [`Resources::publish`] decides what is *warm*: a cluster once its endpoints have come, a listener once its routes have, routes
 //! once every cluster has. Until then the version before stays, so that no request meets a half of a configuration.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prost::{Message, Name};
+use prost::Name;
 use skiff_proto::envoy::config::cluster::v3::Cluster;
 use skiff_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use skiff_proto::envoy::config::listener::v3::Listener;
 use skiff_proto::envoy::config::route::v3::RouteConfiguration;
 use skiff_proto::google::protobuf::Any;
-use skiff_proxy::config::{self, ClusterDiscovery, NetworkFilter, RouteSource, Snapshot};
+use skiff_proxy::config::{self, ClusterDiscovery, NetworkFilter, Resource, RouteSource, Snapshot};
+use skiff_proxy::upstream::may_wait;
 use xxhash_rust::xxh64::xxh64;
 
 use super::originals::Originals;
-use crate::translate::envoy::{self, Rejected};
+use super::packed::Packer;
+use super::routes::{self, Routes};
+use crate::translate::envoy::Rejected;
+use crate::translate::envoy::model::{self, Model};
 
 /// Endpoints and routes that have not come after this are taken as not existing (Envoy `initial_fetch_timeout`).
 pub(super) const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -73,85 +78,79 @@ impl Kind {
     }
 }
 
-/// Resources by name with the hash of the bytes that they were made of.
+/// Resources by name.
 #[derive(Debug)]
 struct Table<T> {
-    entries: BTreeMap<String, Arc<T>>,
-    hashes: HashMap<String, u64>,
+    entries: BTreeMap<Arc<str>, Entry<T>>,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    /// Of the bytes that were accepted last; `None` for one that only stands in.
+    hash: Option<u64>,
+    value: T,
 }
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), hashes: HashMap::new() }
+        Self { entries: BTreeMap::new() }
     }
 }
 
-impl<T: PartialEq> Table<T> {
-    /// Takes a resource over. `Ok(true)` when it says something new.
-    fn take<M: Message + Name + Default>(
-        &mut self,
-        any: &Any,
-        named: Option<&str>,
-        name_of: impl Fn(&M) -> &str,
-        translate: impl Fn(&M) -> Result<T, Vec<Rejected>>,
-    ) -> Result<(String, bool), Vec<Rejected>> {
-        let hash = xxh64(&any.value, 0);
-        if let Some(name) = named.filter(|&name| self.hashes.get(name) == Some(&hash)) {
-            return Ok((name.to_owned(), false));
+impl<T> Table<T> {
+    fn get(&self, name: &str) -> Option<&T> {
+        self.entries.get(name).map(|entry| &entry.value)
+    }
+
+    /// Whether these bytes were accepted last.
+    fn has(&self, name: &str, hash: u64) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.hash == Some(hash))
+    }
+
+    fn put(&mut self, name: Arc<str>, hash: u64, value: T) {
+        self.entries.insert(name, Entry { hash: Some(hash), value });
+    }
+
+    /// Other bytes that say the same.
+    fn confirm(&mut self, name: &str, hash: u64) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.hash = Some(hash);
         }
-        let message = M::decode(any.value.as_slice()).map_err(|error| undecodable::<M>(named, &error.to_string()))?;
-        let name = name_of(&message).to_owned();
-        if let Some(named) = named.filter(|&named| named != name) {
-            return Err(undecodable::<M>(Some(named), &format!("holds the resource {name:?}")));
-        }
-        if self.hashes.get(&name) == Some(&hash) {
-            return Ok((name, false));
-        }
-        let unknown = envoy::unknown_fields(&name, &message, &any.value);
-        if !unknown.is_empty() {
-            return Err(unknown);
-        }
-        let value = translate(&message)?;
-        self.hashes.insert(name.clone(), hash);
-        if self.entries.get(&name).is_some_and(|current| **current == value) {
-            return Ok((name, false));
-        }
-        self.entries.insert(name.clone(), Arc::new(value));
-        Ok((name, true))
     }
 
     fn remove(&mut self, name: &str) -> bool {
-        self.hashes.remove(name);
-        self.entries.remove(name).is_some()
+        self.entries.remove(name).is_some_and(|entry| entry.hash.is_some())
     }
 
-    fn retain(&mut self, names: &BTreeSet<String>) {
-        self.hashes.retain(|name, _| names.contains(name));
+    fn retain(&mut self, names: &BTreeSet<Arc<str>>) {
         self.entries.retain(|name, _| names.contains(name));
     }
 
-    fn names(&self) -> BTreeSet<String> {
-        self.hashes.keys().cloned().collect()
+    fn names(&self) -> BTreeSet<Arc<str>> {
+        self.entries.iter().filter(|(_, entry)| entry.hash.is_some()).map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &T)> {
+        self.entries.iter().map(|(name, entry)| (name, &entry.value))
     }
 }
 
-fn undecodable<M: Name>(name: Option<&str>, reason: &str) -> Vec<Rejected> {
-    let name = name.unwrap_or_default().to_owned();
-    vec![Rejected { type_url: M::type_url(), name, path: String::new(), reason: reason.to_owned() }]
-}
+/// The name of a resource that was taken over, and whether it says something new.
+type Taken = (Arc<str>, bool);
 
 /// Everything that has been accepted, and what of it was published last.
 #[derive(Debug, Default)]
 pub struct Resources {
-    clusters: Table<config::Cluster>,
-    endpoints: Table<config::ClusterLoadAssignment>,
-    listeners: Table<config::Listener>,
-    routes: Table<config::RouteConfiguration>,
+    clusters: Table<Resource<config::Cluster>>,
+    endpoints: Table<Resource<config::ClusterLoadAssignment>>,
+    listeners: Table<Arc<config::Listener>>,
+    routes: Table<Routes>,
+    packer: Packer,
     /// Since when endpoints and routes that are wanted have not come.
-    missing: BTreeMap<(Kind, String), Instant>,
+    missing: BTreeMap<(Kind, Arc<str>), Instant>,
     /// When clusters were removed that are still served.
-    removed: BTreeMap<String, Instant>,
-    published: Snapshot,
+    removed: BTreeMap<Arc<str>, Instant>,
+    published: Arc<Snapshot>,
     originals: Originals,
 }
 
@@ -159,7 +158,7 @@ pub struct Resources {
 #[derive(Debug)]
 pub struct Publication {
     /// The configuration.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// Whether nothing is waited for.
     pub is_complete: bool,
     /// When to ask again although nothing came: something is waited for, or is to be removed.
@@ -177,35 +176,111 @@ impl Resources {
     ///
     /// # Errors
     /// Every field that cannot be honoured; the version before stays.
-    pub fn take(&mut self, kind: Kind, any: &Any, named: Option<&str>) -> Result<(String, bool), Vec<Rejected>> {
+    pub fn take(&mut self, kind: Kind, any: &Any, named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
         if any.type_url != kind.type_url() {
             let reason = format!("expected a {}, found a {:?}", kind.type_url(), any.type_url);
             let name = named.unwrap_or_default().to_owned();
             return Err(vec![Rejected { type_url: kind.type_url(), name, path: String::new(), reason }]);
         }
+        let bytes = any.value.as_slice();
         let outcome = match kind {
-            Kind::Cluster => self.clusters.take(any, named, |message: &Cluster| &message.name, envoy::cluster),
-            Kind::Endpoints => {
-                self.endpoints.take(any, named, |message: &ClusterLoadAssignment| &message.cluster_name, envoy::load_assignment)
-            }
-            Kind::Listener => self.listeners.take(any, named, |message: &Listener| &message.name, envoy::listener),
-            Kind::Routes => {
-                self.routes.take(any, named, |message: &RouteConfiguration| &message.name, envoy::route_configuration)
-            }
+            Kind::Cluster => self.take_cluster(bytes, named),
+            Kind::Endpoints => self.take_endpoints(bytes, named),
+            Kind::Listener => self.take_listener(bytes, named),
+            Kind::Routes => self.take_routes(bytes, named),
         };
         match &outcome {
-            Ok((name, _)) => {
-                self.missing.remove(&(kind, name.clone()));
+            Ok((name, changed)) => {
+                self.missing.remove(&(kind, Arc::clone(name)));
                 self.removed.remove(name);
-                self.originals.accept(kind, name, &any.value);
+                if !changed {
+                    self.originals.confirm(kind, name);
+                }
             }
             Err(all) => {
                 let name = all.first().map(|rejected| rejected.name.as_str()).or(named).unwrap_or_default();
                 let reasons: Vec<String> = all.iter().map(ToString::to_string).collect();
-                self.originals.refuse(kind, name, &any.value, reasons.join("\n"));
+                self.originals.refuse(kind, name, bytes, reasons.join("\n"));
             }
         }
         outcome
+    }
+
+    fn take_cluster(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
+        let table = &mut self.clusters;
+        let New { name, hash, value } = match open::<config::Cluster, _>(table, bytes, named)? {
+            Opened::Same(name) => return Ok((name, false)),
+            Opened::New(new) => new,
+        };
+        if table.get(&name).is_some_and(|current| *current.get() == value) {
+            table.confirm(&name, hash);
+            return Ok((name, false));
+        }
+        let packed = self.originals.accept(Kind::Cluster, &name, bytes);
+        // What a cluster of this name asks for is known without looking at it.
+        let is_plain = matches!(&value.discovery, ClusterDiscovery::Eds(service) if **service == *name) && may_wait(&value);
+        table.put(Arc::clone(&name), hash, if is_plain { Resource::packed(packed) } else { value.into() });
+        Ok((name, true))
+    }
+
+    fn take_endpoints(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
+        let table = &mut self.endpoints;
+        let New { mut name, hash, value } = match open::<config::ClusterLoadAssignment, _>(table, bytes, named)? {
+            Opened::Same(name) => return Ok((name, false)),
+            Opened::New(new) => new,
+        };
+        if table.get(&name).is_some_and(|current| *current.get() == value) {
+            table.confirm(&name, hash);
+            return Ok((name, false));
+        }
+        if let Some((cluster, _)) = self.clusters.entries.get_key_value(&name) {
+            // One text for both.
+            name = Arc::clone(cluster);
+        }
+        let packed = self.originals.accept(Kind::Endpoints, &name, bytes);
+        table.put(Arc::clone(&name), hash, Resource::packed(packed));
+        Ok((name, true))
+    }
+
+    fn take_listener(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
+        let (table, hash) = (&mut self.listeners, xxh64(bytes, 0));
+        if let Some(name) = named.filter(|&name| table.has(name, hash)) {
+            return Ok((name.into(), false));
+        }
+        let message = model::decode(bytes, named, |message: &Listener| &message.name)?;
+        let name: Arc<str> = message.name.as_str().into();
+        if table.has(&name, hash) {
+            return Ok((name, false));
+        }
+        let value = model::listener(&message, bytes)?;
+        if table.get(&name).is_some_and(|current| **current == value) {
+            table.confirm(&name, hash);
+            return Ok((name, false));
+        }
+        self.originals.accept(Kind::Listener, &name, bytes);
+        table.put(Arc::clone(&name), hash, Arc::new(value));
+        Ok((name, true))
+    }
+
+    fn take_routes(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
+        let (table, hash) = (&mut self.routes, xxh64(bytes, 0));
+        if let Some(name) = named.filter(|&name| table.has(name, hash)) {
+            return Ok((name.into(), false));
+        }
+        let sent = routes::Sent::read(bytes, named)?;
+        let name: Arc<str> = sent.name().into();
+        if table.has(&name, hash) {
+            return Ok((name, false));
+        }
+        let current = table.get(&name);
+        let routes = sent.translate(current, &mut self.packer)?;
+        if current.is_some_and(|current| *current.config == *routes.config) {
+            table.confirm(&name, hash);
+            return Ok((name, false));
+        }
+        self.originals.accept(Kind::Routes, &name, bytes);
+        table.put(Arc::clone(&name), hash, routes);
+        Ok((name, true))
     }
 
     /// Forgets a resource. True when there was one.
@@ -215,7 +290,7 @@ impl Resources {
             Kind::Cluster => {
                 let existed = self.clusters.remove(name);
                 if existed {
-                    self.removed.insert(name.to_owned(), now);
+                    self.removed.insert(name.into(), now);
                 }
                 existed
             }
@@ -223,7 +298,7 @@ impl Resources {
             Kind::Endpoints => {
                 let existed = self.endpoints.remove(name);
                 if existed {
-                    self.endpoints.entries.insert(name.to_owned(), Arc::default());
+                    self.endpoints.entries.insert(name.into(), Entry { hash: None, value: Resource::default() });
                 }
                 existed
             }
@@ -233,7 +308,7 @@ impl Resources {
     }
 
     /// Names of the resources that were accepted.
-    pub fn names(&self, kind: Kind) -> BTreeSet<String> {
+    pub fn names(&self, kind: Kind) -> BTreeSet<Arc<str>> {
         match kind {
             Kind::Cluster => self.clusters.names(),
             Kind::Endpoints => self.endpoints.names(),
@@ -243,20 +318,16 @@ impl Resources {
     }
 
     /// The endpoints or routes that the accepted clusters or listeners ask for by name.
-    pub fn wanted(&self, kind: Kind) -> BTreeSet<String> {
+    pub fn wanted(&self, kind: Kind) -> BTreeSet<Arc<str>> {
         match kind {
-            Kind::Endpoints => {
-                self.clusters.entries.values().filter_map(|cluster| eds_service(cluster)).map(str::to_owned).collect()
-            }
-            Kind::Routes => {
-                self.listeners.entries.values().flat_map(|listener| named_routes(listener)).map(str::to_owned).collect()
-            }
+            Kind::Endpoints => self.clusters.iter().filter_map(|(name, cluster)| eds_service(name, cluster)).collect(),
+            Kind::Routes => self.listeners.iter().flat_map(|(_, listener)| named_routes(listener)).map(Into::into).collect(),
             Kind::Cluster | Kind::Listener => BTreeSet::new(),
         }
     }
 
     /// Endpoints and routes that nothing asks for any more are forgotten.
-    pub fn retain_wanted(&mut self, kind: Kind, wanted: &BTreeSet<String>) {
+    pub fn retain_wanted(&mut self, kind: Kind, wanted: &BTreeSet<Arc<str>>) {
         match kind {
             Kind::Endpoints => self.endpoints.retain(wanted),
             Kind::Routes => self.routes.retain(wanted),
@@ -273,7 +344,7 @@ impl Resources {
         !self.missing.iter().any(|((kind, _), since)| *kind == Kind::Endpoints && now < *since + INITIAL_FETCH_TIMEOUT)
     }
 
-    fn note_missing(&mut self, kind: Kind, wanted: BTreeSet<String>, now: Instant) {
+    fn note_missing(&mut self, kind: Kind, wanted: BTreeSet<Arc<str>>, now: Instant) {
         for name in wanted {
             let present = match kind {
                 Kind::Endpoints => self.endpoints.entries.contains_key(&name),
@@ -290,23 +361,24 @@ impl Resources {
         let clusters_warm = self.clusters_are_warm(now);
         let wanted = self.wanted(Kind::Routes);
         self.note_missing(Kind::Routes, wanted, now);
-        let waits = |kind: Kind, name: &str| {
-            self.missing.get(&(kind, name.to_owned())).is_some_and(|since| now < *since + INITIAL_FETCH_TIMEOUT)
+        let waits = |kind: Kind, name: &Arc<str>| {
+            self.missing.get(&(kind, Arc::clone(name))).is_some_and(|since| now < *since + INITIAL_FETCH_TIMEOUT)
         };
-        let before = &self.published;
+        let before = Arc::clone(&self.published);
         let mut snapshot = Snapshot { version: version.to_owned(), ..Snapshot::default() };
-        for (name, cluster) in &self.clusters.entries {
-            let cold = eds_service(cluster).is_some_and(|service| waits(Kind::Endpoints, service));
+        for (name, cluster) in self.clusters.iter() {
+            let cold =
+                !self.missing.is_empty() && eds_service(name, cluster).is_some_and(|service| waits(Kind::Endpoints, &service));
             let serves = if cold { before.clusters.get(name) } else { Some(cluster) };
-            snapshot.clusters.extend(serves.map(|cluster| (name.clone(), cluster.clone())));
+            snapshot.clusters.extend(serves.map(|cluster| (Arc::clone(name), cluster.clone())));
         }
         if clusters_warm {
-            for (name, listener) in &self.listeners.entries {
-                let cold = named_routes(listener).any(|routes| waits(Kind::Routes, routes));
-                let serves = if cold { before.listeners.get(name) } else { Some(listener) };
-                snapshot.listeners.extend(serves.map(|listener| (name.clone(), listener.clone())));
+            for (name, listener) in self.listeners.iter() {
+                let cold = named_routes(listener).any(|routes| waits(Kind::Routes, &routes.into()));
+                let serves = if cold { before.listeners.get(&**name) } else { Some(listener) };
+                snapshot.listeners.extend(serves.map(|listener| (name.to_string(), Arc::clone(listener))));
             }
-            snapshot.routes.clone_from(&self.routes.entries);
+            snapshot.routes = self.routes.iter().map(|(name, routes)| (name.to_string(), Arc::clone(&routes.config))).collect();
         } else {
             snapshot.listeners.clone_from(&before.listeners);
             snapshot.routes.clone_from(&before.routes);
@@ -321,27 +393,59 @@ impl Resources {
         self.removed.retain(|name, since| {
             let serves_on = !routes_changed && now < *since + REMOVAL_DELAY;
             if serves_on && let Some(cluster) = before.clusters.get(name) {
-                snapshot.clusters.insert(name.clone(), cluster.clone());
+                snapshot.clusters.insert(Arc::clone(name), cluster.clone());
             }
             serves_on
         });
-        for service in snapshot.clusters.values().filter_map(|cluster| eds_service(cluster)) {
-            let endpoints = self.endpoints.entries.get(service).or_else(|| before.endpoints.get(service));
-            snapshot.endpoints.extend(endpoints.map(|endpoints| (service.to_owned(), endpoints.clone())));
+        for service in snapshot.clusters.iter().filter_map(|(name, cluster)| eds_service(name, cluster)) {
+            let endpoints = self.endpoints.get(&service).or_else(|| before.endpoints.get(&service));
+            let endpoints = endpoints.cloned();
+            snapshot.endpoints.extend(endpoints.map(|endpoints| (service, endpoints)));
         }
         let fetches = self.missing.values().map(|since| *since + INITIAL_FETCH_TIMEOUT).filter(|at| *at > now);
         let mut fetches = fetches.peekable();
         let is_complete = fetches.peek().is_none();
         let next = fetches.chain(self.removed.values().map(|since| *since + REMOVAL_DELAY)).min();
-        self.published = snapshot.clone();
+        let snapshot = Arc::new(snapshot);
+        self.published = Arc::clone(&snapshot);
         Publication { snapshot, is_complete, next }
     }
 }
 
-fn eds_service(cluster: &config::Cluster) -> Option<&str> {
-    match &cluster.discovery {
-        ClusterDiscovery::Eds(service) => Some(service),
-        _ => None,
+/// A resource that is not the one that was accepted last.
+struct New<T> {
+    name: Arc<str>,
+    hash: u64,
+    value: T,
+}
+
+enum Opened<T> {
+    /// These very bytes were accepted last.
+    Same(Arc<str>),
+    New(New<T>),
+}
+
+fn open<T: Model, U>(table: &Table<U>, bytes: &[u8], named: Option<&str>) -> Result<Opened<T>, Vec<Rejected>> {
+    let hash = xxh64(bytes, 0);
+    if let Some(name) = named.filter(|&name| table.has(name, hash)) {
+        return Ok(Opened::Same(name.into()));
+    }
+    let message = model::decode(bytes, named, T::name)?;
+    let name: Arc<str> = T::name(&message).into();
+    if table.has(&name, hash) {
+        return Ok(Opened::Same(name));
+    }
+    let value = model::translate(&message, bytes, &name, T::translate)?;
+    Ok(Opened::New(New { name, hash, value }))
+}
+
+/// The name under which a cluster's endpoints are asked for. A packed one is called like its service.
+fn eds_service(name: &Arc<str>, cluster: &Resource<config::Cluster>) -> Option<Arc<str>> {
+    match cluster.whole().map(|cluster| &cluster.discovery) {
+        None => Some(Arc::clone(name)),
+        Some(ClusterDiscovery::Eds(service)) if **service == **name => Some(Arc::clone(name)),
+        Some(ClusterDiscovery::Eds(service)) => Some(service.as_str().into()),
+        Some(_) => None,
     }
 }
 

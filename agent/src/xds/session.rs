@@ -5,6 +5,7 @@
 //! listeners once the clusters are warm, the listeners' routes. Resources outlive a stream; a [`Session`] does not.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use skiff_proto::envoy::config::core::v3::Node;
@@ -75,7 +76,7 @@ struct TypeState {
     /// The first request was sent.
     asked: bool,
     /// Names that were asked for; empty for wildcard types.
-    names: BTreeSet<String>,
+    names: BTreeSet<Arc<str>>,
     /// Of the last accepted response.
     version: String,
     /// Of the last response.
@@ -182,7 +183,7 @@ impl Session {
         Some(self.ask(kind, wanted, resources))
     }
 
-    fn ask(&mut self, kind: Kind, names: BTreeSet<String>, resources: &Resources) -> Request {
+    fn ask(&mut self, kind: Kind, names: BTreeSet<Arc<str>>, resources: &Resources) -> Request {
         let node = self.node.take();
         let state = &mut self.types[kind as usize];
         let first = !std::mem::replace(&mut state.asked, true);
@@ -193,12 +194,12 @@ impl Session {
                 // istiod's versions are empty: the names alone tell it what we have.
                 let known = if first { resources.names(kind) } else { BTreeSet::new() };
                 let initial_resource_versions: HashMap<String, String> =
-                    known.into_iter().map(|name| (name, String::new())).collect();
+                    known.into_iter().map(|name| (name.to_string(), String::new())).collect();
                 Request::Delta(DeltaDiscoveryRequest {
                     node,
                     type_url,
-                    resource_names_subscribe: state.names.difference(&before).cloned().collect(),
-                    resource_names_unsubscribe: before.difference(&state.names).cloned().collect(),
+                    resource_names_subscribe: state.names.difference(&before).map(ToString::to_string).collect(),
+                    resource_names_unsubscribe: before.difference(&state.names).map(ToString::to_string).collect(),
                     initial_resource_versions,
                     ..Default::default()
                 })
@@ -208,7 +209,7 @@ impl Session {
                 type_url,
                 version_info: state.version.clone(),
                 response_nonce: state.nonce.clone(),
-                resource_names: state.names.iter().cloned().collect(),
+                resource_names: state.names.iter().map(ToString::to_string).collect(),
                 ..Default::default()
             }),
         }
@@ -233,14 +234,14 @@ impl Session {
                 response_nonce,
                 error_detail,
                 version_info: state.version.clone(),
-                resource_names: state.names.iter().cloned().collect(),
+                resource_names: state.names.iter().map(ToString::to_string).collect(),
                 ..Default::default()
             }),
         })
     }
 }
 
-fn note(outcome: Result<(String, bool), Vec<Rejected>>, handled: &mut Handled, accepted: &mut BTreeSet<String>) {
+fn note(outcome: Result<(Arc<str>, bool), Vec<Rejected>>, handled: &mut Handled, accepted: &mut BTreeSet<Arc<str>>) {
     match outcome {
         Ok((name, changed)) => {
             handled.changed |= changed;

@@ -60,7 +60,7 @@ fn a_stream_begins_as_that_of_istio_agent() {
 }
 
 /// Replays a recorded stream of changes; the snapshot after each response.
-fn replay(stream: &str, protocol: Protocol) -> Vec<(String, bool, Snapshot)> {
+fn replay(stream: &str, protocol: Protocol) -> Vec<(String, bool, Arc<Snapshot>)> {
     let (mut session, mut resources) = (Session::new(protocol, Node::default()), Resources::default());
     session.open(&mut resources, Instant::now());
     let mut seen = Vec::new();
@@ -161,7 +161,7 @@ fn a_bad_resource_is_named_and_its_last_good_version_stays_beside_the_good_ones(
     assert!(message.contains("Cluster \"a\"") && message.contains("connect_timeout"), "{message}");
     assert_eq!((nack.response_nonce.as_str(), handled.rejected.len()), ("n", 1));
     let after = resources.publish("", Instant::now() + REMOVAL_DELAY).snapshot;
-    assert!(Arc::ptr_eq(&after.clusters["a"], &before.clusters["a"]));
+    assert!(after.clusters["a"].is_same(&before.clusters["a"]));
     assert!(after.clusters.contains_key("c") && !after.clusters.contains_key("b"));
 }
 

@@ -20,7 +20,7 @@ use skiff_proxy::config::{Snapshot, UpstreamProtocol};
 use skiff_proxy::{Options, Proxy};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: skiff_memory::Allocator = skiff_memory::ALLOCATOR;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);

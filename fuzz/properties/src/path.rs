@@ -105,6 +105,6 @@ fn table(path: PathMatch) -> RouteTable {
         routes: vec![Route::new("r", RouteMatch::path(path), target)],
         ..VirtualHost::default()
     };
-    let config = RouteConfiguration { name: "t".to_owned(), virtual_hosts: vec![host], ..RouteConfiguration::default() };
-    RouteTable::compile(&config, &|_| None).unwrap()
+    let config = RouteConfiguration { name: "t".to_owned(), virtual_hosts: vec![host.into()], ..RouteConfiguration::default() };
+    RouteTable::compile(&config.into(), &|_| None).unwrap()
 }

@@ -14,8 +14,11 @@ pub fn routes(data: &[u8]) {
     let mut domains: Vec<String> = Vec::new();
     while !input.is_empty() && domains.len() < 24 {
         let domain = input.text();
-        // The index refuses domains that are equal without case.
-        if !domain.is_empty() && !domains.iter().any(|known| known.eq_ignore_ascii_case(&domain)) {
+        // Translations refuse control characters, the index domains that are equal without case.
+        if !domain.is_empty()
+            && !domain.contains(|letter: char| letter.is_ascii_control())
+            && !domains.iter().any(|known| known.eq_ignore_ascii_case(&domain))
+        {
             domains.push(domain);
         }
     }
@@ -28,11 +31,11 @@ pub fn routes(data: &[u8]) {
             ..VirtualHost::default()
         }
     };
-    let virtual_hosts = domains.iter().enumerate().map(virtual_host).collect();
+    let virtual_hosts = domains.iter().enumerate().map(|host| virtual_host(host).into()).collect();
     let ignore_port_in_host_matching = choice & 1 != 0;
     let config =
         RouteConfiguration { name: "t".to_owned(), virtual_hosts, ignore_port_in_host_matching, ..RouteConfiguration::default() };
-    let table = RouteTable::compile(&config, &|_| None).unwrap();
+    let table = RouteTable::compile(&config.into(), &|_| None).unwrap();
     let mut head = RequestHead::new();
     head.set_authority(&authority);
     head.set_path(b"/");

@@ -105,12 +105,12 @@ pub fn resource(data: &[u8]) {
         }
         2 => {
             if let Some(cluster) = taken(bytes, envoy::cluster) {
-                snapshot.clusters.insert(name(), cluster.into());
+                snapshot.clusters.insert(name().into(), cluster.into());
             }
         }
         3 => {
             if let Some(endpoints) = taken(bytes, envoy::load_assignment) {
-                snapshot.endpoints.insert(name(), endpoints.into());
+                snapshot.endpoints.insert(name().into(), endpoints.into());
             }
         }
         _ => {
@@ -191,10 +191,10 @@ fn publish_rules(rules: &RbacRules) {
 }
 
 fn publish_routes(routes: &RouteConfiguration) {
-    match RouteTable::compile(routes, &|_| None) {
+    match RouteTable::compile(&routes.clone().into(), &|_| None) {
         Ok(table) => {
             let mut head = RequestHead::new();
-            for domain in routes.virtual_hosts.iter().flat_map(|host: &config::VirtualHost| &host.domains).take(16) {
+            for domain in routes.virtual_hosts.iter().flat_map(config::VirtualHostEntry::domains).take(16) {
                 head.clear();
                 head.set_authority(domain.replace('*', "x").as_bytes());
                 head.set_path(b"/productpage?a=b");

@@ -20,6 +20,7 @@ mod overrides;
 mod peer;
 mod rate_limit;
 mod rbac;
+mod resource;
 mod route;
 mod stats;
 mod subset;
@@ -57,11 +58,12 @@ pub use overrides::{FilterOverride, FilterOverrides};
 pub use peer::{Node, PeerDiscovery, PeerExchange, PeerMetadata, PeerPropagation, Workload};
 pub use rate_limit::{LocalRateLimit, RateLimitAction, RateLimitDescriptor, RateLimitRule, TokenBucket};
 pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
+pub use resource::{Resource, Source};
 pub use route::{
     AppendAction, CorsPolicy, Decorator, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations,
     HeaderValueOption, HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect,
     RedirectPath, ResetFormat, ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
-    RouteTarget, UpgradeType, VirtualHost, WeightedCluster,
+    RouteTarget, UpgradeType, VirtualHost, VirtualHostEntry, WeightedCluster,
 };
 pub use stats::{Attribute, Dimension, IstioMetric, IstioStats, MetricOverride, Reporter};
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
@@ -89,7 +91,7 @@ pub struct Snapshot {
     /// Route configurations that listeners name with [`RouteSource::Named`].
     pub routes: BTreeMap<String, Arc<RouteConfiguration>>,
     /// Clusters by name.
-    pub clusters: BTreeMap<String, Arc<Cluster>>,
+    pub clusters: BTreeMap<Arc<str>, Resource<Cluster>>,
     /// Load assignments by the service name that the cluster asks for ([`ClusterDiscovery::Eds`]).
-    pub endpoints: BTreeMap<String, Arc<ClusterLoadAssignment>>,
+    pub endpoints: BTreeMap<Arc<str>, Resource<ClusterLoadAssignment>>,
 }

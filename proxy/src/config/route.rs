@@ -1,11 +1,12 @@
 //! Routes (Envoy `config.route.v3`).
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::{FilterOverrides, Fraction, HeaderMatcher, Regex, StringMatcher};
+use super::{FilterOverrides, Fraction, HeaderMatcher, Regex, Resource, StringMatcher};
 
 /// A named set of virtual hosts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -13,13 +14,67 @@ pub struct RouteConfiguration {
     /// Resource name; Istio's is the port (`9080`) on outbound and `inbound|9080||` on inbound.
     pub name: String,
     /// By domain, most specific first.
-    pub virtual_hosts: Vec<VirtualHost>,
+    pub virtual_hosts: Vec<VirtualHostEntry>,
     /// The port of the Host header is left aside when domains are matched.
     pub ignore_port_in_host_matching: bool,
     /// Applied to every request and response.
     pub headers: HeaderMutations,
     /// What filters are told, where neither route nor virtual host says otherwise.
     pub filters: FilterOverrides,
+}
+
+/// A virtual host in its configuration: the domains that it is found by, and the rest where it is needed.
+#[derive(Clone, Debug)]
+pub struct VirtualHostEntry {
+    /// One a line, which no domain holds: most virtual hosts of a mesh are nothing but this to a sidecar.
+    domains: Box<str>,
+    host: Resource<VirtualHost>,
+}
+
+impl VirtualHostEntry {
+    /// `domains` are those of `host`, without a line break in any.
+    pub fn new<'a>(domains: impl IntoIterator<Item = &'a str>, host: Resource<VirtualHost>) -> Self {
+        let mut lines = String::new();
+        for domain in domains {
+            lines.extend(domain.chars().map(|letter| letter.to_ascii_lowercase()));
+            lines.push('\n');
+        }
+        Self { domains: lines.into(), host }
+    }
+
+    /// Exact, `*.suffix`, `prefix.*` or `*`; lower case.
+    pub fn domains(&self) -> impl Iterator<Item = &str> {
+        self.domains.split_terminator('\n')
+    }
+
+    /// The domains, each with a line break after it.
+    pub(crate) fn lines(&self) -> &str {
+        &self.domains
+    }
+
+    /// The virtual host.
+    pub fn host(&self) -> &Resource<VirtualHost> {
+        &self.host
+    }
+}
+
+impl From<VirtualHost> for VirtualHostEntry {
+    fn from(host: VirtualHost) -> Self {
+        let host = Arc::new(host);
+        Self::new(host.domains.iter().map(String::as_str), Arc::clone(&host).into())
+    }
+}
+
+impl PartialEq for VirtualHostEntry {
+    fn eq(&self, other: &Self) -> bool {
+        self.host == other.host
+    }
+}
+
+impl Serialize for VirtualHostEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.host.serialize(serializer)
+    }
 }
 
 /// Hosts that share routes.

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -23,7 +22,7 @@ use crate::stream_info::LocalInfo;
 use crate::telemetry::access_log::{LogOptions, LogWriter};
 use crate::telemetry::metrics::{ProxyMetrics, Registry};
 use crate::tls::{Secrets, TlsError};
-use crate::upstream::Cluster;
+use crate::upstream::{Clusters, Task};
 
 /// How long a drain waits for collectors.
 const EXPORT_FLUSH: Duration = Duration::from_secs(2);
@@ -166,14 +165,13 @@ pub(crate) struct Shared {
     local: Local,
     /// The same for spans and log records.
     local_info: Arc<LocalInfo>,
-    workers: Vec<Handle>,
+    workers: Arc<[Handle]>,
     metrics: Arc<ProxyMetrics>,
     /// Open downstream connections.
     connections: AtomicUsize,
     /// Told when one has closed.
     closed: Notify,
-    /// For the periodic review of ejections.
-    clusters: ArcSwap<Vec<Arc<Cluster>>>,
+    clusters: Arc<Clusters>,
 }
 
 impl Shared {
@@ -183,9 +181,7 @@ impl Shared {
     }
 
     fn sweep(&self, now: Instant) {
-        for cluster in self.clusters.load().iter() {
-            cluster.sweep(now);
-        }
+        self.clusters.sweep(now);
     }
 }
 
@@ -201,6 +197,15 @@ impl Proxy {
             count => count,
         };
         let (workers, queues) = worker::handles(count);
+        let workers: Arc<[Handle]> = workers.into();
+        let secrets = Secrets::new();
+        let first = Arc::clone(&workers);
+        let clusters = Clusters::new(Arc::clone(&secrets), move |task, cluster| {
+            first[0].send(match task {
+                Task::Resolve => Command::Resolve(cluster),
+                Task::CheckHealth => Command::CheckHealth(cluster),
+            });
+        });
         let registry = Arc::new(Registry::new(recorder, options.max_series));
         let metrics = Arc::new(ProxyMetrics::new(&registry));
         let queue = LogOptions { max_lines: options.access_log_queue, ..LogOptions::default() };
@@ -213,12 +218,12 @@ impl Proxy {
             metrics,
             connections: AtomicUsize::new(0),
             closed: Notify::new(),
-            clusters: ArcSwap::default(),
+            clusters: Arc::new(clusters),
         });
         for (index, queue) in queues.into_iter().enumerate() {
             worker::start(index, queue, shared.clone())?;
         }
-        let inner = Inner { shared, published: Mutex::default(), secrets: Secrets::new(), logs };
+        let inner = Inner { shared, published: Mutex::default(), secrets, logs };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -229,8 +234,8 @@ impl Proxy {
 
     /// Publishes a configuration. What is unchanged is left alone; what cannot be compiled keeps its last good version.
     /// Returns once every listener of the snapshot has been bound or has failed to; those that failed are tried again every second.
-    pub fn apply(&self, snapshot: Snapshot) -> ApplyReport {
-        let report = self.published().apply(snapshot, &self.inner);
+    pub fn apply(&self, snapshot: impl Into<Arc<Snapshot>>) -> ApplyReport {
+        let report = self.published().apply(snapshot.into(), &self.inner);
         let metrics = &self.inner.shared.metrics;
         metrics.config_version(&self.snapshot().version);
         metrics.config_updates.increment(u64::from(!report.unchanged));
@@ -260,7 +265,7 @@ impl Proxy {
 
     /// All clusters.
     pub fn clusters(&self) -> Vec<ClusterStatus> {
-        self.inner.shared.clusters.load().iter().map(|cluster| cluster.status()).collect()
+        self.inner.shared.clusters.status()
     }
 
     /// All certificates in force.
@@ -327,7 +332,7 @@ impl Proxy {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        for worker in &self.shared.workers {
+        for worker in self.shared.workers.iter() {
             worker.send(Command::Stop);
         }
     }

@@ -11,9 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::worker::Command;
 use super::{ApplyReport, Inner, ListenerState, ListenerStatus, Rejected};
-use crate::config::{
-    self, AccessLogSink, ClusterDiscovery, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection,
-};
+use crate::config::{self, AccessLogSink, NetworkFilter, RouteConfiguration, RouteSource, Snapshot, TrafficDirection};
 use crate::drain::Drain;
 use crate::http::filter::{FilterContext, Filters};
 use crate::http::forwarding::Forwarding;
@@ -29,13 +27,11 @@ use crate::telemetry::export::{Exporter, Exporters, Form};
 use crate::telemetry::metrics::{ExportCounters, IstioHttpMetrics, IstioTcpMetrics};
 use crate::telemetry::trace::Tracer;
 use crate::tls::ServerContext;
-use crate::upstream::Cluster;
 
 /// Everything that is in force.
 #[derive(Default)]
 pub(super) struct Published {
     snapshot: Arc<Snapshot>,
-    clusters: HashMap<String, Arc<Cluster>>,
     routes: HashMap<String, RouteSlot>,
     listeners: BTreeMap<String, Slot>,
     /// Replaced listeners that still have connections.
@@ -65,74 +61,34 @@ impl Published {
         self.snapshot.clone()
     }
 
-    pub(super) fn apply(&mut self, snapshot: Snapshot, inner: &Inner) -> ApplyReport {
-        if !self.rejected && *self.snapshot == snapshot {
+    pub(super) fn apply(&mut self, snapshot: Arc<Snapshot>, inner: &Inner) -> ApplyReport {
+        if !self.rejected && *self.snapshot == *snapshot {
             return ApplyReport { unchanged: true, ..ApplyReport::default() };
         }
-        let mut report = ApplyReport::default();
-        let clusters_changed = self.apply_clusters(&snapshot, inner, &mut report);
-        self.apply_routes(&snapshot, clusters_changed, &mut report);
-        self.apply_listeners(&snapshot, inner, clusters_changed, &mut report);
-        self.snapshot = Arc::new(snapshot);
+        let clusters = inner.shared.clusters.publish(&snapshot);
+        let rejected = clusters.rejected.into_iter().map(|(name, error)| Rejected {
+            kind: "cluster",
+            name: name.to_string(),
+            reason: error.to_string(),
+        });
+        let mut report = ApplyReport { rejected: rejected.collect(), unchanged: false };
+        self.apply_routes(&snapshot, clusters.changed, inner, &mut report);
+        self.apply_listeners(&snapshot, inner, clusters.changed, &mut report);
+        self.snapshot = snapshot;
         self.rejected = !report.rejected.is_empty();
         self.leaving.retain(|acceptor| acceptor.connections.load(Ordering::Relaxed) > 0);
         report
     }
 
-    /// Whether any name now leads to another live cluster than before, so that route tables must be compiled again.
-    fn apply_clusters(&mut self, snapshot: &Snapshot, inner: &Inner, report: &mut ApplyReport) -> bool {
-        let mut changed = false;
-        self.clusters.retain(|name, cluster| {
-            let kept = snapshot.clusters.contains_key(name);
-            if !kept {
-                cluster.retire();
-                changed = true;
-            }
-            kept
-        });
-        for (name, config) in &snapshot.clusters {
-            let published = match self.clusters.get(name) {
-                Some(cluster) => cluster.update_config(config, &inner.secrets),
-                None => Cluster::new(config.clone(), &inner.secrets).map(|cluster| {
-                    let cluster = Arc::new(cluster);
-                    if matches!(config.discovery, ClusterDiscovery::StrictDns(_) | ClusterDiscovery::LogicalDns(_)) {
-                        inner.shared.workers[0].send(Command::Resolve(cluster.clone()));
-                    }
-                    self.clusters.insert(name.clone(), cluster);
-                    changed = true;
-                }),
-            };
-            if let Err(error) = published {
-                report.rejected.push(Rejected { kind: "cluster", name: name.clone(), reason: error.to_string() });
-            }
-            if let Some(cluster) = self.clusters.get(name).filter(|cluster| cluster.wants_health_checker()) {
-                inner.shared.workers[0].send(Command::CheckHealth(cluster.clone()));
-            }
-            if let (ClusterDiscovery::Eds(service), Some(cluster)) = (&config.discovery, self.clusters.get(name)) {
-                match snapshot.endpoints.get(service) {
-                    Some(endpoints) => cluster.set_endpoints(endpoints),
-                    None => cluster.set_endpoints(&Arc::default()),
-                }
-            }
-        }
-        if changed {
-            inner.shared.clusters.store(Arc::new(self.clusters.values().cloned().collect()));
-        }
-        changed
-    }
-
-    fn compile_routes(&self, config: &RouteConfiguration) -> Result<Arc<RouteTable>, Reason> {
-        RouteTable::compile(config, &|name| self.clusters.get(name).cloned()).map(Arc::new).map_err(|error| error.to_string())
-    }
-
-    fn apply_routes(&mut self, snapshot: &Snapshot, clusters_changed: bool, report: &mut ApplyReport) {
+    fn apply_routes(&mut self, snapshot: &Snapshot, clusters_changed: bool, inner: &Inner, report: &mut ApplyReport) {
         self.routes.retain(|name, slot| snapshot.routes.contains_key(name) || Arc::strong_count(&slot.table) > 1);
         for (name, config) in &snapshot.routes {
-            let unchanged = self.routes.get(name).is_some_and(|slot| slot.config.as_ref() == Some(config));
-            if unchanged && !clusters_changed {
+            let slot = self.routes.get(name);
+            if slot.is_some_and(|slot| slot.config.as_ref() == Some(config)) && !clusters_changed {
                 continue;
             }
-            match self.compile_routes(config) {
+            let before = slot.map(|slot| slot.table.load_full());
+            match compile_routes(config, inner, before.as_deref()) {
                 Ok(table) => {
                     let slot = self.route_slot(name);
                     slot.table.store(table);
@@ -301,7 +257,8 @@ impl Published {
     ) -> Result<ConnectionManager, Reason> {
         let routes = match &config.routes {
             RouteSource::Inline(routes) => {
-                let table = self.compile_routes(routes).map_err(|reason| format!("route_config {}: {reason}", routes.name))?;
+                let table =
+                    compile_routes(routes, inner, None).map_err(|reason| format!("route_config {}: {reason}", routes.name))?;
                 Arc::new(ArcSwap::new(table))
             }
             RouteSource::Named(name) => self.route_slot(name).table.clone(),
@@ -312,7 +269,7 @@ impl Published {
             filters: Filters::compile(
                 &config.filters,
                 &FilterContext {
-                    resolve: &|name| self.clusters.get(name).cloned(),
+                    resolve: &|name| inner.shared.clusters.get(name),
                     metrics: &inner.shared.metrics,
                     stat_prefix: &config.stat_prefix,
                     local: &inner.shared.local,
@@ -333,7 +290,7 @@ impl Published {
     }
 
     fn compile_tcp(&self, config: &Arc<config::TcpProxy>, inner: &Inner) -> Result<TcpProxy, Reason> {
-        let resolve = |weighted: &config::WeightedCluster| (self.clusters.get(&weighted.name).cloned(), weighted.clone());
+        let resolve = |weighted: &config::WeightedCluster| (inner.shared.clusters.get(&weighted.name), weighted.clone());
         Ok(TcpProxy {
             config: config.clone(),
             clusters: config.clusters.iter().map(resolve).collect(),
@@ -362,9 +319,17 @@ impl Published {
     }
 
     fn exporter(&self, service: &config::ExportService, form: &Form, counters: &ExportCounters, inner: &Inner) -> Arc<Exporter> {
-        let cluster = self.clusters.get(&service.cluster).cloned();
+        let cluster = inner.shared.clusters.get(&service.cluster);
         self.exporters.get(service, form, cluster, counters, &|new| inner.shared.workers[0].send(Command::Export(new)))
     }
+}
+
+fn compile_routes(
+    config: &Arc<RouteConfiguration>,
+    inner: &Inner,
+    before: Option<&RouteTable>,
+) -> Result<Arc<RouteTable>, Reason> {
+    RouteTable::publish(config, &inner.shared.clusters, before).map(Arc::new).map_err(|error| error.to_string())
 }
 
 /// Binds at once, so that an apply can report what failed; the worker goes on trying.

@@ -29,8 +29,8 @@ const CONCURRENT_LOOKUPS: usize = 4;
 const MAX_ADDRESSES: usize = 256;
 
 /// Resolves the names of `cluster` and publishes its endpoints, until it is dropped. Returns when there is nothing to resolve:
-/// for clusters of other kinds at once, for those with numeric addresses only after the first publication. The configuration
-/// is read at every refresh; one that changes the discovery should start this anew, to be in force at once.
+/// for clusters of other kinds at once, for those with numeric addresses only after the first publication. A configuration that
+/// changes the discovery starts this anew, to be in force at once; what ran before then ends at its next refresh.
 ///
 /// A name that cannot be resolved keeps its last addresses.
 ///
@@ -38,9 +38,12 @@ const MAX_ADDRESSES: usize = 256;
 /// May be dropped at any time; what was published stays.
 pub async fn run(cluster: Arc<Cluster>) {
     let mut answers = Answers::default();
-    let mut failures = 0;
+    let (mut failures, begun) = (0, cluster.config());
     loop {
         let config = cluster.config();
+        if config.discovery != begun.discovery {
+            return;
+        }
         let (dns, logical) = match &config.discovery {
             ClusterDiscovery::StrictDns(dns) => (dns, false),
             ClusterDiscovery::LogicalDns(dns) => (dns, true),
@@ -48,7 +51,7 @@ pub async fn run(cluster: Arc<Cluster>) {
         };
         let complete = answers.refresh(dns, async |name| lookup(name, dns.family).await).await;
         failures = if complete { 0 } else { failures + 1 };
-        cluster.set_endpoints(&Arc::new(answers.assignment(&dns.endpoints, logical)));
+        cluster.set_endpoints(&answers.assignment(&dns.endpoints, logical).into());
         if answers.by_name.is_empty() {
             return;
         }
@@ -166,7 +169,7 @@ mod tests {
     fn published(answers: &Answers, dns: &DnsCluster, logical: bool) -> Vec<String> {
         let config = config::Cluster::new("c", ClusterDiscovery::StrictDns(dns.clone()));
         let cluster = Cluster::new(Arc::new(config), &crate::tls::Secrets::new()).unwrap();
-        cluster.set_endpoints(&Arc::new(answers.assignment(&dns.endpoints, logical)));
+        cluster.set_endpoints(&answers.assignment(&dns.endpoints, logical).into());
         cluster.endpoints().iter().map(|endpoint| format!("{}={}", endpoint.hostname(), endpoint.host())).collect()
     }
 

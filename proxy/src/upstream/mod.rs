@@ -10,6 +10,7 @@
 
 pub mod balance;
 pub mod breaker;
+mod clusters;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
@@ -33,12 +34,13 @@ use tokio::sync::Notify;
 
 pub use balance::PickContext;
 pub use breaker::{Breaker, Breakers, Permit};
+pub use clusters::{Clusters, Task, may_wait};
 pub use endpoint::{ActiveConnection, ActiveRequest, Endpoint, Health, HostId};
 pub use outlier::Outcome;
 pub use set::EndpointSet;
 
 use self::health::{CheckFailure, Transition};
-use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, OutlierDetection, TransportSocket};
+use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, OutlierDetection, Resource, TransportSocket};
 use crate::drain::Drain;
 use crate::error::ErrorKind;
 use crate::telemetry::metrics::{ClusterMetrics, HealthCheckMetrics, ProxyMetrics};
@@ -94,6 +96,22 @@ impl Drop for OpenConnection {
 #[derive(Debug, Default)]
 struct Writer {
     next_review: Option<Instant>,
+    /// What was assigned last, by EDS or DNS; a cluster that is asleep has not looked at it.
+    assigned: Option<Resource<ClusterLoadAssignment>>,
+}
+
+impl Writer {
+    /// The endpoints of a configuration: those that it holds itself, those that were assigned, or those there were before.
+    fn assignment(&mut self, config: &config::Cluster, old: &EndpointSet) -> Arc<ClusterLoadAssignment> {
+        match (written_endpoints(config), &self.assigned) {
+            (Some(written), _) => {
+                self.assigned = None;
+                Arc::clone(written)
+            }
+            (None, Some(assigned)) => assigned.get(),
+            (None, None) => Arc::clone(old.assignment()),
+        }
+    }
 }
 
 impl Cluster {
@@ -195,10 +213,11 @@ impl Cluster {
         if !self.asleep.load(Acquire) {
             return;
         }
-        let _turn = self.writer();
+        let mut writer = self.writer();
         if self.asleep.load(Acquire) {
             let old = self.endpoints.load_full();
-            self.publish(&old, EndpointSet::new(Arc::clone(old.config()), Arc::clone(old.assignment()), &[], Instant::now()));
+            let assignment = writer.assignment(old.config(), &old);
+            self.publish(&old, EndpointSet::new(Arc::clone(old.config()), assignment, &[], Instant::now()));
             self.asleep.store(false, Release);
         }
     }
@@ -208,7 +227,7 @@ impl Cluster {
     /// # Errors
     /// As [`Self::new`]; the old configuration then stays in force.
     pub fn update_config(&self, config: &Arc<config::Cluster>, secrets: &Arc<Secrets>) -> Result<(), TlsError> {
-        let _turn = self.writer();
+        let mut writer = self.writer();
         let old = self.endpoints.load_full();
         if old.config() == config {
             return Ok(());
@@ -220,11 +239,11 @@ impl Cluster {
                 endpoint.monitor().forget();
             }
         }
-        let assignment = written_endpoints(config).unwrap_or(old.assignment());
-        let (now, assignment) = (Instant::now(), Arc::clone(assignment));
+        let now = Instant::now();
         if self.asleep.load(Acquire) && may_sleep(config) {
-            self.publish(&old, EndpointSet::of(Arc::clone(config), assignment, Box::default(), now));
+            self.publish(&old, EndpointSet::of(Arc::clone(config), Arc::clone(old.assignment()), Box::default(), now));
         } else {
+            let assignment = writer.assignment(config, &old);
             self.publish(&old, EndpointSet::new(Arc::clone(config), assignment, old.hosts(), now));
             self.asleep.store(false, Release);
         }
@@ -232,20 +251,22 @@ impl Cluster {
     }
 
     /// Publishes endpoints (EDS or DNS). Those whose address is a name are left out: [`dns::run`] resolves them.
-    pub fn set_endpoints(&self, assignment: &Arc<ClusterLoadAssignment>) {
+    pub fn set_endpoints(&self, assignment: &Resource<ClusterLoadAssignment>) {
         self.set_endpoints_at(assignment, Instant::now());
     }
 
-    fn set_endpoints_at(&self, assignment: &Arc<ClusterLoadAssignment>, now: Instant) {
-        let _turn = self.writer();
-        let old = self.endpoints.load_full();
-        if old.assignment() == assignment {
+    fn set_endpoints_at(&self, assignment: &Resource<ClusterLoadAssignment>, now: Instant) {
+        let mut writer = self.writer();
+        if writer.assigned.as_ref().is_some_and(|known| known.is_same(assignment)) {
             return;
         }
+        writer.assigned = Some(assignment.clone());
         if self.asleep.load(Acquire) {
-            self.publish(&old, EndpointSet::of(Arc::clone(old.config()), Arc::clone(assignment), Box::default(), now));
-        } else {
-            let set = EndpointSet::new(Arc::clone(old.config()), Arc::clone(assignment), old.hosts(), now);
+            return;
+        }
+        let (old, assignment) = (self.endpoints.load_full(), assignment.get());
+        if *old.assignment() != assignment {
+            let set = EndpointSet::new(Arc::clone(old.config()), assignment, old.hosts(), now);
             self.publish(&old, set.keeping(&old, now));
         }
     }
@@ -253,7 +274,9 @@ impl Cluster {
     /// The cluster left the configuration: its hosts count as removed, so that pools let go of them, and nothing can be picked.
     pub fn retire(&self) {
         self.retired.begin();
-        let _turn = self.writer();
+        let mut writer = self.writer();
+        writer.assigned = None;
+        self.asleep.store(false, Release);
         let old = self.endpoints.load_full();
         self.publish(&old, EndpointSet::new(Arc::clone(old.config()), Arc::default(), &[], Instant::now()));
     }
@@ -428,7 +451,8 @@ impl Cluster {
         let mut set = self.endpoints.load_full();
         if self.asleep.load(Acquire) {
             // To be looked at is not to be used.
-            set = Arc::new(EndpointSet::new(Arc::clone(set.config()), Arc::clone(set.assignment()), &[], Instant::now()));
+            let assignment = self.writer().assignment(set.config(), &set);
+            set = Arc::new(EndpointSet::new(Arc::clone(set.config()), assignment, &[], Instant::now()));
         }
         ClusterStatus { name: self.name.to_string(), endpoints: set.iter().map(|e| endpoint_status(e)).collect() }
     }
@@ -477,6 +501,16 @@ fn tls_contexts(config: &config::Cluster, secrets: &Arc<Secrets>) -> Result<TlsC
 /// Whose endpoints are checked, or get more traffic with age, has to know them from the start.
 fn may_sleep(config: &config::Cluster) -> bool {
     config.health_check.is_none() && balance::slow_start(&config.lb_policy).is_none()
+}
+
+/// Whether the cluster can be made, now and later, whatever becomes of files: what TLS it has is made of secrets and is none that
+/// contradicts itself.
+fn is_sound_by_secrets(config: &config::Cluster) -> bool {
+    let mut sockets = config.transport_socket_matches.iter().map(|matched| &matched.socket).chain([&config.transport_socket]);
+    sockets.all(|socket| match socket {
+        TransportSocket::Tls(tls) => is_of_secrets(tls) && ClientContext::check(tls).is_ok(),
+        TransportSocket::RawBuffer => true,
+    })
 }
 
 /// Nothing is read from files for it.

@@ -38,7 +38,7 @@ fn config(policy: LbPolicy) -> config::Cluster {
 
 fn cluster(config: config::Cluster, assignment: &Arc<ClusterLoadAssignment>) -> Cluster {
     let cluster = Cluster::new(Arc::new(config), &Secrets::new()).unwrap();
-    cluster.set_endpoints(assignment);
+    cluster.set_endpoints(&Arc::clone(assignment).into());
     cluster
 }
 

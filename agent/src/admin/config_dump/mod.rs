@@ -273,7 +273,7 @@ impl View {
 
     /// Only clusters are told apart: Envoy shows the others in one list.
     fn is_warm(&self, kind: Kind, shown: &Shown) -> bool {
-        kind != Kind::Cluster || shown.accepted.is_some() && self.snapshot.clusters.contains_key(&shown.name)
+        kind != Kind::Cluster || shown.accepted.is_some() && self.snapshot.clusters.contains_key(shown.name.as_str())
     }
 }
 

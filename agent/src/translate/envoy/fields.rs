@@ -5,7 +5,7 @@
 //! [`table::IGNORED`]. The bytes are walked as they are on the wire: a push of thousands of resources decodes nothing twice.
 
 mod table;
-mod wire;
+pub(super) mod wire;
 
 use std::collections::BTreeSet;
 

@@ -17,6 +17,7 @@ mod http_filter;
 mod json;
 mod jwt;
 mod listener;
+pub(crate) mod model;
 mod node;
 mod outcome;
 mod peer;
@@ -39,6 +40,7 @@ use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as sds;
 use skiff_proxy::config;
 
 pub(crate) use self::json::{descriptors, from_json};
+pub(crate) use self::model::Model;
 pub use self::node::local_node;
 use self::outcome::Outcome;
 pub(crate) use self::outcome::{At, Invalid};
@@ -114,21 +116,17 @@ pub fn ignored<T: Message + Name>(message: &T) -> Vec<String> {
     fields::check(message).ignored
 }
 
-/// Fields of a message as it was sent that its decoded form has lost: a newer control plane may mean something by them.
-pub(crate) fn unknown_fields<T: Message + Name>(name: &str, message: &T, bytes: &[u8]) -> Vec<Rejected> {
-    // What says the same in as many bytes has lost nothing.
-    if message.encoded_len() == bytes.len() {
-        return Vec::new();
-    }
-    rejected(&T::type_url(), name, fields::check_wire::<T>(bytes).unsupported)
+fn checked<T: Message + Name, B>(message: &T, name: &str, translate: impl FnOnce(&T) -> Outcome<B>) -> Result<B, Vec<Rejected>> {
+    judged(fields::check(message), || translate(message)).map_err(|all| rejected(&T::type_url(), name, all))
 }
 
-fn checked<T: Message + Name, B>(message: &T, name: &str, translate: impl FnOnce(&T) -> Outcome<B>) -> Result<B, Vec<Rejected>> {
-    let fields::Check { unsupported: mut all, too_deep, .. } = fields::check(message);
+/// A translation of a message whose fields have been looked at.
+fn judged<B>(check: fields::Check, translate: impl FnOnce() -> Outcome<B>) -> Outcome<B> {
+    let fields::Check { unsupported: mut all, too_deep, .. } = check;
     if too_deep {
-        return Err(rejected(&T::type_url(), name, all));
+        return Err(all);
     }
-    match translate(message) {
+    match translate() {
         Ok(value) if all.is_empty() => return Ok(value),
         Ok(_) => {}
         Err(more) => {
@@ -137,7 +135,7 @@ fn checked<T: Message + Name, B>(message: &T, name: &str, translate: impl FnOnce
             all.extend(more);
         }
     }
-    Err(rejected(&T::type_url(), name, all))
+    Err(all)
 }
 
 /// Names the resource that the failures belong to.

@@ -19,7 +19,7 @@ pub(super) fn route_configuration(message: &pb::RouteConfiguration) -> Outcome<c
     }
     Ok(config::RouteConfiguration {
         name: message.name.clone(),
-        virtual_hosts: each(&message.virtual_hosts, "virtual_hosts", virtual_host)?,
+        virtual_hosts: each(&message.virtual_hosts, "virtual_hosts", |host| virtual_host(host).map(Into::into))?,
         ignore_port_in_host_matching: message.ignore_port_in_host_matching,
         headers: Mutations {
             request_add: &message.request_headers_to_add,
@@ -32,10 +32,13 @@ pub(super) fn route_configuration(message: &pb::RouteConfiguration) -> Outcome<c
     })
 }
 
-fn virtual_host(message: &pb::VirtualHost) -> Outcome<config::VirtualHost> {
+pub(super) fn virtual_host(message: &pb::VirtualHost) -> Outcome<config::VirtualHost> {
     use pb::virtual_host::TlsRequirementType;
     if message.domains.is_empty() {
         return invalid("is empty").at("domains");
+    }
+    if let Some(index) = message.domains.iter().position(|domain| domain.contains(|letter: char| letter.is_ascii_control())) {
+        return invalid("holds a control character").at(&format!("domains[{index}]"));
     }
     let PerRoute { cors, fault, filters } = http_filter::per_route(&message.typed_per_filter_config)?;
     if fault.is_some() {

@@ -106,7 +106,7 @@ fn cluster(
         _ if policy.is_passthrough() => ClusterDiscovery::OriginalDst,
         Resolution::None => ClusterDiscovery::OriginalDst,
         Resolution::Static => {
-            output.snapshot.endpoints.insert(name.clone(), load);
+            output.snapshot.endpoints.insert(name.as_str().into(), load.into());
             ClusterDiscovery::Eds(name.clone())
         }
         Resolution::Dns => ClusterDiscovery::StrictDns(dns(scope, load)),

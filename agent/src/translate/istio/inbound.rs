@@ -224,21 +224,27 @@ fn routes(sidecar: &str, ingress: &Ingress) -> RouteConfiguration {
     }
     RouteConfiguration {
         name: cluster_name(ingress),
-        virtual_hosts: vec![VirtualHost {
-            name: format!("inbound|http|{}", ingress.port.number.get()),
-            domains: vec!["*".to_owned()],
-            routes: vec![Route {
-                name: "default".to_owned(),
-                matches: RouteMatch::any(),
-                action: RouteTarget::Forward(Box::new(action)),
-                headers: Default::default(),
-                cors: None,
-                fault: None,
-                filters: Vec::new(),
-                decorator: Some(Decorator { operation: format!("{sidecar}:{}/*", ingress.port.number.get()), propagate: true }),
-            }],
-            ..VirtualHost::default()
-        }],
+        virtual_hosts: vec![
+            VirtualHost {
+                name: format!("inbound|http|{}", ingress.port.number.get()),
+                domains: vec!["*".to_owned()],
+                routes: vec![Route {
+                    name: "default".to_owned(),
+                    matches: RouteMatch::any(),
+                    action: RouteTarget::Forward(Box::new(action)),
+                    headers: Default::default(),
+                    cors: None,
+                    fault: None,
+                    filters: Vec::new(),
+                    decorator: Some(Decorator {
+                        operation: format!("{sidecar}:{}/*", ingress.port.number.get()),
+                        propagate: true,
+                    }),
+                }],
+                ..VirtualHost::default()
+            }
+            .into(),
+        ],
         ..RouteConfiguration::default()
     }
 }

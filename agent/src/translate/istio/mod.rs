@@ -128,7 +128,7 @@ impl Output {
     }
 
     fn add_cluster(&mut self, cluster: Cluster) {
-        self.snapshot.clusters.insert(cluster.name.clone(), Arc::new(cluster));
+        self.snapshot.clusters.insert(cluster.name.as_str().into(), cluster.into());
     }
 
     /// Adds a listener that `from`, an entry of the Sidecar, asks for, unless its address is taken.

@@ -330,7 +330,13 @@ fn server_names(server_names: Vec<String>) -> FilterChainMatch {
 /// An egress listener on the address where the application is expected would answer inbound requests in its place.
 pub(super) fn warn_of_loops(output: &mut Output) {
     let mut warnings = Vec::new();
-    for cluster in output.snapshot.clusters.values().filter(|cluster| cluster.name.starts_with("inbound|")) {
+    for cluster in output
+        .snapshot
+        .clusters
+        .values()
+        .map(skiff_proxy::config::Resource::get)
+        .filter(|cluster| cluster.name.starts_with("inbound|"))
+    {
         let ClusterDiscovery::Static(load) = &cluster.discovery else { continue };
         for endpoint in load.localities.iter().flat_map(|locality| &locality.endpoints) {
             let EndpointAddress::Socket(application) = endpoint.address else { continue };

@@ -43,11 +43,12 @@ pub(super) fn add(
 ) -> String {
     let mut config = RouteConfiguration { ignore_port_in_host_matching: !proxy, ..RouteConfiguration::default() };
     let mut builder = Builder { scope, import, selection, output, taken: BTreeSet::new() };
-    config.virtual_hosts = if proxy { builder.proxy_hosts() } else { builder.port_hosts(port) };
-    config.virtual_hosts.push(unknown_hosts(scope));
+    let mut hosts = if proxy { builder.proxy_hosts() } else { builder.port_hosts(port) };
+    hosts.push(unknown_hosts(scope));
     if proxy {
-        config.virtual_hosts.iter_mut().for_each(accept_connect);
+        hosts.iter_mut().for_each(accept_connect);
     }
+    config.virtual_hosts = hosts.into_iter().map(Into::into).collect();
     config.name = if proxy { "http_proxy".to_owned() } else { port.to_string() };
     if output.snapshot.routes.get(&config.name).is_some_and(|other| **other != config) {
         listener.clone_into(&mut config.name);

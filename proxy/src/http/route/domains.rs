@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-/// Domains of a route configuration, lower case, each with the index of its virtual host.
+use crate::config::VirtualHostEntry;
+
+/// Where the domains of a route configuration are: which of its virtual hosts. The texts of exact ones, four for each service of a
+/// mesh, stay in the configuration, which every call is given.
 #[derive(Debug, Default)]
 pub(super) struct Domains {
-    exact: ByDomain,
+    exact: HashTable<At>,
     /// `*.foo`, by length without the star, longest first.
     suffixes: Wildcards,
     /// `foo.*`, likewise.
@@ -16,25 +20,56 @@ pub(super) struct Domains {
     any: Option<usize>,
 }
 
-type Wildcards = Vec<(usize, ByDomain)>;
+/// The place of a domain.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    /// Index of the virtual host.
+    host: u32,
+    /// From where to where of [`VirtualHostEntry::lines`].
+    start: u32,
+    end: u32,
+}
 
-type ByDomain = HashMap<Box<[u8]>, usize, BuildHasherDefault<DomainHasher>>;
+type Wildcards = Vec<(usize, HashMap<Box<[u8]>, usize, BuildHasherDefault<DomainHasher>>)>;
 
 impl Domains {
+    /// Of all virtual hosts; the domain that occurs twice, if one does.
+    pub(super) fn of(hosts: &[VirtualHostEntry]) -> Result<Self, &str> {
+        let mut all = Self::default();
+        for (index, host) in hosts.iter().enumerate() {
+            let mut start = 0;
+            for domain in host.domains() {
+                if !all.insert(domain, index, start, hosts) {
+                    return Err(domain);
+                }
+                start += domain.len() + 1;
+            }
+        }
+        all.exact.shrink_to_fit(|at| hash(text(*at, hosts)));
+        Ok(all)
+    }
+
     /// Adds a domain; false when it is taken.
-    pub(super) fn insert(&mut self, domain: &str, host: usize) -> bool {
-        let domain = domain.to_ascii_lowercase().into_bytes();
-        let previous = match domain.as_slice() {
+    fn insert(&mut self, domain: &str, host: usize, start: usize, hosts: &[VirtualHostEntry]) -> bool {
+        let previous = match domain.as_bytes() {
             b"*" => self.any.replace(host),
             [b'*', suffix @ ..] => insert_wildcard(&mut self.suffixes, suffix, host),
             [prefix @ .., b'*'] => insert_wildcard(&mut self.prefixes, prefix, host),
-            _ => self.exact.insert(domain.into_boxed_slice(), host),
+            exact => {
+                if self.find_exact(exact, hosts).is_some() {
+                    return false;
+                }
+                // No message is so long that one does not fit.
+                let [Ok(host), Ok(start), Ok(end)] = [host, start, start + exact.len()].map(u32::try_from) else { return false };
+                self.exact.insert_unique(hash(exact), At { host, start, end }, |at| hash(text(*at, hosts)));
+                None
+            }
         };
         previous.is_none()
     }
 
     /// The virtual host of an authority, whose case does not matter.
-    pub(super) fn find(&self, authority: &[u8]) -> Option<usize> {
+    pub(super) fn find(&self, authority: &[u8], hosts: &[VirtualHostEntry]) -> Option<usize> {
         if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             return self.any;
         }
@@ -42,26 +77,39 @@ impl Domains {
         if authority.iter().fold(false, |upper, byte| upper | byte.is_ascii_uppercase()) {
             let mut lower = SmallVec::<[u8; 256]>::from_slice(authority);
             lower.make_ascii_lowercase();
-            self.find_lower(&lower)
+            self.find_lower(&lower, hosts)
         } else {
-            self.find_lower(authority)
+            self.find_lower(authority, hosts)
         }
     }
 
-    fn find_lower(&self, host: &[u8]) -> Option<usize> {
-        self.exact
-            .get(host)
-            .copied()
+    fn find_lower(&self, host: &[u8], hosts: &[VirtualHostEntry]) -> Option<usize> {
+        self.find_exact(host, hosts)
             .or_else(|| find_wildcard(&self.suffixes, host, |host, len| &host[host.len() - len..]))
             .or_else(|| find_wildcard(&self.prefixes, host, |host, len| &host[..len]))
             .or(self.any)
     }
+
+    fn find_exact(&self, host: &[u8], hosts: &[VirtualHostEntry]) -> Option<usize> {
+        self.exact.find(hash(host), |at| text(*at, hosts) == host).map(|at| at.host as usize)
+    }
+}
+
+fn text(at: At, hosts: &[VirtualHostEntry]) -> &[u8] {
+    let lines = hosts.get(at.host as usize).map_or("", VirtualHostEntry::lines);
+    lines.as_bytes().get(at.start as usize..at.end as usize).unwrap_or_default()
+}
+
+fn hash(domain: &[u8]) -> u64 {
+    let mut hasher = DomainHasher::default();
+    hasher.write(domain);
+    hasher.finish()
 }
 
 fn insert_wildcard(wildcards: &mut Wildcards, text: &[u8], host: usize) -> Option<usize> {
     let at = wildcards.partition_point(|(len, _)| *len > text.len());
     if wildcards.get(at).is_none_or(|(len, _)| *len != text.len()) {
-        wildcards.insert(at, (text.len(), ByDomain::default()));
+        wildcards.insert(at, (text.len(), HashMap::default()));
     }
     wildcards[at].1.insert(text.into(), host)
 }
@@ -111,14 +159,18 @@ impl Hasher for DomainHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::VirtualHost;
+
+    fn hosts(domains: &[&str]) -> VirtualHostEntry {
+        let domains = domains.iter().map(|&domain| domain.to_owned()).collect();
+        VirtualHost { domains, ..VirtualHost::default() }.into()
+    }
 
     #[test]
     fn the_most_specific_domain_wins_whatever_the_order() {
-        let mut domains = Domains::default();
         let all = ["*", "*.com", "*.foo.com", "*-bar.foo.com", "foo.*", "foo.b*", "www.foo.com", "[::1]"];
-        for (index, domain) in all.iter().enumerate() {
-            assert!(domains.insert(domain, index));
-        }
+        let hosts = all.map(|domain| hosts(&[domain]));
+        let domains = Domains::of(&hosts).unwrap();
         for (host, expected) in [
             ("www.foo.com", "www.foo.com"),
             ("WWW.Foo.COM", "www.foo.com"),
@@ -132,17 +184,29 @@ mod tests {
             ("www.foo.com.", "*"),
             ("", "*"),
         ] {
-            assert_eq!(domains.find(host.as_bytes()).map(|index| all[index]), Some(expected), "{host}");
+            assert_eq!(domains.find(host.as_bytes(), &hosts).map(|index| all[index]), Some(expected), "{host}");
         }
     }
 
     #[test]
     fn a_domain_is_taken_once() {
-        let mut domains = Domains::default();
-        for domain in ["*", "*.foo", "foo.*", "foo"] {
-            assert!(domains.insert(domain, 0));
-            assert!(!domains.insert(&domain.to_uppercase(), 1), "{domain}");
+        for domain in ["*", "*.foo", "foo.*", "foo", ""] {
+            let upper = domain.to_uppercase();
+            assert_eq!(Domains::of(&[hosts(&["bar", domain]), hosts(&[&upper])]).unwrap_err(), domain);
+            assert_eq!(Domains::of(&[hosts(&[domain, domain])]).unwrap_err(), domain);
         }
+    }
+
+    #[test]
+    fn every_domain_of_many_hosts_is_found() {
+        let all: Vec<_> = (0..1000).map(|number| hosts(&[&format!("a{number}"), &format!("b{number}.test"), ""][..2])).collect();
+        let domains = Domains::of(&all).unwrap();
+        for number in 0..1000 {
+            for text in [format!("a{number}"), format!("B{number}.test")] {
+                assert_eq!(domains.find(text.as_bytes(), &all), Some(number), "{text}");
+            }
+        }
+        assert_eq!(domains.find(b"a1000", &all), None);
     }
 
     #[test]

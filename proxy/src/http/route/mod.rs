@@ -14,7 +14,7 @@ mod template;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use action::{Action, ClusterChoice, ForwardRoute, HashPolicy, Mirror, Redirect, Route};
 pub(crate) use matches::Condition;
@@ -26,9 +26,9 @@ use self::domains::Domains;
 use super::filter::{FilterError, RouteFilters};
 use super::head::RequestHead;
 use super::rewrite;
-use crate::config::{self, RouteConfiguration, RouteTarget};
+use crate::config::{self, RouteConfiguration, RouteTarget, VirtualHostEntry};
 use crate::telemetry::format::FormatError;
-use crate::upstream::Cluster;
+use crate::upstream::{Cluster, Clusters};
 
 /// Finds a live cluster by name when routes are compiled.
 pub type Resolve<'a> = &'a dyn Fn(&str) -> Option<Arc<Cluster>>;
@@ -37,8 +37,12 @@ pub type Resolve<'a> = &'a dyn Fn(&str) -> Option<Arc<Cluster>>;
 #[derive(Debug, Default)]
 pub struct RouteTable {
     name: Arc<str>,
-    domains: Domains,
-    virtual_hosts: Box<[VirtualHost]>,
+    config: Arc<RouteConfiguration>,
+    domains: Arc<Domains>,
+    /// As in the configuration. A packed one is compiled at its first request; `None` where that failed.
+    virtual_hosts: Box<[OnceLock<Option<Box<VirtualHost>>>]>,
+    /// Where packed ones find their clusters.
+    clusters: Option<Arc<Clusters>>,
     ignore_port_in_host_matching: bool,
 }
 
@@ -96,26 +100,46 @@ impl RouteTable {
     ///
     /// # Errors
     /// When a domain, a header mutation, a template or a set of weights is invalid.
-    pub fn compile(config: &RouteConfiguration, resolve: Resolve<'_>) -> Result<Self, RouteError> {
-        let mut compiler = Compiler {
-            by_name: named_clusters(config, resolve),
-            config_mutations: None,
-            config_filters: &config.filters,
-            resolve,
+    pub fn compile(config: &Arc<RouteConfiguration>, resolve: Resolve<'_>) -> Result<Self, RouteError> {
+        let domains = Arc::new(index(config)?);
+        let compiler = Compiler::new(config, resolve)?;
+        let compile = |entry: &VirtualHostEntry| compiler.virtual_host(&entry.host().get());
+        let hosts = config.virtual_hosts.iter().map(|entry| Ok(OnceLock::from(Some(Box::new(compile(entry)?)))));
+        Ok(Self::of(config, domains, hosts.collect::<Result<_, RouteError>>()?, None))
+    }
+
+    /// Compiles a configuration whose packed virtual hosts wait for their first request. `before`: the table of the configuration
+    /// before, whose index can serve again.
+    ///
+    /// # Errors
+    /// As [`Self::compile`]; packed virtual hosts have been compiled once before they were packed.
+    pub(crate) fn publish(
+        config: &Arc<RouteConfiguration>,
+        clusters: &Arc<Clusters>,
+        before: Option<&Self>,
+    ) -> Result<Self, RouteError> {
+        let domains = match before.filter(|before| Arc::ptr_eq(&before.config, config)) {
+            Some(before) => Arc::clone(&before.domains),
+            None => Arc::new(index(config)?),
         };
-        compiler.config_mutations = compile_mutations(&config.headers)?;
-        let mut domains = Domains::default();
-        for (index, host) in config.virtual_hosts.iter().enumerate() {
-            for domain in &host.domains {
-                if !domains.insert(domain, index) {
-                    return Err(RouteError::DuplicateDomain(domain.clone()));
-                }
-            }
-        }
-        let virtual_hosts =
-            config.virtual_hosts.iter().map(|host| compiler.virtual_host(host)).collect::<Result<Box<[_]>, _>>()?;
+        let resolve = |name: &str| clusters.get(name);
+        let compiler = Compiler::new(config, &resolve)?;
+        let hosts = config.virtual_hosts.iter().map(|entry| match entry.host().whole() {
+            Some(host) => Ok(OnceLock::from(Some(Box::new(compiler.virtual_host(host)?)))),
+            None => Ok(OnceLock::new()),
+        });
+        Ok(Self::of(config, domains, hosts.collect::<Result<_, RouteError>>()?, Some(Arc::clone(clusters))))
+    }
+
+    fn of(
+        config: &Arc<RouteConfiguration>,
+        domains: Arc<Domains>,
+        virtual_hosts: Box<[OnceLock<Option<Box<VirtualHost>>>]>,
+        clusters: Option<Arc<Clusters>>,
+    ) -> Self {
         let ignore_port_in_host_matching = config.ignore_port_in_host_matching;
-        Ok(Self { name: config.name.as_str().into(), domains, virtual_hosts, ignore_port_in_host_matching })
+        let (name, config) = (config.name.as_str().into(), Arc::clone(config));
+        Self { name, config, domains, virtual_hosts, clusters, ignore_port_in_host_matching }
     }
 
     /// Its name.
@@ -127,7 +151,7 @@ impl RouteTable {
     pub fn find(&self, head: &RequestHead) -> Option<RouteMatch<'_>> {
         let authority = head.authority();
         let host = if self.ignore_port_in_host_matching { domains::without_port(authority) } else { authority };
-        let virtual_host = &self.virtual_hosts[self.domains.find(host)?];
+        let virtual_host = self.virtual_host(self.domains.find(host, &self.config.virtual_hosts)?)?;
         if let Some(route) = &virtual_host.require_tls
             && !rewrite::came_by_tls(head)
         {
@@ -137,6 +161,28 @@ impl RouteTable {
         let (_, route) = virtual_host.routes.iter().find(|(condition, _)| condition.matches(head, path))?;
         Some(RouteMatch { virtual_host, route })
     }
+
+    fn virtual_host(&self, index: usize) -> Option<&VirtualHost> {
+        let host = self.virtual_hosts.get(index)?;
+        host.get().unwrap_or_else(|| host.get_or_init(|| self.wake(index))).as_deref()
+    }
+
+    /// Compiles a virtual host that was packed.
+    #[cold]
+    fn wake(&self, index: usize) -> Option<Box<VirtualHost>> {
+        let host = self.config.virtual_hosts.get(index)?.host().get();
+        let resolve = |name: &str| self.clusters.as_ref()?.get(name);
+        let compiled = Compiler::of_one(&self.config, &resolve).and_then(|compiler| compiler.virtual_host(&host));
+        compiled
+            .map(Box::new)
+            .inspect_err(|error| tracing::error!(routes = %self.name, host = host.name, %error, "virtual host is not served"))
+            .ok()
+    }
+}
+
+/// The index of the domains.
+fn index(config: &RouteConfiguration) -> Result<Domains, RouteError> {
+    Domains::of(&config.virtual_hosts).map_err(|domain| RouteError::DuplicateDomain(domain.to_owned()))
 }
 
 /// What the routes of one configuration share while they are compiled.
@@ -147,7 +193,18 @@ struct Compiler<'a> {
     resolve: Resolve<'a>,
 }
 
-impl Compiler<'_> {
+impl<'a> Compiler<'a> {
+    fn new(config: &'a RouteConfiguration, resolve: Resolve<'a>) -> Result<Self, RouteError> {
+        let (by_name, config_mutations) = (named_clusters(config, resolve), compile_mutations(&config.headers)?);
+        Ok(Self { by_name, config_mutations, config_filters: &config.filters, resolve })
+    }
+
+    /// For a virtual host that asks for nothing of the others.
+    fn of_one(config: &'a RouteConfiguration, resolve: Resolve<'a>) -> Result<Self, RouteError> {
+        let config_mutations = compile_mutations(&config.headers)?;
+        Ok(Self { by_name: Arc::default(), config_mutations, config_filters: &config.filters, resolve })
+    }
+
     fn virtual_host(&self, config: &config::VirtualHost) -> Result<VirtualHost, RouteError> {
         let mutations = compile_mutations(&config.headers)?;
         let routes = config.routes.iter().map(|route| {
@@ -212,17 +269,28 @@ fn require_tls_route() -> Route {
     }
 }
 
-/// Every cluster that the configuration names, when some route lets a header choose among them.
+/// Every cluster that the configuration names, when some route lets a header choose among them. Packed virtual hosts have no such
+/// route ([`may_be_packed`]).
 fn named_clusters(config: &RouteConfiguration, resolve: Resolve<'_>) -> Arc<HashMap<Box<[u8]>, ClusterChoice>> {
-    let actions = || {
-        config.virtual_hosts.iter().flat_map(|host| &host.routes).filter_map(|route| match &route.action {
-            RouteTarget::Forward(action) => Some(action),
-            RouteTarget::Redirect(_) | RouteTarget::DirectResponse(_) => None,
-        })
-    };
-    if actions().all(|action| action.cluster_header.is_none()) {
+    let hosts: Vec<_> = config.virtual_hosts.iter().filter_map(|entry| entry.host().whole()).collect();
+    if !hosts.iter().copied().flat_map(|host| actions(host)).any(|action| action.cluster_header.is_some()) {
         return Arc::default();
     }
-    let names = actions().flat_map(|action| &action.clusters).map(|cluster| cluster.name.as_str());
+    let names = hosts.iter().copied().flat_map(|host| actions(host)).flat_map(|action| &action.clusters);
+    let names = names.map(|cluster| cluster.name.as_str());
     Arc::new(names.map(|name| (name.as_bytes().into(), ClusterChoice::named(name, resolve))).collect())
+}
+
+fn actions(host: &config::VirtualHost) -> impl Iterator<Item = &config::RouteAction> {
+    host.routes.iter().filter_map(|route| match &route.action {
+        RouteTarget::Forward(action) => Some(&**action),
+        RouteTarget::Redirect(_) | RouteTarget::DirectResponse(_) => None,
+    })
+}
+
+/// Whether a virtual host can be compiled alone and later: it can be compiled now, and no header of a request chooses among the
+/// clusters of the others. Either all of a configuration are packed or none. `shell` is the configuration without virtual hosts.
+pub fn may_be_packed(host: &config::VirtualHost, shell: &RouteConfiguration) -> bool {
+    let compiles = || Compiler::of_one(shell, &|_| None).and_then(|compiler| compiler.virtual_host(host)).is_ok();
+    actions(host).all(|action| action.cluster_header.is_none()) && compiles()
 }

@@ -51,11 +51,12 @@ fn host(name: &str, domains: &[&str], routes: Vec<config::Route>) -> config::Vir
 }
 
 fn configuration(virtual_hosts: Vec<config::VirtualHost>) -> RouteConfiguration {
+    let virtual_hosts = virtual_hosts.into_iter().map(Into::into).collect();
     RouteConfiguration { name: "9080".into(), virtual_hosts, ignore_port_in_host_matching: true, ..Default::default() }
 }
 
 fn compile(virtual_hosts: Vec<config::VirtualHost>) -> RouteTable {
-    RouteTable::compile(&configuration(virtual_hosts), &|_| None).unwrap()
+    RouteTable::compile(&Arc::new(configuration(virtual_hosts)), &|_| None).unwrap()
 }
 
 fn request(target: &str, headers: &[&str]) -> RequestHead {
@@ -200,7 +201,7 @@ fn hosts_are_found_as_envoy_finds_them() {
         assert_eq!(found(&table, target, &[]), expected, "{target}");
     }
     let without = RouteTable::compile(
-        &RouteConfiguration { ignore_port_in_host_matching: false, ..configuration(vec![ratings()]) },
+        &Arc::new(RouteConfiguration { ignore_port_in_host_matching: false, ..configuration(vec![ratings()]) }),
         &|_| None,
     );
     assert_eq!(found(&without.unwrap(), "ratings:9080/", &[]), "NR");
@@ -354,7 +355,7 @@ fn headers_change_in_envoys_order() {
     headers.headers.request_add.push(set("x-vh", "vh", Append));
     let mut config = configuration(vec![headers]);
     config.headers.request_add.push(set("x-rc", "rc", Append));
-    let table = RouteTable::compile(&config, &|_| None).unwrap();
+    let table = RouteTable::compile(&Arc::new(config), &|_| None).unwrap();
     // hdrmod.error_503, hdrmod.ifabsent_present
     assert_eq!(
         rewritten(&table, "headers/", &["x-kill: 1"]).1,
@@ -378,13 +379,13 @@ fn invalid_configurations_are_refused() {
     let refused = |change: fn(&mut config::Route)| {
         let mut route = to("bad", prefix("/"));
         change(&mut route);
-        RouteTable::compile(&configuration(vec![host("h", &["h"], vec![route])]), &|_| None).unwrap_err()
+        RouteTable::compile(&Arc::new(configuration(vec![host("h", &["h"], vec![route])])), &|_| None).unwrap_err()
     };
     for name in ["host", "Host", ":path", "a b", ""] {
         let mut route = to("bad", prefix("/"));
         route.headers.request_add.push(set(name, "x", AppendAction::AppendIfExistsOrAdd));
         let config = configuration(vec![host("h", &["h"], vec![route])]);
-        assert_eq!(RouteTable::compile(&config, &|_| None).unwrap_err(), RouteError::HeaderName(name.into()));
+        assert_eq!(RouteTable::compile(&Arc::new(config), &|_| None).unwrap_err(), RouteError::HeaderName(name.into()));
     }
     let no_weight = refused(|route| {
         if let RouteTarget::Forward(action) = &mut route.action {
@@ -395,7 +396,7 @@ fn invalid_configurations_are_refused() {
     let template = refused(|route| route.matches = config::RouteMatch::path(PathMatch::UriTemplate("/{".into())));
     assert_eq!(template, RouteError::UriTemplate("/{".into()));
     let twice = configuration(vec![host("a", &["x.test"], vec![]), host("b", &["X.test"], vec![])]);
-    assert_eq!(RouteTable::compile(&twice, &|_| None).unwrap_err(), RouteError::DuplicateDomain("X.test".into()));
+    assert_eq!(RouteTable::compile(&Arc::new(twice), &|_| None).unwrap_err(), RouteError::DuplicateDomain("x.test".into()));
 }
 
 #[test]
@@ -457,4 +458,53 @@ fn upgrades_follow_the_route_then_the_listener() {
     assert!(allows("h/foo", "FOO"));
     assert!(!allows("h/foo", "foo/2"));
     assert!(!allows("h/off", "connect"));
+}
+
+struct Packed(fn() -> config::VirtualHost);
+
+impl config::Source<config::VirtualHost> for Packed {
+    fn make(&self) -> Arc<config::VirtualHost> {
+        Arc::new((self.0)())
+    }
+}
+
+#[test]
+fn a_packed_virtual_host_is_compiled_at_its_first_request() {
+    use crate::config::{ClusterDiscovery, Snapshot};
+    let clusters = Arc::new(Clusters::new(crate::tls::Secrets::new(), |_, _| {}));
+    let details = config::Cluster::new("details", ClusterDiscovery::Eds("details".to_owned()));
+    let snapshot = Snapshot { clusters: [("details".into(), details.into())].into(), ..Snapshot::default() };
+    clusters.publish(&Arc::new(snapshot));
+    let packed = |domain: &str, make| VirtualHostEntry::new([domain], config::Resource::packed(Arc::new(Packed(make))));
+    let mut config = configuration(vec![host("whole", &["whole"], vec![to("whole", prefix("/"))])]);
+    config.virtual_hosts.push(packed("Packed", || host("packed", &["packed"], vec![to("packed", prefix("/a"))])));
+    // What was never to be packed: it answers as if it were not there, and harms nobody.
+    config.virtual_hosts.push(packed("bad", || {
+        host("bad", &["bad"], vec![to("bad", config::RouteMatch::path(PathMatch::UriTemplate("/{".into())))])
+    }));
+    let config = Arc::new(config);
+    let table = RouteTable::publish(&config, &clusters, None).unwrap();
+    let is_compiled = || table.virtual_hosts.iter().map(|host| host.get().is_some()).collect::<Vec<_>>();
+    assert_eq!(is_compiled(), [true, false, false]);
+    for (target, expected) in
+        [("whole/", "whole"), ("packed:9080/a", "packed"), ("packed/b", "NR"), ("bad/", "NR"), ("other/", "NR")]
+    {
+        assert_eq!(found(&table, target, &[]), expected, "{target}");
+    }
+    assert_eq!(is_compiled(), [true; 3]);
+    let head = request("packed/a", &[]);
+    let Action::Forward(forward) = &table.find(&head).unwrap().route.action else { panic!() };
+    assert!(Arc::ptr_eq(forward.choose(&head).unwrap().cluster.as_ref().unwrap(), &clusters.get("details").unwrap()));
+    let again = RouteTable::publish(&config, &clusters, Some(&table)).unwrap();
+    assert!(Arc::ptr_eq(&again.domains, &table.domains), "the same configuration has the same index");
+    assert_eq!(found(&again, "packed/a", &[]), "packed");
+}
+
+#[test]
+fn only_what_can_be_compiled_alone_may_be_packed() {
+    let shell = configuration(vec![]);
+    let may = |route: config::Route| may_be_packed(&host("h", &["h"], vec![route]), &shell);
+    assert!(may(to("r", prefix("/"))));
+    assert!(!may(forward("by header", prefix("/"), |action| action.cluster_header = Some("x-cluster".into()))));
+    assert!(!may(to("bad", config::RouteMatch::path(PathMatch::UriTemplate("/{".into())))));
 }

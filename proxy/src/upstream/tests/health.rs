@@ -59,9 +59,9 @@ fn new_endpoints_warm_up() {
     let start = Instant::now();
     let slow = SlowStart { window: Duration::from_secs(100), aggression: 1.0, min_weight: Fraction::from_millionths(100_000) };
     let cluster = Cluster::new(Arc::new(config(LbPolicy::RoundRobin(Some(slow)))), &Secrets::new()).unwrap();
-    cluster.set_endpoints_at(&hosts(1), start);
+    cluster.set_endpoints_at(&hosts(1).into(), start);
     let late = start + Duration::from_secs(200);
-    cluster.set_endpoints_at(&hosts(2), late);
+    cluster.set_endpoints_at(&hosts(2).into(), late);
     let share = |after: u64| {
         cluster.sweep(late + Duration::from_secs(after));
         let picked = picks(&cluster, 6_000);
@@ -141,7 +141,7 @@ fn checked_endpoints_serve_once_they_pass() {
     cluster.check_failed(&one, CheckFailure::Network, &check);
     assert_ne!(one.generation(), generation, "its connections are not used again");
     assert_eq!(picks(&cluster, 4), [(2, 4)].into());
-    cluster.set_endpoints(&hosts(3));
+    cluster.set_endpoints(&hosts(3).into());
     assert_eq!(picks(&cluster, 4), [(2, 4)].into(), "known hosts keep their health, new ones have to pass first");
 }
 
@@ -168,7 +168,7 @@ fn an_endpoint_that_passes_stays_when_the_assignment_loses_it() {
     let (one, two) = (endpoint(&cluster, 1), endpoint(&cluster, 2));
     cluster.check_succeeded(&one, false, &check);
     cluster.check_succeeded(&two, false, &check);
-    cluster.set_endpoints(&hosts(1));
+    cluster.set_endpoints(&hosts(1).into());
     assert_eq!(picks(&cluster, 4).len(), 2);
     assert_eq!(cluster.status().endpoints[1].health, "/pending_dynamic_removal");
     cluster.check_failed(&two, CheckFailure::Active { retriable: false }, &check);

@@ -130,7 +130,7 @@ fn an_ejection_lasts_longer_each_time_up_to_the_cap() {
 fn an_ejection_survives_new_endpoints_but_not_the_end_of_outlier_detection() {
     let cluster = watched(detection(), 2);
     report(&cluster, 1, &[Outcome::Response(500); 2]);
-    cluster.set_endpoints(&hosts(4));
+    cluster.set_endpoints(&hosts(4).into());
     assert_eq!(ejected(&cluster), [1]);
     cluster
         .update_config(

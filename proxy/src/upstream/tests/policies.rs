@@ -57,7 +57,7 @@ fn a_hash_stays_with_its_endpoint_while_it_is_there() {
         let keys: Vec<u64> = (0..1_000_u64).map(|i| balance::hash(&i.to_le_bytes())).collect();
         let before: Vec<u16> = keys.iter().map(|key| place(*key)).collect();
         assert_eq!(before, keys.iter().map(|key| place(*key)).collect::<Vec<_>>());
-        ten.set_endpoints(&hosts(9));
+        ten.set_endpoints(&hosts(9).into());
         let moved = keys.iter().zip(&before).filter(|(key, before)| place(**key) != **before).count();
         assert!((50..200).contains(&moved), "{moved}");
     }

@@ -6,7 +6,7 @@ fn live_state_survives_new_endpoints_where_the_host_is_the_same() {
     let (stays, leaves) = (endpoint(&cluster, 1), endpoint(&cluster, 3));
     let request = stays.start_request();
     let connection = stays.start_connection();
-    cluster.set_endpoints(&assignment(vec![weighted(2, 1), weighted(1, 5)]));
+    cluster.set_endpoints(&assignment(vec![weighted(2, 1), weighted(1, 5)]).into());
 
     let now = endpoint(&cluster, 1);
     assert_eq!((now.id(), now.weight(), now.active_requests(), now.active_connections()), (stays.id(), 5, 1, 1));
@@ -14,7 +14,7 @@ fn live_state_survives_new_endpoints_where_the_host_is_the_same() {
     drop((request, connection));
     assert_eq!((now.active_requests(), now.active_connections()), (0, 0));
 
-    cluster.set_endpoints(&hosts(3));
+    cluster.set_endpoints(&hosts(3).into());
     assert_ne!(endpoint(&cluster, 3).id(), leaves.id(), "who comes back is someone else");
     assert!(leaves.is_removed());
 }
@@ -23,7 +23,7 @@ fn live_state_survives_new_endpoints_where_the_host_is_the_same() {
 fn equal_endpoints_publish_nothing() {
     let cluster = cluster(config(LbPolicy::RoundRobin(None)), &hosts(3));
     let before = cluster.endpoints();
-    cluster.set_endpoints(&hosts(3));
+    cluster.set_endpoints(&hosts(3).into());
     cluster.update_config(&Arc::new(config(LbPolicy::RoundRobin(None))), &Secrets::new()).unwrap();
     assert!(Arc::ptr_eq(&before, &cluster.endpoints()));
 }

@@ -7,7 +7,7 @@ use prost::encoding::{WireType, decode_key, decode_varint};
 
 /// What a field holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value<'a> {
+pub(in super::super) enum Value<'a> {
     /// A number.
     Scalar,
     /// A text, bytes, a message, or numbers that were packed.
@@ -16,7 +16,7 @@ pub(super) enum Value<'a> {
 
 /// The bytes are no message.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Malformed;
+pub(in super::super) struct Malformed;
 
 /// Numbers and values of the fields, in their order. Ends after the first mistake.
 pub(super) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), Malformed>> {
@@ -33,7 +33,8 @@ pub(super) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_
     })
 }
 
-fn one<'a>(rest: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malformed> {
+/// The next field; `rest` is what follows it.
+pub(in super::super) fn one<'a>(rest: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malformed> {
     let (number, kind) = decode_key(rest).map_err(|_| Malformed)?;
     let length = match kind {
         WireType::Varint => {

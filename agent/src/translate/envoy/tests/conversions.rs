@@ -109,6 +109,8 @@ fn a_route_keeps_as_much_of_a_body_as_it_or_its_host_says() {
         route::route_configuration(&message::<RouteConfiguration>(&yaml))
     };
     let kept: Vec<_> = configuration(7).unwrap().virtual_hosts[0]
+        .host()
+        .get()
         .routes
         .iter()
         .map(|route| match &route.action {
@@ -232,7 +234,7 @@ virtual_hosts:
   - {match: {path: /A, case_sensitive: false}, direct_response: {status: 204, body: {inline_string: hi}}}
 ";
     let routes = route_configuration(&message::<RouteConfiguration>(yaml)).unwrap();
-    let host = &routes.virtual_hosts[0];
+    let host = routes.virtual_hosts[0].host().get();
     assert_eq!(host.domains, ["example.com"]);
     let config::RouteTarget::Redirect(redirect) = &host.routes[0].action else { unreachable!("the first is a redirect") };
     assert_eq!((redirect.scheme.as_deref(), redirect.status, redirect.port), (Some("https"), 308, None));

@@ -37,9 +37,10 @@ fn the_alpn_filter_says_what_is_offered_upstream() {
 fn metadata_says_which_service_and_which_workload() {
     let snapshot = snapshot("01-default");
     let details = "details.bookinfo.svc.cluster.local";
-    let cluster = &snapshot.clusters[&format!("outbound|9080||{details}")];
+    let name = format!("outbound|9080||{details}");
+    let cluster = snapshot.clusters[name.as_str()].get();
     assert_eq!(cluster.service.as_ref().unwrap().host, details);
-    let assignment = &snapshot.endpoints[&format!("outbound|9080||{details}")];
+    let assignment = snapshot.endpoints[name.as_str()].get();
     let workload = assignment.localities[0].endpoints[0].workload.as_ref().unwrap();
     assert_eq!((&*workload.name, &*workload.namespace), ("details-0", "bookinfo"));
 }

@@ -102,8 +102,8 @@ impl Principles {
     /// The collector of spans and logs can be reached whatever the Sidecar imports.
     fn reach_the_collector(&mut self, ours: &Snapshot, theirs: &mut Snapshot) {
         const COLLECTOR: &str = "outbound|4317||otel.bookinfo.svc.cluster.local";
-        let cluster = theirs.clusters.insert(COLLECTOR.to_owned(), ours.clusters[COLLECTOR].clone());
-        let endpoints = theirs.endpoints.insert(COLLECTOR.to_owned(), ours.endpoints[COLLECTOR].clone());
+        let cluster = theirs.clusters.insert(COLLECTOR.into(), ours.clusters[COLLECTOR].clone());
+        let endpoints = theirs.endpoints.insert(COLLECTOR.into(), ours.endpoints[COLLECTOR].clone());
         assert!(cluster.is_none() && endpoints.is_none());
         self.met("collector beside the imports");
     }

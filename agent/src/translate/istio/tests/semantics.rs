@@ -205,7 +205,7 @@ fn an_http_proxy_port_serves_every_http_service_by_host_and_port() {
     let routes = &built.snapshot.routes["http_proxy"];
     assert!(!routes.ignore_port_in_host_matching);
     let domains = ["details.bookinfo.svc.cluster.local:9080", "details.bookinfo.svc.cluster.local.:9080", "details:9080"];
-    assert_eq!(routes.virtual_hosts[0].domains[..3], domains);
+    assert_eq!(routes.virtual_hosts[0].host().get().domains[..3], domains);
     assert!(built.snapshot.clusters.contains_key("outbound|9080||details.bookinfo.svc.cluster.local"));
 }
 
@@ -214,7 +214,7 @@ fn listeners_of_one_port_with_different_hosts_have_routes_of_their_own() {
     let egress = "  egress:\n  - {bind: 127.0.0.2, port: {number: 9080, protocol: HTTP}, hosts: [./details.bookinfo.svc.cluster.local]}\n  \
                   - {bind: 127.0.0.3, port: {number: 9080, protocol: HTTP}, hosts: [./reviews.bookinfo.svc.cluster.local]}";
     let built = with(&[("sidecar.yaml", &sidecar(egress))]);
-    let hosts = |name: &str| built.snapshot.routes[name].virtual_hosts[0].name.clone();
+    let hosts = |name: &str| built.snapshot.routes[name].virtual_hosts[0].host().get().name.clone();
     assert_eq!(hosts("9080"), "details.bookinfo.svc.cluster.local:9080");
     assert_eq!(hosts("127.0.0.3_9080"), "reviews.bookinfo.svc.cluster.local:9080");
     assert!(!built.snapshot.clusters.contains_key("outbound|9080||ratings.bookinfo.svc.cluster.local"));
@@ -296,7 +296,7 @@ fn an_endpoint_takes_part_in_mtls_by_its_label_and_its_own_mode() {
     ];
     let off = authentication("off", "bookinfo", "{selector: {matchLabels: {legacy: \"yes\"}}, mtls: {mode: DISABLE}}");
     let built = with(&[("workloads.yaml", &entries.join("---\n")), ("policy.yaml", &off)]);
-    let load = &built.snapshot.endpoints["outbound|9080||reviews.bookinfo.svc.cluster.local"];
+    let load = built.snapshot.endpoints["outbound|9080||reviews.bookinfo.svc.cluster.local"].get();
     let modes: Vec<_> = load.localities[0]
         .endpoints
         .iter()
@@ -324,21 +324,21 @@ fn keys_of_a_uri_are_fetched_through_a_cluster_of_their_own() {
     let Jwks::Remote(remote) = &jwt.providers["origins-0"].jwks else { panic!("{jwt:?}") };
     assert_eq!((&*remote.authority, &*remote.path, remote.timeout.as_secs()), ("issuer.example", "/keys?v=1", 2));
     assert!(remote.async_fetch.is_some(), "fetched before they are needed");
-    let cluster = &built.snapshot.clusters[&remote.cluster];
+    let cluster = built.snapshot.clusters[remote.cluster.as_str()].get();
     assert!(matches!(&cluster.discovery, ClusterDiscovery::StrictDns(_)));
     let TransportSocket::Tls(tls) = &cluster.transport_socket else { panic!("{cluster:?}") };
     assert_eq!((&*tls.sni, &tls.trust), ("issuer.example", &Some(CertificateSource::System)));
     assert_eq!(tls.sans, [SanMatcher::Dns(StringMatcher::exact("issuer.example"))]);
 
     let plain = with(&[("jwt.yaml", &rule("http://127.0.0.9:8090/keys"))]);
-    let cluster = &plain.snapshot.clusters["jwks|8090|http|127.0.0.9"];
+    let cluster = plain.snapshot.clusters["jwks|8090|http|127.0.0.9"].get();
     assert_eq!(cluster.transport_socket, TransportSocket::RawBuffer);
 
     // A service of the mesh is asked as the mesh asks it.
     let mesh = with(&[("jwt.yaml", &rule("http://details.bookinfo.svc.cluster.local:9080/keys"))]);
     let Jwks::Remote(remote) = &jwt_filter(&mesh).unwrap().providers["origins-0"].jwks else { panic!("{mesh:?}") };
     assert_eq!(remote.cluster, "outbound|9080||details.bookinfo.svc.cluster.local");
-    assert!(mesh.snapshot.clusters.contains_key(&remote.cluster));
+    assert!(mesh.snapshot.clusters.contains_key(remote.cluster.as_str()));
 }
 
 #[test]

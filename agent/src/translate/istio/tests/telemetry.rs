@@ -1,6 +1,7 @@
 //! Telemetry resources: as istiod sends them, and how they are merged.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use prost::{Message, Name};
 use skiff_proto::envoy::config::listener::v3::Listener;
@@ -73,8 +74,11 @@ fn spans_are_called_as_istiod_calls_them() {
             let theirs = envoy::route_configuration(&message).unwrap();
             let ours = &snapshot.routes[&theirs.name];
             let names = |config: &config::RouteConfiguration| {
-                let routes = config.virtual_hosts.iter().flat_map(|host| &host.routes);
-                routes.map(|route| (route.name.clone(), route.decorator.clone())).collect::<Vec<_>>()
+                let hosts = config.virtual_hosts.iter().map(|entry| entry.host().get());
+                let named = |host: Arc<config::VirtualHost>| {
+                    host.routes.iter().map(|route| (route.name.clone(), route.decorator.clone())).collect::<Vec<_>>()
+                };
+                hosts.flat_map(named).collect::<Vec<_>>()
             };
             assert_eq!(names(ours), names(&theirs), "{scenario}");
         }
@@ -168,7 +172,7 @@ fn spans_are_merged_from_mesh_to_workload() {
         let translation = with(telemetry, mesh);
         sides(&translation).map(|manager| manager.tracing.clone())
     };
-    let share = |tracing: &Option<std::sync::Arc<Tracing>>| tracing.as_ref().map(|tracing| tracing.random_sampling.millionths());
+    let share = |tracing: &Option<Arc<Tracing>>| tracing.as_ref().map(|tracing| tracing.random_sampling.millionths());
     assert_eq!(tracing("", ""), [None, None]);
     // One per cent unless somebody says otherwise, the nearest last.
     let mesh = "defaultProviders: {tracing: [otel-trace]}\n";
