@@ -11,7 +11,7 @@ cases=${1:-*}
 home=${AUTOBAHN:-$root/target/autobahn}
 skiff=${SKIFF:-$root/target/debug/skiff}
 mkdir -p "$home"
-[ -x "$skiff" ] || { echo "no binary at $skiff: cargo build -p skiff-agent --bin skiff" >&2; exit 2; }
+[ -x "$skiff" ] || { echo "no binary at $skiff: cargo build -p skiff" >&2; exit 2; }
 
 python2() {
   local candidate

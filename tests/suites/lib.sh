@@ -35,7 +35,7 @@ wait_for() {
 
 start_proxy() {
   if [ -z "${PROXY:-}" ]; then
-    cargo build --quiet --manifest-path "$root/Cargo.toml" -p skiff-agent --bin skiff
+    cargo build --quiet --manifest-path "$root/Cargo.toml" -p skiff
     PROXY="$root/target/debug/skiff proxy"
   fi
   $PROXY -c "$here/proxy.yaml" >"$scratch/proxy.log" 2>&1 &
