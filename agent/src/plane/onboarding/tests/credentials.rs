@@ -14,7 +14,7 @@ async fn a_token_of_a_known_issuer_lets_in_whom_a_policy_names() {
     let bed = Bed::usual().await;
     let mut agent = bed.agent().await;
     let discovered = agent.0.discover(proto::DiscoverRequest::default()).await.unwrap().into_inner();
-    assert_eq!((&discovered.plane_uid, discovered.nonce.len()), (&bed.uid, 54));
+    assert_eq!((&discovered.plane_uid, discovered.nonce.len()), (&bed.uid, 64));
     let authorized = agent.authorize(jwt(bed.token("vm-1"))).await.unwrap();
     let expires: SystemTime = authorized.expires_at.unwrap().try_into().unwrap();
     let left = expires.duration_since(SystemTime::now()).unwrap();
@@ -143,6 +143,40 @@ async fn a_proof_of_an_aws_role_counts_once_and_within_a_minute() {
     let (_held, boot) = agent.register(&session, registration("10.0.0.1")).await.unwrap();
     assert!(boot.name.starts_with("ratings-aws-aws-123456789012-") && boot.name.contains(TASK), "{}", boot.name);
     assert_eq!(boot.locality, "");
+}
+
+#[tokio::test]
+async fn a_proof_is_good_at_the_replica_that_made_its_nonce_alone() {
+    let (address, _sts) = sts(TASK).await;
+    let aws = || {
+        let sts = StsVerifier::new(Client::new(TrustedRoots::System), Some(address.parse().unwrap()));
+        Change { aws: Some(AwsVerifier::new(sts, None, Clock::system())), ..Change::default() }
+    };
+    let one = Bed::new(aws()).await;
+    // Another replica: the same id and keys, a memory of its own.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("config")).unwrap();
+    std::fs::create_dir(folder.path().join("state")).unwrap();
+    std::fs::write(folder.path().join("config/plane.yaml"), CONFIG).unwrap();
+    let secrets = "state/plane.pem";
+    std::fs::copy(one.folder.path().join(secrets), folder.path().join(secrets)).unwrap();
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let two = Bed::start(folder, key, Arc::default(), aws()).await;
+    assert_eq!(one.uid, two.uid);
+
+    let (mut agent, mut thief) = (one.agent().await, two.agent().await);
+    let credential = proof(&one, &nonce(&mut agent).await);
+    agent.authorize(credential.clone()).await.unwrap();
+    let replayed = thief.authorize(credential.clone()).await.unwrap_err();
+    let expected = (Code::FailedPrecondition, "the nonce was issued by another replica");
+    assert_eq!((replayed.code(), replayed.message()), expected);
+    assert_eq!(two.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 0);
+    assert_eq!(two.count("skiff_plane_authorizations_total{outcome=\"nonce\"}"), 1);
+    // What was used is forgotten with a restart; so is what could be used.
+    let again = one.restarted(aws()).await;
+    let replayed = again.agent().await.authorize(credential).await.unwrap_err();
+    assert_eq!((replayed.code(), replayed.message()), expected);
+    assert_eq!(again.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 0);
 }
 
 #[tokio::test]
