@@ -218,9 +218,12 @@ fn written(session: &Session) -> Value {
     })
 }
 
-/// An instance `i-0123456789abcdef0` with the role `vm`; STS knows it once the test has added `Session::of("vm", …)`.
+/// An instance `i-0123456789abcdef0` in `us-east-1b` with the role `vm`; STS knows it once the test has added
+/// `Session::of("vm", …)`. Its document is signed with the key of `certificates/us-east-1.pem`.
 fn instance(request: &Request<Bytes>) -> Response<Bytes> {
     const ID: &str = "i-0123456789abcdef0";
+    const DOCUMENT: &[u8] = include_bytes!("../../../agent/testdata/aws/instance/document");
+    const SIGNATURE: &[u8] = include_bytes!("../../../agent/testdata/aws/instance/rsa2048");
     const SESSION: &str = "session-of-imds";
     let path = request.uri().path();
     if path == "/latest/api/token" {
@@ -233,11 +236,8 @@ fn instance(request: &Request<Bytes>) -> Response<Bytes> {
     match path {
         "/latest/meta-data/iam/security-credentials/" => Response::new(Bytes::from("vm")),
         "/latest/meta-data/iam/security-credentials/vm" => answer(&written(&Session::of("vm", ID))),
-        "/latest/dynamic/instance-identity/rsa2048" => Response::new(Bytes::from("MIAG")),
-        "/latest/dynamic/instance-identity/document" => answer(&json!({
-            "accountId": ACCOUNT, "instanceId": ID, "region": REGION, "availabilityZone": "us-east-1b", "privateIp": "10.0.0.7",
-            "version": "2017-09-30", "imageId": "ami-1",
-        })),
+        "/latest/dynamic/instance-identity/rsa2048" => Response::new(Bytes::from_static(SIGNATURE)),
+        "/latest/dynamic/instance-identity/document" => Response::new(Bytes::from_static(DOCUMENT)),
         _ => error(404, "NotFound"),
     }
 }
