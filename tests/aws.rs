@@ -10,7 +10,7 @@ use skiff_agent::aws::credentials::{CredentialProvider, Credentials};
 use skiff_agent::aws::ecs::{Denied, EcsOptions, EcsVerifier, TaskError};
 use skiff_agent::aws::instance::InstanceCertificates;
 use skiff_agent::aws::metadata::LaunchType;
-use skiff_agent::aws::verifier::{StsVerifier, VerifyError};
+use skiff_agent::aws::verifier::{CallerIdentity, StsVerifier, VerifyError};
 use skiff_agent::fetch::{Client, TrustedRoots};
 use skiff_agent::identity::Clock;
 use skiff_agent::onboarding::aws::{AwsError, AwsVerifier, Claim, UNVERIFIED, VerifiedAws};
@@ -276,6 +276,42 @@ async fn ecs_says_role_zone_and_launch_type() {
     aws.update_task(TASK, |task| task.role_arn = None);
     let error = verifier(&aws).verify(&url, &binding("nonce"), &claim).await.unwrap_err();
     assert!(matches!(error, AwsError::Task(TaskError::Denied(Denied::NoRole))), "{error:?}");
+}
+
+#[tokio::test]
+async fn ecs_is_asked_about_tasks_alone_and_answers_for_the_one() {
+    let aws = start().await;
+    let identity = verify(&aws).await.unwrap().identity;
+    let verifier = verifier(&aws);
+    let ecs = verifier.ecs().unwrap();
+    let caller = |session: &str| CallerIdentity {
+        partition: "aws".to_owned(),
+        account: ACCOUNT.to_owned(),
+        role: "bookinfoECSTaskRole".to_owned(),
+        session: session.to_owned(),
+        region: "us-east-1".parse().unwrap(),
+    };
+    let before = aws.calls("DescribeTasks");
+    for session in ["admin", "", "3a151358f03a4e32bf8cd401c1c7465*"] {
+        let error = ecs.verify(&caller(session), "bookinfo").await.unwrap_err();
+        assert!(matches!(error, TaskError::Denied(Denied::Session)), "{session:?}: {error:?}");
+    }
+    let mut elsewhere = identity.clone();
+    let AwsKind::Ecs(task) = &mut elsewhere.kind else { panic!("a task") };
+    task.cluster = "book\"info".to_owned();
+    assert!(matches!(ecs.is_gone(&elsewhere).await, Err(TaskError::Denied(Denied::Cluster(_)))));
+    assert_eq!(aws.calls("DescribeTasks"), before);
+    // An answer about another task, which has the same role.
+    let other = serde_json::json!({ "tasks": [{
+        "taskArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/bookinfo/{OTHER_TASK}"),
+        "clusterArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/bookinfo"),
+        "lastStatus": "RUNNING", "desiredStatus": "RUNNING", "launchType": "FARGATE", "availabilityZone": "us-east-1c",
+        "overrides": { "taskRoleArn": format!("arn:aws:iam::{ACCOUNT}:role/bookinfoECSTaskRole") },
+    }] });
+    aws.update(|state| state.instead.insert("DescribeTasks".to_owned(), (200, Vec::new(), other.to_string())));
+    let error = ecs.verify(&caller(TASK), "bookinfo").await.unwrap_err();
+    assert!(matches!(error, TaskError::Denied(Denied::OtherTask)), "{error:?}");
+    ecs.verify(&caller(OTHER_TASK), "bookinfo").await.unwrap();
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ impl<'a> SignedData<'a> {
         let mut all = Values::new(bytes);
         let mut info = all.expect(SEQUENCE, "ContentInfo")?.values();
         all.end("what follows it")?;
-        object(&mut info, &[SIGNED_DATA], "contentType")?;
+        object(&mut info, &[SIGNED_DATA], "contentType of ContentInfo")?;
         let mut signed = info.expect(CONTEXT_0, "content")?.only(SEQUENCE, "SignedData")?.values();
         info.end("what follows content")?;
         signed.expect(INTEGER, "version")?;
@@ -138,4 +138,36 @@ fn as_signed(attributes: Value<'_>) -> Result<Vec<u8>, Misplaced> {
         *tag = SET;
     }
     Ok(signed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> Vec<u8> {
+        let value = der(SET, &der(tag, value));
+        der(SEQUENCE, &[der(OBJECT, kind), value].concat())
+    }
+
+    fn der(tag: u8, contents: &[u8]) -> Vec<u8> {
+        [&[tag, u8::try_from(contents.len()).unwrap()], contents].concat()
+    }
+
+    #[test]
+    fn a_signature_is_of_one_digest() {
+        let (about, one, two) = (
+            attribute(CONTENT_TYPE, OBJECT, DATA),
+            attribute(MESSAGE_DIGEST, OCTETS, b"1"),
+            attribute(MESSAGE_DIGEST, OCTETS, b"2"),
+        );
+        let digest = |attributes: &[&[u8]]| {
+            let set = der(CONTEXT_0, &attributes.concat());
+            message_digest(Values::new(&set).next("set").unwrap()).map(<[u8]>::to_vec)
+        };
+        assert_eq!(digest(&[&about, &one]), Ok(b"1".to_vec()));
+        // Which of them was compared would be for who wrote it to choose.
+        assert_eq!(digest(&[&about, &one, &two]), Err("messageDigest"));
+        assert_eq!(digest(&[&about]), Err("messageDigest"));
+        assert_eq!(digest(&[&one]), Err("contentType"));
+    }
 }

@@ -6,6 +6,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::aws::caller_identity::{Binding, prove};
 use crate::aws::credentials::Credentials;
+use crate::aws::instance::InstanceCertificates;
 use crate::aws::verifier::StsVerifier;
 use crate::plane::limits::Rate;
 
@@ -119,16 +120,18 @@ async fn a_proof_of_an_aws_role_counts_once_and_within_a_minute() {
     let mut agent = bed.agent().await;
     let first = nonce(&mut agent).await;
     let credential = proof(&bed, &first);
+    let Credential::Aws(mut replayed) = credential.clone() else { panic!("not AWS") };
     let session = agent.authorize(credential.clone()).await.unwrap().token;
     let status = agent.authorize(credential).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the nonce was used before"));
 
     // The URL of one nonce does not hold with another: the plane's own is what STS is told was signed. Here a stand-in takes it,
     // and the plane remembers the signature.
-    let Credential::Aws(mut replayed) = proof(&bed, &first) else { panic!("not AWS") };
     replayed.nonce = nonce(&mut agent).await;
-    let again = agent.authorize(Credential::Aws(replayed)).await;
-    assert!(again.is_err() || bed.count("skiff_plane_authorizations_total{outcome=\"admitted\"}") == 2);
+    let status = agent.authorize(Credential::Aws(replayed)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the credential was used before"));
+    assert_eq!(bed.count("skiff_plane_authorizations_total{outcome=\"replay\"}"), 1);
+    assert_eq!(bed.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 1);
 
     let late = nonce(&mut agent).await;
     let credential = proof(&bed, &late);
@@ -177,6 +180,30 @@ async fn a_proof_is_good_at_the_replica_that_made_its_nonce_alone() {
     let replayed = again.agent().await.authorize(credential).await.unwrap_err();
     assert_eq!((replayed.code(), replayed.message()), expected);
     assert_eq!(again.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 0);
+}
+
+#[tokio::test]
+async fn an_instance_has_the_address_and_the_place_that_aws_has_signed() {
+    let (address, _sts) = sts("i-0123456789abcdef0").await;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/aws/instance");
+    let certificates = InstanceCertificates::read(&Path::new(folder).join("certificates")).unwrap();
+    let sts = StsVerifier::new(Client::new(TrustedRoots::System), Some(address.parse().unwrap()));
+    let aws = AwsVerifier::new(sts, None, Clock::system()).with_certificates(Some(certificates));
+    let bed = Bed::usual().await;
+    rewrite(bed.folder.path(), "ecs: {iamRoleNames: [task]}", "zones: [us-east-1b], ec2: {iamRoleNames: [task]}");
+    let bed = bed.restarted(Change { aws: Some(aws), ..Change::default() }).await;
+    let mut agent = bed.agent().await;
+    let Credential::Aws(mut credential) = proof(&bed, &nonce(&mut agent).await) else { panic!("not AWS") };
+    let read = |name: &str| std::fs::read(Path::new(folder).join(name)).unwrap();
+    let instance = proto::Ec2Instance { document: read("document"), signature: String::from_utf8(read("rsa2048")).unwrap() };
+    credential.workload = Some(proto::aws_credential::Workload::Ec2(instance));
+    let session = agent.authorize(Credential::Aws(credential)).await.unwrap().token;
+    // Where nobody else's requests would go.
+    let status = agent.register(&session, registration("10.0.0.8")).await.err().unwrap();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    let (_held, boot) = agent.register(&session, registration("10.0.0.7")).await.unwrap();
+    assert_eq!(boot.locality, "us-east-1/us-east-1b");
+    assert_eq!(boot.name, "ratings-aws-aws-123456789012-us-east-1b-ec2-i-0123456789abcdef0");
 }
 
 #[tokio::test]
