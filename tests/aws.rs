@@ -457,3 +457,22 @@ async fn an_old_proof_is_not_asked_about() {
     let url = prove(&credentials, &"us-east-1".parse().unwrap(), &binding("nonce"), at(30));
     verifier(&aws).verify(url.expose(), &binding("nonce"), &claim).await.unwrap();
 }
+
+#[tokio::test]
+async fn aws_makes_a_token_about_a_role_for_one_plane() {
+    let aws = start().await;
+    let mut environment = aws.task_environment(TASK);
+    environment
+        .extend([("ONBOARDING_AWS_WEB_IDENTITY".to_owned(), "true".to_owned()), ("AWS_ENDPOINT_URL_STS".to_owned(), aws.url())]);
+    let origin = CredentialOrigin::auto(&read(environment), &client(), Clock::system()).await.unwrap();
+    let Credential::Jwt(token) = origin.obtain(PLANE, "nonce").await.unwrap() else { panic!("a token") };
+    let expected = format!("arn:aws:sts::{ACCOUNT}:assumed-role/bookinfoECSTaskRole/{TASK}-for-{PLANE}");
+    assert_eq!(token.expose(), expected);
+    assert!(!format!("{origin:?}").contains("secret"), "{origin:?}");
+    let disabled = r#"{"Error":{"Code":"OutboundWebIdentityFederationDisabled","Message":"secret"}}"#.to_owned();
+    aws.update(|state| state.instead.insert("GetWebIdentityToken".to_owned(), (403, Vec::new(), disabled)));
+    let error = origin.obtain(PLANE, "nonce").await.unwrap_err().to_string();
+    assert!(error.starts_with("STS answered 403 OutboundWebIdentityFederationDisabled") && !error.contains("secret"), "{error}");
+    aws.update(|state| state.instead.insert("GetWebIdentityToken".to_owned(), (200, Vec::new(), "{}".to_owned())));
+    origin.obtain(PLANE, "nonce").await.unwrap_err();
+}
