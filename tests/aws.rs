@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use skiff_agent::aws::caller_identity::{Binding, prove};
 use skiff_agent::aws::credentials::{CredentialProvider, Credentials};
 use skiff_agent::aws::ecs::{Denied, EcsOptions, EcsVerifier, TaskError};
+use skiff_agent::aws::instance::InstanceCertificates;
 use skiff_agent::aws::metadata::LaunchType;
-use skiff_agent::aws::verifier::{StsVerifier, VerifyError};
+use skiff_agent::aws::verifier::{CallerIdentity, StsVerifier, VerifyError};
 use skiff_agent::fetch::{Client, TrustedRoots};
 use skiff_agent::identity::Clock;
 use skiff_agent::onboarding::aws::{AwsError, AwsVerifier, Claim, UNVERIFIED, VerifiedAws};
@@ -278,6 +279,42 @@ async fn ecs_says_role_zone_and_launch_type() {
 }
 
 #[tokio::test]
+async fn ecs_is_asked_about_tasks_alone_and_answers_for_the_one() {
+    let aws = start().await;
+    let identity = verify(&aws).await.unwrap().identity;
+    let verifier = verifier(&aws);
+    let ecs = verifier.ecs().unwrap();
+    let caller = |session: &str| CallerIdentity {
+        partition: "aws".to_owned(),
+        account: ACCOUNT.to_owned(),
+        role: "bookinfoECSTaskRole".to_owned(),
+        session: session.to_owned(),
+        region: "us-east-1".parse().unwrap(),
+    };
+    let before = aws.calls("DescribeTasks");
+    for session in ["admin", "", "3a151358f03a4e32bf8cd401c1c7465*"] {
+        let error = ecs.verify(&caller(session), "bookinfo").await.unwrap_err();
+        assert!(matches!(error, TaskError::Denied(Denied::Session)), "{session:?}: {error:?}");
+    }
+    let mut elsewhere = identity.clone();
+    let AwsKind::Ecs(task) = &mut elsewhere.kind else { panic!("a task") };
+    task.cluster = "book\"info".to_owned();
+    assert!(matches!(ecs.is_gone(&elsewhere).await, Err(TaskError::Denied(Denied::Cluster(_)))));
+    assert_eq!(aws.calls("DescribeTasks"), before);
+    // An answer about another task, which has the same role.
+    let other = serde_json::json!({ "tasks": [{
+        "taskArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:task/bookinfo/{OTHER_TASK}"),
+        "clusterArn": format!("arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/bookinfo"),
+        "lastStatus": "RUNNING", "desiredStatus": "RUNNING", "launchType": "FARGATE", "availabilityZone": "us-east-1c",
+        "overrides": { "taskRoleArn": format!("arn:aws:iam::{ACCOUNT}:role/bookinfoECSTaskRole") },
+    }] });
+    aws.update(|state| state.instead.insert("DescribeTasks".to_owned(), (200, Vec::new(), other.to_string())));
+    let error = ecs.verify(&caller(TASK), "bookinfo").await.unwrap_err();
+    assert!(matches!(error, TaskError::Denied(Denied::OtherTask)), "{error:?}");
+    ecs.verify(&caller(OTHER_TASK), "bookinfo").await.unwrap();
+}
+
+#[tokio::test]
 async fn ecs_is_asked_in_our_name_and_says_when_it_cannot_be() {
     let aws = start().await;
     let (url, claim) = credential(&aws, TASK, "nonce").await;
@@ -324,27 +361,81 @@ async fn without_ecs_nothing_is_said_about_where_a_task_is() {
     assert_eq!(aws.calls("DescribeTasks"), 0);
 }
 
-#[tokio::test]
-async fn an_instance_is_who_it_says_it_is() {
-    const INSTANCE: &str = "i-0123456789abcdef0";
-    let aws = start().await;
+const INSTANCE: &str = "i-0123456789abcdef0";
+
+/// What the instance shows for the nonce `nonce`.
+async fn instance_credential(aws: &FakeAws) -> (String, Claim) {
     aws.add_session(Session::of("vm", INSTANCE));
     let environment = read(vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), aws.url())]);
     let origin = CredentialOrigin::auto(&environment, &client(), Clock::system()).await.unwrap();
-    let Credential::Aws { presigned_url, workload: AwsWorkload::Ec2 { document, signature }, .. } =
-        origin.obtain(PLANE, "nonce").await.unwrap()
-    else {
-        panic!("an instance")
-    };
-    assert!(String::from_utf8(document).unwrap().contains(INSTANCE) && !signature.is_empty());
     assert_eq!(origin.addresses().await.unwrap()[0].ip, "10.0.0.7".parse::<IpAddr>().unwrap());
-    let verified = verifier(&aws).verify(presigned_url.expose(), &binding("nonce"), &Claim::Ec2).await.unwrap();
-    assert!(!verified.located, "STS says nothing about where it is");
+    match origin.obtain(PLANE, "nonce").await.unwrap() {
+        Credential::Aws { presigned_url, workload: AwsWorkload::Ec2 { document, signature }, .. } => {
+            (presigned_url.expose().to_owned(), Claim::Ec2 { document, signature })
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn verifier_of_instances(aws: &FakeAws) -> AwsVerifier {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/testdata/aws/instance/certificates");
+    verifier(aws).with_certificates(Some(InstanceCertificates::read(folder.as_ref()).unwrap()))
+}
+
+#[tokio::test]
+async fn an_instance_is_who_it_says_it_is_and_where_aws_has_signed_that_it_is() {
+    let aws = start().await;
+    let (url, claim) = instance_credential(&aws).await;
+    let verified = verifier(&aws).verify(&url, &binding("nonce"), &claim).await.unwrap();
+    assert!(!verified.located && verified.identity.zone == UNVERIFIED, "nobody has said where it is");
     assert!(matches!(&verified.identity.kind, AwsKind::Ec2(ec2) if ec2.instance_id == INSTANCE && ec2.iam_role.name == "vm"));
+    let located = verifier_of_instances(&aws).verify(&url, &binding("nonce"), &claim).await.unwrap();
+    assert!(located.located);
+    assert_eq!((located.identity.region.as_str(), located.identity.zone.as_str()), ("us-east-1", "us-east-1b"));
+    assert_eq!(located.instance.unwrap().private_ip, "10.0.0.7".parse::<IpAddr>().unwrap());
+    // Without a document it is where it may be; with one that is not AWS's it is nobody.
+    let Claim::Ec2 { document, signature } = claim else { panic!("an instance") };
+    let without = Claim::Ec2 { document: Vec::new(), signature: String::new() };
+    assert!(!verifier_of_instances(&aws).verify(&url, &binding("nonce"), &without).await.unwrap().located);
+    let elsewhere = String::from_utf8(document).unwrap().replace("us-east-1b", "us-east-1a").into_bytes();
+    let forged = Claim::Ec2 { document: elsewhere, signature };
+    let error = verifier_of_instances(&aws).verify(&url, &binding("nonce"), &forged).await.unwrap_err();
+    assert!(matches!(error, AwsError::Document(_)) && !error.is_retryable(), "{error:?}");
     // A task is no instance.
     let (url, _) = credential(&aws, TASK, "nonce").await;
-    let error = verifier(&aws).verify(&url, &binding("nonce"), &Claim::Ec2).await.unwrap_err();
+    let error = verifier(&aws).verify(&url, &binding("nonce"), &without).await.unwrap_err();
     assert!(matches!(error, AwsError::Instance), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_identity_document_of_another_instance_is_of_no_use() {
+    let aws = start().await;
+    let (_, stolen) = instance_credential(&aws).await;
+    let prove_as = |session: &Session, region: &str| {
+        let credentials = Credentials {
+            access_key_id: session.access_key_id.clone(),
+            secret_access_key: session.secret.clone(),
+            session_token: session.token.clone(),
+            expires: None,
+        };
+        prove(&credentials, &region.parse().unwrap(), &binding("nonce"), SystemTime::now()).expose().to_owned()
+    };
+    let thief = Session::of("vm", "thief");
+    // Another instance; the same in another account; a proof of another region's STS than that of the document.
+    let of = |account: &str, session: &str| {
+        let arn = format!("arn:aws:sts::{account}:assumed-role/vm/{session}");
+        let result = serde_json::json!({ "Account": account, "Arn": arn, "UserId": format!("AROA:{session}") });
+        serde_json::json!({ "GetCallerIdentityResponse": { "GetCallerIdentityResult": result } }).to_string()
+    };
+    for (region, answer) in [
+        ("us-east-1", of(ACCOUNT, "i-00000000000000bad")),
+        ("us-east-1", of("210987654321", INSTANCE)),
+        ("us-west-2", of(ACCOUNT, INSTANCE)),
+    ] {
+        aws.update(|state| state.instead.insert("GetCallerIdentity".to_owned(), (200, Vec::new(), answer)));
+        let error = verifier_of_instances(&aws).verify(&prove_as(&thief, region), &binding("nonce"), &stolen).await.unwrap_err();
+        assert!(matches!(error, AwsError::OtherInstance { .. }), "{region}: {error:?}");
+    }
 }
 
 #[tokio::test]
@@ -365,4 +456,23 @@ async fn an_old_proof_is_not_asked_about() {
     assert!(matches!(error, AwsError::Proof(VerifyError::Proof(_))), "{error:?}");
     let url = prove(&credentials, &"us-east-1".parse().unwrap(), &binding("nonce"), at(30));
     verifier(&aws).verify(url.expose(), &binding("nonce"), &claim).await.unwrap();
+}
+
+#[tokio::test]
+async fn aws_makes_a_token_about_a_role_for_one_plane() {
+    let aws = start().await;
+    let mut environment = aws.task_environment(TASK);
+    environment
+        .extend([("ONBOARDING_AWS_WEB_IDENTITY".to_owned(), "true".to_owned()), ("AWS_ENDPOINT_URL_STS".to_owned(), aws.url())]);
+    let origin = CredentialOrigin::auto(&read(environment), &client(), Clock::system()).await.unwrap();
+    let Credential::Jwt(token) = origin.obtain(PLANE, "nonce").await.unwrap() else { panic!("a token") };
+    let expected = format!("arn:aws:sts::{ACCOUNT}:assumed-role/bookinfoECSTaskRole/{TASK}-for-{PLANE}");
+    assert_eq!(token.expose(), expected);
+    assert!(!format!("{origin:?}").contains("secret"), "{origin:?}");
+    let disabled = r#"{"Error":{"Code":"OutboundWebIdentityFederationDisabled","Message":"secret"}}"#.to_owned();
+    aws.update(|state| state.instead.insert("GetWebIdentityToken".to_owned(), (403, Vec::new(), disabled)));
+    let error = origin.obtain(PLANE, "nonce").await.unwrap_err().to_string();
+    assert!(error.starts_with("STS answered 403 OutboundWebIdentityFederationDisabled") && !error.contains("secret"), "{error}");
+    aws.update(|state| state.instead.insert("GetWebIdentityToken".to_owned(), (200, Vec::new(), "{}".to_owned())));
+    origin.obtain(PLANE, "nonce").await.unwrap_err();
 }

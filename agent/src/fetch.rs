@@ -314,6 +314,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_says_nothing_is_not_waited_for() {
+        // Connections wait in the kernel, and nobody takes them.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint: Endpoint = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
+        let limits = Limits { timeout: Duration::from_millis(50), ..LIMITS };
+        let client = Client::new(TrustedRoots::System);
+        let asked = client.send(&endpoint, Request::new(Bytes::new()), limits);
+        let answer = tokio::time::timeout(Duration::from_secs(20), asked).await.expect("an end");
+        assert!(matches!(answer, Err(FetchError::TimedOut(..))));
+    }
+
+    #[tokio::test]
     async fn a_redirect_is_the_answer() {
         let answer =
             answer_with("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n").await.unwrap();

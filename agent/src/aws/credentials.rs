@@ -15,6 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Mutex;
 
 pub use self::assume::{AssumeRole, WebIdentity};
+pub(super) use self::assume::{form, region, sts_endpoint};
 pub use self::container::ContainerCredentials;
 use super::imds::Imds;
 use super::{AskError, variable};
@@ -77,6 +78,17 @@ pub enum CredentialError {
         code: String,
         /// The role's ARN.
         role: String,
+    },
+    /// STS gives no token.
+    #[error(
+        "STS answered {status} {code} when asked for a token: the role needs sts:GetWebIdentityToken, and the account outbound \
+         web identity federation"
+    )]
+    NoToken {
+        /// Of HTTP.
+        status: u16,
+        /// Such as `AccessDenied`.
+        code: String,
     },
     /// Not what credentials look like.
     #[error("the answer of the {origin} holds no credentials: {reason}")]

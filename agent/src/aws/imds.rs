@@ -189,3 +189,32 @@ pub(crate) fn is_instance_id(text: &str) -> bool {
     let digits = text.strip_prefix("i-").unwrap_or_default();
     matches!(digits.len(), 8 | 17) && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = r#"{"accountId": "123456789012", "instanceId": "i-0123456789abcdef0", "region": "us-east-1",
+        "availabilityZone": "us-east-1b", "privateIp": "10.0.0.7", "imageId": null}"#;
+
+    #[test]
+    fn a_document_says_which_instance_it_is_about_and_where_that_is() {
+        let document = InstanceDocument::parse(DOCUMENT.as_bytes()).unwrap();
+        assert_eq!((document.region.name(), document.zone.as_str()), ("us-east-1", "us-east-1b"));
+        for (from, to) in [
+            ("\"123456789012\"", "\"12345678901\""),
+            ("\"123456789012\"", "123456789012"),
+            ("i-0123456789abcdef0", "mi-0123456789abcdef0"),
+            ("i-0123456789abcdef0", "i-0123456789ABCDEF0"),
+            ("\"region\": \"us-east-1\"", "\"region\": \"moon-base-1\""),
+            // A zone of another region: policies name either.
+            ("us-east-1b", "us-west-2b"),
+            ("10.0.0.7", "here"),
+            ("instanceId", "id"),
+            ("\"imageId\"", "\"region\": \"us-west-2\", \"imageId\""),
+        ] {
+            assert_ne!(DOCUMENT.replace(from, to), DOCUMENT, "{from}");
+            assert!(InstanceDocument::parse(DOCUMENT.replace(from, to).as_bytes()).is_err(), "{from} {to}");
+        }
+    }
+}

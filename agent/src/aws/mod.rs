@@ -1,17 +1,19 @@
 //! What AWS says about a workload, and how a workload proves through AWS who it is.
 //!
 //! On the workload's side: [`metadata`] (ECS) and [`imds`] (EC2) say where it runs, [`credentials`] are those of its role,
-//! [`caller_identity`] makes a proof of them, signed by [`sigv4`]. On the side of who wants to know: [`verifier`] has STS confirm
-//! the proof, [`ecs`] has ECS confirm the rest. [`arn`] are the names.
+//! [`caller_identity`] makes a proof of them, signed by [`sigv4`], and [`web_identity`] has AWS make a token. On the side of who wants to know: [`verifier`] has STS confirm
+//! the proof, [`ecs`] has ECS confirm the rest, [`instance`] verifies what AWS has signed about an instance. [`arn`] are the names.
 
 pub mod arn;
 pub mod caller_identity;
 pub mod credentials;
 pub mod ecs;
 pub mod imds;
+pub mod instance;
 pub mod metadata;
 pub mod sigv4;
 pub mod verifier;
+pub mod web_identity;
 
 use std::time::Duration;
 

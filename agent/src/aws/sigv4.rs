@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
+use data_encoding::HEXLOWER;
 use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderName, HeaderValue, Request};
 use time::OffsetDateTime;
@@ -17,7 +18,6 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use super::credentials::Credentials;
-use crate::identity::hex;
 
 /// The only algorithm there is.
 pub const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -71,13 +71,16 @@ impl CanonicalRequest<'_> {
     pub fn signature(&self, secret_access_key: &str, scope: &Scope<'_>) -> String {
         let timestamp = scope.timestamp();
         let text = self.text();
-        let to_sign =
-            format!("{ALGORITHM}\n{timestamp}\n{}\n{}", scope.text(&timestamp), hex(digest(&SHA256, text.as_bytes()).as_ref()));
+        let to_sign = format!(
+            "{ALGORITHM}\n{timestamp}\n{}\n{}",
+            scope.text(&timestamp),
+            HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref())
+        );
         let mut key = hmac_sha256(format!("AWS4{secret_access_key}").as_bytes(), timestamp.get(..8).unwrap_or_default());
         for part in [scope.region, scope.service, TERMINATOR] {
             key = hmac_sha256(key.as_ref(), part);
         }
-        hex(hmac_sha256(key.as_ref(), &to_sign).as_ref())
+        HEXLOWER.encode(hmac_sha256(key.as_ref(), &to_sign).as_ref())
     }
 
     /// The names of the signed headers, as they are listed.
@@ -97,7 +100,7 @@ impl CanonicalRequest<'_> {
             // Writing to a string never fails.
             let _ = writeln!(text, "{name}:{value}");
         }
-        let _ = write!(text, "\n{}\n{}", self.signed_headers(), hex(digest(&SHA256, self.body).as_ref()));
+        let _ = write!(text, "\n{}\n{}", self.signed_headers(), HEXLOWER.encode(digest(&SHA256, self.body).as_ref()));
         text
     }
 }

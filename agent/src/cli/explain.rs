@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 use super::plane::DescribeTasks;
 use super::print;
 use crate::exit::Failure;
-use crate::onboarding::identity::WorkloadIdentity;
+use crate::onboarding::identity::{AwsIdentity, AwsKind, WorkloadIdentity};
 use crate::plane::objects::{self, ObjectKey};
 use crate::plane::policy::{Subject, Verdict, evaluate};
 use crate::sidecar;
@@ -39,6 +39,9 @@ pub(super) struct PolicyArgs {
     /// Whether the plane asks ECS where tasks run.
     #[arg(long, value_enum, default_value_t = DescribeTasks::Required)]
     aws_describe_tasks: DescribeTasks,
+    /// The plane has AWS's certificates, so that it knows where instances are.
+    #[arg(long)]
+    aws_instance_certs: bool,
     /// The AWS account.
     #[arg(long, requires = "iam_role")]
     aws_account: Option<String>,
@@ -85,7 +88,9 @@ pub(super) fn run(what: Explained) -> Result<(), Failure> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Failure::Configuration(lines.join("\n"))
     })?;
-    let subject = Subject { identity: args.identity()?, placement_verified: args.aws_describe_tasks == DescribeTasks::Required };
+    let identity = args.identity()?;
+    let placement_verified = args.knows_where(&identity);
+    let subject = Subject { identity, placement_verified };
     let Some(group) = read.groups.iter().find(|group| group.key() == args.group) else {
         let known: Vec<_> = read.groups.iter().map(|group| group.key().to_string()).collect();
         return Err(Failure::No(format!("WorkloadGroup {} is not in the files, which have: {}", args.group, known.join(", "))));
@@ -108,6 +113,14 @@ pub(super) fn run(what: Explained) -> Result<(), Failure> {
 }
 
 impl PolicyArgs {
+    fn knows_where(&self, identity: &WorkloadIdentity) -> bool {
+        match identity {
+            WorkloadIdentity::Aws(AwsIdentity { kind: AwsKind::Ec2(_), .. }) => self.aws_instance_certs,
+            WorkloadIdentity::Aws(_) => self.aws_describe_tasks == DescribeTasks::Required,
+            WorkloadIdentity::Jwt(_) => true,
+        }
+    }
+
     fn identity(&self) -> Result<WorkloadIdentity, Failure> {
         if let Some(file) = &self.identity {
             return read_identity(file);
@@ -172,6 +185,7 @@ mod tests {
         spec: {template: {serviceAccount: a}}\n---\napiVersion: authorization.onboarding.tetrate.io/v1alpha1\n\
         kind: OnboardingPolicy\nmetadata: {name: tasks, namespace: bookinfo}\nspec:\n  allow:\n  - workloads:\n\
         \x20   - aws: {accounts: ['123456789012'], regions: [us-east-1], ecs: {clusters: [bookinfo]}}\n\
+        \x20   - aws: {accounts: ['123456789012'], zones: [us-east-1a], ec2: {}}\n\
         \x20   onboardTo: [{workloadGroupSelector: {}}]\n";
 
     fn explain(folder: &tempfile::TempDir, arguments: &[&str]) -> Result<(), Failure> {
@@ -204,6 +218,10 @@ mod tests {
             let failure = explain(&folder, &arguments).unwrap_err();
             assert!(failure.code() == code && failure.to_string().contains(reason), "{arguments:?}: {failure}");
         }
+        // Where an instance is, only AWS's signature says.
+        let instance = [&task[..6], &["--ec2-instance", "i-0123456789abcdef0"]].concat();
+        assert_eq!(explain(&folder, &instance).unwrap_err().code(), 1);
+        assert_eq!(explain(&folder, &[&instance[..], &["--aws-instance-certs"]].concat()), Ok(()));
         let identity = tempfile::NamedTempFile::new().unwrap();
         let text = "aws: {partition: aws, account: '123456789012', region: us-east-1, zone: us-east-1a, \
             ecs: {task_id: a, cluster: bookinfo, iam_role: {name: task}}}";

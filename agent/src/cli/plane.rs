@@ -19,6 +19,7 @@ use kubernetes::KubernetesArgs;
 use super::{parse_duration, print};
 use crate::aws::credentials::CredentialProvider;
 use crate::aws::ecs::{EcsOptions, EcsVerifier};
+use crate::aws::instance::InstanceCertificates;
 use crate::aws::verifier::StsVerifier;
 use crate::exit::Failure;
 use crate::fetch::{Client, Endpoint, TrustedRoots};
@@ -139,6 +140,10 @@ struct CredentialArgs {
     /// Role in whose name tasks are asked for; {account} and {partition} stand for those of the task.
     #[arg(long, env = "SKIFF_PLANE_AWS_ROLE_ARN")]
     aws_role_arn: Option<String>,
+    /// Folder of AWS's RSA-2048 certificates for identity documents of instances, as <region>.pem; without it no policy that names
+    /// regions or zones admits an instance.
+    #[arg(long, env = "SKIFF_PLANE_AWS_INSTANCE_CERTS")]
+    aws_instance_certs: Option<PathBuf>,
     /// Asked instead of the region's STS.
     #[arg(long, env = "AWS_ENDPOINT_URL_STS", value_parser = parse_endpoint)]
     aws_sts_endpoint: Option<Endpoint>,
@@ -433,7 +438,11 @@ impl CredentialArgs {
                 Some(JwtVerifier::new(issuers, uid.to_owned(), &client, clock.clone()))
             }
         };
-        Ok(Verifiers { aws: Some(AwsVerifier::new(sts, ecs, clock.clone())), jwt })
+        let certificates = self.aws_instance_certs.as_deref().map(InstanceCertificates::read).transpose();
+        let certificates =
+            certificates.map_err(|error| Failure::Configuration(format!("SKIFF_PLANE_AWS_INSTANCE_CERTS: {error}")))?;
+        let aws = AwsVerifier::new(sts, ecs, clock.clone()).with_certificates(certificates);
+        Ok(Verifiers { aws: Some(aws), jwt })
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use data_encoding::HEXLOWER;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use skiff_proxy::config::SpiffeId;
@@ -132,7 +133,7 @@ impl WorkloadCertificate {
         let id = sole_spiffe_id(&leaf).ok_or(CertificateError::Shape("a certificate without SPIFFE id"))?;
         let validity = leaf.validity();
         let (not_before, not_after) = (system_time(validity.not_before), system_time(validity.not_after));
-        Ok(Self { key, id, serial: hex(&leaf.serial.to_bytes_be()), not_before, not_after, chain, roots })
+        Ok(Self { key, id, serial: HEXLOWER.encode(&leaf.serial.to_bytes_be()), not_before, not_after, chain, roots })
     }
 
     /// Whether its validity covers `now`.
@@ -231,11 +232,6 @@ fn check_path(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>], now: S
         leaf.verify_for_usage(algorithms, &anchors, intermediates, time, usage, None, None).map_err(untrusted)?;
     }
     Ok(())
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Times before 1970 become 1970: nothing we trust ends before that.

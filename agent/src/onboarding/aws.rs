@@ -1,10 +1,12 @@
-//! A plane's view of an AWS credential: STS says whose it is, ECS whether that is the task that it claims to be.
+//! A plane's view of an AWS credential: STS says whose it is, ECS whether that is the task that it claims to be, a signature of AWS
+//! where an instance is.
 
 use super::identity::{AwsIdentity, AwsKind, Ec2Identity, EcsIdentity, IamRole};
 use crate::aws::arn::{TaskArn, cluster_name};
 use crate::aws::caller_identity::Binding;
 use crate::aws::ecs::{EcsVerifier, TaskError, VerifiedTask};
-use crate::aws::imds::is_instance_id;
+use crate::aws::imds::{InstanceDocument, is_instance_id};
+use crate::aws::instance::{DocumentError, InstanceCertificates};
 use crate::aws::verifier::{CallerIdentity, Proof, StsVerifier, VerifyError};
 use crate::identity::Clock;
 
@@ -22,7 +24,12 @@ pub enum Claim {
         cluster: String,
     },
     /// To be an instance.
-    Ec2,
+    Ec2 {
+        /// Its identity document, as the metadata service has served it; may be empty.
+        document: Vec<u8>,
+        /// AWS's signature of it (`rsa2048`), as served.
+        signature: String,
+    },
 }
 
 /// Who a workload is, as far as AWS has confirmed it.
@@ -35,6 +42,8 @@ pub struct VerifiedAws {
     pub located: bool,
     /// What ECS says about the task; `None` where it has not been asked.
     pub task: Option<VerifiedTask>,
+    /// What AWS has signed about the instance; `None` where that has not been verified.
+    pub instance: Option<InstanceDocument>,
     /// The same for the same proof: who remembers it for 15 minutes notices one that is shown twice.
     pub signature: String,
 }
@@ -60,6 +69,17 @@ pub enum AwsError {
         /// Of the proof.
         session: String,
     },
+    /// The identity document is not AWS's.
+    #[error("the instance identity document is refused: {0}")]
+    Document(#[source] DocumentError),
+    /// It is, but somebody else's.
+    #[error("the instance identity document is of {document}, the proof of {proof}")]
+    OtherInstance {
+        /// Region, account and instance.
+        document: String,
+        /// The same of the proof.
+        proof: String,
+    },
     /// An instance's role names its session by the instance's id.
     #[error("the role's session is no EC2 instance: its name is not an instance's id")]
     Instance,
@@ -71,7 +91,7 @@ impl AwsError {
         match self {
             Self::Proof(error) => error.is_retryable(),
             Self::Task(error) => error.is_retryable(),
-            Self::OtherTask { .. } | Self::Instance => false,
+            Self::OtherTask { .. } | Self::Document(_) | Self::OtherInstance { .. } | Self::Instance => false,
         }
     }
 }
@@ -81,6 +101,7 @@ impl AwsError {
 pub struct AwsVerifier {
     sts: StsVerifier,
     ecs: Option<EcsVerifier>,
+    certificates: Option<InstanceCertificates>,
     clock: Clock,
 }
 
@@ -88,7 +109,14 @@ impl AwsVerifier {
     /// A verifier that believes STS, and, for tasks, ECS. Without `ecs` (mode `off`) nothing but account, role and session is
     /// confirmed.
     pub fn new(sts: StsVerifier, ecs: Option<EcsVerifier>, clock: Clock) -> Self {
-        Self { sts, ecs, clock }
+        Self { sts, ecs, certificates: None, clock }
+    }
+
+    /// The same that verifies identity documents of instances. Without certificates nothing but an instance's account, role and id
+    /// is confirmed.
+    #[must_use]
+    pub fn with_certificates(self, certificates: Option<InstanceCertificates>) -> Self {
+        Self { certificates, ..self }
     }
 
     /// What looks after tasks that have gone.
@@ -112,17 +140,52 @@ impl AwsVerifier {
                         identity: unverified_task(&caller, cluster),
                         located: false,
                         task: None,
+                        instance: None,
                         signature,
                     });
                 };
                 let task = ecs.verify(&caller, cluster).await?;
-                Ok(VerifiedAws { identity: task.identity.clone(), located: true, task: Some(task), signature })
+                Ok(VerifiedAws { identity: task.identity.clone(), located: true, task: Some(task), instance: None, signature })
             }
-            Claim::Ec2 => {
-                let identity = instance(&caller)?;
-                Ok(VerifiedAws { identity, located: false, task: None, signature })
+            Claim::Ec2 { document, signature: of_document } => {
+                let mut identity = instance(&caller)?;
+                let instance = self.locate(&caller, document, of_document)?;
+                if let Some(instance) = &instance {
+                    identity.zone.clone_from(&instance.zone);
+                }
+                Ok(VerifiedAws { identity, located: instance.is_some(), task: None, instance, signature })
             }
         }
+    }
+
+    /// What AWS has signed about the instance whose session `caller` is; `None` where the plane has nothing to verify it with.
+    fn locate(&self, caller: &CallerIdentity, document: &[u8], signature: &str) -> Result<Option<InstanceDocument>, AwsError> {
+        let unknown = |reason: &dyn std::fmt::Display| {
+            tracing::info!(instance = caller.session, %reason, "policies that name regions or zones do not admit this instance");
+            Ok(None)
+        };
+        let Some(certificates) = &self.certificates else {
+            return unknown(&"the plane has no certificates of AWS (--aws-instance-certs)");
+        };
+        if document.is_empty() {
+            return unknown(&"it shows no identity document");
+        }
+        let instance = match certificates.verify(document, signature, self.clock.now()) {
+            Ok(instance) => instance,
+            Err(error) if error.is_ours() => return unknown(&error),
+            Err(error) => return Err(AwsError::Document(error)),
+        };
+        // Anybody on an instance can read its document, and show it elsewhere.
+        let is_caller =
+            instance.instance_id == caller.session && instance.account == caller.account && instance.region == caller.region;
+        if is_caller {
+            return Ok(Some(instance));
+        }
+        let InstanceDocument { account, instance_id, region, .. } = instance;
+        Err(AwsError::OtherInstance {
+            document: format!("{region}/{account}/{instance_id}"),
+            proof: format!("{}/{}/{}", caller.region, caller.account, caller.session),
+        })
     }
 }
 
@@ -169,6 +232,3 @@ fn located_nowhere(caller: &CallerIdentity, kind: AwsKind) -> AwsIdentity {
         kind,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -63,6 +63,11 @@ impl OnboardingError {
         matches!(self, Self::Refused { code: Code::Unauthenticated | Code::PermissionDenied, .. })
     }
 
+    /// Whether another replica of the plane has made the nonce of the credential: it is to be begun anew with Discover.
+    pub(super) fn is_of_another_replica(&self) -> bool {
+        matches!(self, Self::Refused { code: Code::FailedPrecondition, .. })
+    }
+
     /// Whether this identity has registered from elsewhere.
     pub(super) fn is_superseded(&self) -> bool {
         matches!(self, Self::Refused { code: Code::Aborted, .. })

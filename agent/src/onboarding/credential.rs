@@ -8,6 +8,7 @@ use crate::aws::credentials::{ContainerCredentials, CredentialError, CredentialP
 use crate::aws::imds::{Imds, ImdsError};
 use crate::aws::metadata::{MetadataClient, MetadataError};
 use crate::aws::sigv4::PresignedUrl;
+use crate::aws::web_identity::WebIdentityTokens;
 use crate::fetch::Client;
 use crate::identity::{Clock, Token, TokenSource, TokenSourceError};
 
@@ -15,6 +16,9 @@ use crate::identity::{Clock, Token, TokenSource, TokenSourceError};
 pub const JWT_FILE_VARIABLE: &str = "ONBOARDING_JWT_FILE";
 /// Holds a JSON Web Token for the plane.
 pub const JWT_VARIABLE: &str = "ONBOARDING_JWT";
+
+/// `true`: AWS is asked for a JSON Web Token about the role, instead of a proof that the plane has AWS confirm.
+pub const AWS_TOKEN_VARIABLE: &str = "ONBOARDING_AWS_WEB_IDENTITY";
 
 /// What is shown, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub enum CredentialOrigin {
     Jwt(TokenSource),
     /// A token that was there at the start.
     FixedJwt(Token),
+    /// A token that AWS makes for each time.
+    AwsJwt(Box<WebIdentityTokens>),
     /// Plugins, asked in order until one knows the question.
     Plugins(Vec<Plugin>),
 }
@@ -120,7 +126,7 @@ pub struct Ec2Origin {
 }
 
 impl CredentialOrigin {
-    /// `host.auto`: a token that is named in the environment, the task that this is, the instance that this is.
+    /// `host.auto`: a token that is named in the environment or that AWS makes, the task that this is, the instance that this is.
     ///
     /// # Errors
     /// When it is none of them, or a variable cannot be used.
@@ -134,6 +140,14 @@ impl CredentialOrigin {
         }
         if let Some(token) = environment(JWT_VARIABLE).filter(|token| !token.is_empty()) {
             return Ok(Self::FixedJwt(Token::new(&token)));
+        }
+        match environment(AWS_TOKEN_VARIABLE).as_deref() {
+            None | Some("" | "false") => {}
+            Some("true") => return Ok(Self::AwsJwt(Box::new(WebIdentityTokens::from_environment(environment, client, clock)?))),
+            Some(other) => {
+                let reason = format!("{other:?}: expected true or false");
+                return Err(CredentialError::Variable { variable: AWS_TOKEN_VARIABLE, reason }.into());
+            }
         }
         if let Some(metadata) = MetadataClient::from_environment(&environment, client)? {
             return Self::ecs(metadata, environment, client, clock);
@@ -172,6 +186,7 @@ impl CredentialOrigin {
             Self::Ecs(_) => "aws-ecs",
             Self::Ec2(_) => "aws-ec2",
             Self::Jwt(_) | Self::FixedJwt(_) => "jwt",
+            Self::AwsJwt(_) => "aws-web-identity",
             Self::Plugins(_) => "plugin",
         }
     }
@@ -198,6 +213,7 @@ impl CredentialOrigin {
             }
             Self::Jwt(source) => Ok(Credential::Jwt(source.current().await?)),
             Self::FixedJwt(token) => Ok(Credential::Jwt(token.clone())),
+            Self::AwsJwt(tokens) => Ok(Credential::Jwt(tokens.token(plane).await?)),
             Self::Plugins(plugins) => from_plugins(plugins, plane).await,
         }
     }
@@ -214,7 +230,7 @@ impl CredentialOrigin {
                 if own.network_mode() == Some("awsvpc") { own.addresses() } else { Vec::new() }
             }
             Self::Ec2(ec2) => vec![ec2.imds.document().await?.document.private_ip],
-            Self::Jwt(_) | Self::FixedJwt(_) | Self::Plugins(_) => Vec::new(),
+            Self::Jwt(_) | Self::FixedJwt(_) | Self::AwsJwt(_) | Self::Plugins(_) => Vec::new(),
         };
         Ok(addresses.into_iter().map(|ip| HostAddress { ip, kind: AddressKind::Vpc }).collect())
     }

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
-
-use crate::identity::hex;
 
 /// The zone of a task on ECS Anywhere, which has none.
 pub const EXTERNAL_ZONE: &str = "external";
@@ -236,7 +235,7 @@ fn hash(parts: &[&str]) -> String {
         text.extend_from_slice(&(part.len() as u64).to_be_bytes());
         text.extend_from_slice(part.as_bytes());
     }
-    hex(&digest(&SHA256, &text).as_ref()[..HASH_DIGITS / 2])
+    HEXLOWER.encode(&digest(&SHA256, &text).as_ref()[..HASH_DIGITS / 2])
 }
 
 /// For logs: no part can forge a line.

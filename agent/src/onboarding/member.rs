@@ -227,11 +227,25 @@ impl Member {
 
     /// The session in force, or a new one for a fresh credential.
     async fn session(&self, connection: &mut Connection) -> Result<Session, OnboardingError> {
-        let Joining { plane, group, credentials, .. } = &self.joining;
         let current = self.state().session.clone();
-        if let Some(session) = current.filter(|session| session.is_fresh(plane.now())) {
+        if let Some(session) = current.filter(|session| session.is_fresh(self.joining.plane.now())) {
             return Ok(session);
         }
+        let session = match self.authorize(connection).await {
+            // Between the two calls the plane was restarted, or the connection was made anew and led elsewhere. Twice in a row is a
+            // balancer that spreads calls instead of connections: that is worth a pause.
+            Err(error) if error.is_of_another_replica() => {
+                tracing::info!(%error, "beginning anew");
+                self.authorize(connection).await?
+            }
+            session => session?,
+        };
+        self.state().session = Some(session.clone());
+        Ok(session)
+    }
+
+    async fn authorize(&self, connection: &mut Connection) -> Result<Session, OnboardingError> {
+        let Joining { plane, group, credentials, .. } = &self.joining;
         tracing::info!(address = plane.address(), "obtaining discovery information from the Workload Onboarding Plane ...");
         let challenge = connection.discover().await?;
         let procured = proof::procure(credentials, &challenge.plane_uid, &challenge.nonce).await;
@@ -242,9 +256,7 @@ impl Member {
             "agent using platform-specific credential procured by \"{}-credential\" to request authorization for onboarding ...",
             credentials.name()
         );
-        let session = connection.authorize(group, credential).await?;
-        self.state().session = Some(session.clone());
-        Ok(session)
+        connection.authorize(group, credential).await
     }
 
     async fn register(&self, connection: &mut Connection, session: &Session) -> Result<Stream, OnboardingError> {

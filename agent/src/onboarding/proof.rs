@@ -5,13 +5,15 @@ use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential as S
 use skiff_proto::skiff::onboarding::v1alpha1::aws_credential::Workload;
 
 use super::config::{AgentConfiguration, Platform};
-use super::credential::{AwsWorkload, Credential, CredentialOrigin, JWT_FILE_VARIABLE, JWT_VARIABLE, ObtainError};
+use super::credential::{
+    AWS_TOKEN_VARIABLE, AwsWorkload, Credential, CredentialOrigin, JWT_FILE_VARIABLE, JWT_VARIABLE, ObtainError,
+};
 use crate::aws::imds::Imds;
 use crate::fetch::Client;
 use crate::identity::Clock;
 
 /// Go before a task's role, unless it is the task that has to vouch.
-const TOKENS: [&str; 2] = [JWT_FILE_VARIABLE, JWT_VARIABLE];
+const TOKENS: [&str; 3] = [JWT_FILE_VARIABLE, JWT_VARIABLE, AWS_TOKEN_VARIABLE];
 
 /// Reads variables.
 pub type Variables<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);

@@ -109,6 +109,11 @@ impl RunningPlane {
 
     /// A workload that joins here.
     fn onboarding(&self, token_file: PathBuf) -> Onboarding {
+        self.onboarding_after(token_file, Duration::from_millis(5))
+    }
+
+    /// One that waits for so long after a failure.
+    fn onboarding_after(&self, token_file: PathBuf, first_retry: Duration) -> Onboarding {
         let text = format!(
             "{{apiVersion: config.agent.onboarding.tetrate.io/v1alpha1, kind: OnboardingConfiguration, onboardingEndpoint: {{host: \
              127.0.0.1, port: {}, transportSecurity: {{none: {{}}}}}}, workload: {{labels: {{version: v5}}}}, workloadGroup: \
@@ -117,11 +122,7 @@ impl RunningPlane {
         );
         let settings = Settings {
             onboarding: OnboardingConfiguration::parse("ONBOARDING_CONFIG", &text).unwrap(),
-            agent: AgentConfiguration {
-                first_retry: Duration::from_millis(5),
-                retry_cap: Duration::from_millis(20),
-                ..AgentConfiguration::default()
-            },
+            agent: AgentConfiguration { first_retry, retry_cap: first_retry * 4, ..AgentConfiguration::default() },
             roots: None,
         };
         let host = Host {
@@ -304,6 +305,33 @@ async fn refusals_are_retried_each_with_a_fresh_nonce() {
     assert_eq!((plane.heard().authorized.borrow().len(), plane.heard().nonces.load(Ordering::SeqCst)), (4, 4));
     let error = OnboardingError::from(Status::permission_denied("Not authorized by OnboardingPolicy"));
     assert_eq!(error.to_string(), "RPC failed: rpc error: code = PermissionDenied desc = Not authorized by OnboardingPolicy");
+}
+
+#[tokio::test]
+async fn a_nonce_of_another_replica_is_begun_anew_at_once_and_once() {
+    let elsewhere = || Status::failed_precondition("the nonce was issued by another replica");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "a-token").unwrap();
+    let hour = Duration::from_secs(3600);
+    let plane = RunningPlane::start().await;
+    plane.heard().refusals.lock().unwrap().push_back(elsewhere());
+    let joining = plane.onboarding_after(file.clone(), hour);
+    assert!(tokio::time::timeout(SOON, joining.join(Map::new(), &Shutdown::default())).await.expect("in time").is_some());
+    assert_eq!((plane.heard().authorized.borrow().len(), plane.heard().nonces.load(Ordering::SeqCst)), (2, 2));
+
+    // A balancer that spreads calls is not to be asked without end.
+    let plane = RunningPlane::start().await;
+    plane.heard().refusals.lock().unwrap().extend([elsewhere(), elsewhere()]);
+    let shutdown = Shutdown::default();
+    let joining = plane.onboarding_after(file, hour).join(Map::new(), &shutdown);
+    tokio::pin!(joining);
+    tokio::select! {
+        _ = &mut joining => panic!("it has joined"),
+        () = until(&plane.heard().authorized, |all| all.len() == 2) => {}
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(60), joining).await.is_err());
+    assert_eq!(plane.heard().authorized.borrow().len(), 2);
 }
 
 #[tokio::test]

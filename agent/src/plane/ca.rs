@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
@@ -16,7 +17,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
 use super::state::{StateError, StateFolder};
-use crate::identity::{Clock, crypto_provider, hex};
+use crate::identity::{Clock, crypto_provider};
 
 /// Key and certificate are one file, so that a crash can never separate them.
 const CA_FILE: &str = "ca.pem";
@@ -166,7 +167,7 @@ impl CertificateAuthority {
         let leaf = params.signed_by(key, &self.issuer)?;
         Ok(IssuedCertificate {
             chain: vec![leaf.pem(), self.root_pem.clone()],
-            serial: hex(&serial),
+            serial: HEXLOWER.encode(&serial),
             not_after: not_after.into(),
         })
     }

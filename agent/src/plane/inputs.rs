@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 
 use super::objects::{self, ONBOARDING_KINDS, ObjectKey, OnboardingPolicy, WorkloadGroup};
-use crate::identity::hex;
 use crate::sidecar::{Document, read_documents};
 use crate::translate::istio::{Documents, yaml};
 
@@ -79,7 +79,7 @@ impl Inputs {
 
 /// A group has no life of its own: who has its name is it.
 fn uid_of(key: &ObjectKey) -> String {
-    hex(&digest(&SHA256, format!("WorkloadGroup {key}").as_bytes()).as_ref()[..16])
+    HEXLOWER.encode(&digest(&SHA256, format!("WorkloadGroup {key}").as_bytes()).as_ref()[..16])
 }
 
 /// The file without what is not for workloads. Lines stay where they are, so that messages point at the file.

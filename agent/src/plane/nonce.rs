@@ -1,5 +1,6 @@
-//! Nonces: what makes a credential good for one authorisation. Every replica can tell its own plane's nonces, as they carry their
-//! time and a code of the plane's key; each replica takes a nonce once.
+//! Nonces: what makes a credential good for one authorisation. A nonce carries its time, the replica that made it and a code of the
+//! plane's key. Which ones were used only that replica remembers, from its start on: so no other takes it, nor does the same one
+//! after a restart. Otherwise a proof could be shown once to each.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -18,14 +19,18 @@ pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 const MAX_USED: usize = 131_072;
 
 const TIME_BYTES: usize = 8;
+const REPLICA_BYTES: usize = 8;
 const RANDOM_BYTES: usize = 16;
+const HEAD_BYTES: usize = TIME_BYTES + REPLICA_BYTES + RANDOM_BYTES;
 const CODE_BYTES: usize = 16;
-const BYTES: usize = TIME_BYTES + RANDOM_BYTES + CODE_BYTES;
+const BYTES: usize = HEAD_BYTES + CODE_BYTES;
 
 /// Makes nonces and takes each of them once.
 pub(super) struct Nonces {
     key: hmac::Key,
     uid: String,
+    /// Another one after each start.
+    replica: [u8; REPLICA_BYTES],
     clock: Clock,
     capacity: usize,
     used: Mutex<Used>,
@@ -36,6 +41,8 @@ pub(super) struct Nonces {
 pub(super) enum NonceError {
     #[error("the nonce is not one of this plane's")]
     Unknown,
+    #[error("the nonce was issued by another replica")]
+    AnotherReplica,
     #[error("the nonce has expired")]
     Expired,
     #[error("the nonce was used before")]
@@ -52,17 +59,19 @@ struct Used {
 }
 
 impl Nonces {
-    pub(super) fn new(key: hmac::Key, uid: &str, clock: Clock) -> Self {
-        Self { key, uid: uid.to_owned(), clock, capacity: MAX_USED, used: Mutex::default() }
+    /// Of one replica, from now on.
+    pub(super) fn new(key: hmac::Key, uid: &str, clock: Clock) -> Result<Self, String> {
+        Ok(Self { key, uid: uid.to_owned(), replica: random()?, clock, capacity: MAX_USED, used: Mutex::default() })
     }
 
     /// A new nonce and its end.
     pub(super) fn issue(&self) -> Result<(String, SystemTime), String> {
         let now = self.clock.since_epoch();
         let mut nonce = [0; BYTES];
-        let (head, code) = nonce.split_at_mut(TIME_BYTES + RANDOM_BYTES);
+        let (head, code) = nonce.split_at_mut(HEAD_BYTES);
         head[..TIME_BYTES].copy_from_slice(&u64::try_from(now.as_millis()).unwrap_or(u64::MAX).to_be_bytes());
-        head[TIME_BYTES..].copy_from_slice(&random::<RANDOM_BYTES>()?);
+        head[TIME_BYTES..][..REPLICA_BYTES].copy_from_slice(&self.replica);
+        head[TIME_BYTES + REPLICA_BYTES..].copy_from_slice(&random::<RANDOM_BYTES>()?);
         code.copy_from_slice(&self.code(head));
         Ok((URL_SAFE_NO_PAD.encode(nonce), SystemTime::UNIX_EPOCH + now + LIFETIME))
     }
@@ -71,11 +80,15 @@ impl Nonces {
     pub(super) fn take(&self, text: &str) -> Result<(), NonceError> {
         let mut nonce = [0; BYTES];
         let length = URL_SAFE_NO_PAD.decode_slice(text, &mut nonce).map_err(|_| NonceError::Unknown)?;
-        let (head, code) = nonce.split_at(TIME_BYTES + RANDOM_BYTES);
+        let (head, code) = nonce.split_at(HEAD_BYTES);
         if length != BYTES || aws_lc_rs::constant_time::verify_slices_are_equal(&self.code(head), code).is_err() {
             return Err(NonceError::Unknown);
         }
-        let (time, random) = head.split_at(TIME_BYTES);
+        let (time, rest) = head.split_at(TIME_BYTES);
+        let (replica, random) = rest.split_at(REPLICA_BYTES);
+        if replica != self.replica {
+            return Err(NonceError::AnotherReplica);
+        }
         let time = time.try_into().map_or(0, u64::from_be_bytes);
         let end = time.saturating_add(LIFETIME.as_millis() as u64);
         let now = u64::try_from(self.clock.since_epoch().as_millis()).unwrap_or(u64::MAX);
@@ -129,7 +142,7 @@ mod tests {
     }
 
     fn nonces(key: &[u8], uid: &str, seconds: &Arc<AtomicU64>) -> Nonces {
-        Nonces::new(hmac::Key::new(hmac::HMAC_SHA256, key), uid, at(seconds))
+        Nonces::new(hmac::Key::new(hmac::HMAC_SHA256, key), uid, at(seconds)).unwrap()
     }
 
     #[test]
@@ -152,18 +165,38 @@ mod tests {
     }
 
     #[test]
-    fn replicas_know_each_others_and_nobody_elses() {
+    fn a_nonce_is_good_at_the_replica_that_made_it_alone() {
         let now = Arc::new(AtomicU64::new(1_800_000_000));
         let (one, two) = (nonces(b"key", "plane", &now), nonces(b"key", "plane", &now));
         let (nonce, _) = one.issue().unwrap();
-        assert_eq!(two.take(&nonce), Ok(()));
-        let foreign = [nonces(b"other", "plane", &now).issue().unwrap().0, nonces(b"key", "other", &now).issue().unwrap().0];
-        for text in foreign.iter().map(String::as_str).chain(["", "a", &nonce[1..], &format!("{nonce}A"), &"A".repeat(54)]) {
-            assert_eq!(one.take(text), Err(NonceError::Unknown), "{text}");
+        // Whoever has seen a proof could show it to the replica that has not, or to the same one after it has forgotten.
+        assert_eq!(two.take(&nonce), Err(NonceError::AnotherReplica));
+        assert_eq!(one.take(&nonce), Ok(()));
+        assert_eq!(two.take(&nonce), Err(NonceError::AnotherReplica));
+        assert_eq!(nonces(b"key", "plane", &now).take(&nonce), Err(NonceError::AnotherReplica), "after a restart");
+        // It cannot be written anew for another: the code is about the replica too.
+        let mut bytes = URL_SAFE_NO_PAD.decode(one.issue().unwrap().0).unwrap();
+        bytes[TIME_BYTES..][..REPLICA_BYTES].copy_from_slice(&two.replica);
+        assert_eq!(two.take(&URL_SAFE_NO_PAD.encode(bytes)), Err(NonceError::Unknown));
+    }
+
+    #[test]
+    fn nobody_else_makes_nonces() {
+        let now = Arc::new(AtomicU64::new(1_800_000_000));
+        let ours = nonces(b"key", "plane", &now);
+        let (nonce, _) = ours.issue().unwrap();
+        // The replica is no secret: whoever has seen a nonce knows it.
+        let forged = |key: &[u8], uid: &str| Nonces { replica: ours.replica, ..nonces(key, uid, &now) }.issue().unwrap().0;
+        let foreign = [forged(b"other", "plane"), forged(b"key", "other")];
+        for text in foreign.iter().map(String::as_str).chain(["", "a", &nonce[1..], &format!("{nonce}A"), &"A".repeat(64)]) {
+            assert_eq!(ours.take(text), Err(NonceError::Unknown), "{text}");
         }
-        let mut tampered = nonce.into_bytes();
-        tampered[0] = if tampered[0] == b'A' { b'B' } else { b'A' };
-        assert_eq!(one.take(std::str::from_utf8(&tampered).unwrap()), Err(NonceError::Unknown));
+        for place in 0..BYTES {
+            let mut bytes = URL_SAFE_NO_PAD.decode(&nonce).unwrap();
+            bytes[place] ^= 1;
+            assert_eq!(ours.take(&URL_SAFE_NO_PAD.encode(bytes)), Err(NonceError::Unknown), "byte {place}");
+        }
+        assert_eq!(ours.take(&nonce), Ok(()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use futures_util::stream;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{Full, StreamBody};
@@ -23,7 +24,6 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::workload::is_revision;
-use crate::identity::hex;
 
 /// Downloads at once; further ones are told to come back.
 const MAX_DOWNLOADS: usize = 64;
@@ -180,7 +180,7 @@ fn sha256(mut file: std::fs::File) -> io::Result<String> {
     let (mut context, mut piece) = (Context::new(&SHA256), vec![0; PIECE]);
     loop {
         match io::Read::read(&mut file, &mut piece)? {
-            0 => return Ok(hex(context.finish().as_ref())),
+            0 => return Ok(HEXLOWER.encode(context.finish().as_ref())),
             length => context.update(&piece[..length]),
         }
     }

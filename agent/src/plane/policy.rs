@@ -13,7 +13,7 @@ use crate::onboarding::identity::{AwsIdentity, AwsKind, JwtIdentity, WorkloadIde
 pub struct Subject {
     /// The verified identity.
     pub identity: WorkloadIdentity,
-    /// Whether AWS was asked where it runs. Region, zone and cluster are the workload's own words otherwise, and no rule that
+    /// Whether AWS has said where it runs. Region, zone and cluster are the workload's own words otherwise, and no rule that
     /// names any of them admits it.
     pub placement_verified: bool,
 }
@@ -121,7 +121,11 @@ fn unlike_aws(matcher: &AwsMatcher, identity: &AwsIdentity, verified: bool) -> O
     }
     let placed = |field: &str, listed: &[String], value: &str| {
         if !listed.is_empty() && !verified {
-            return Some(format!("{field}: AWS was not asked for it (ecs:DescribeTasks is off), so that no value counts"));
+            let why = match &identity.kind {
+                AwsKind::Ecs(_) => "AWS was not asked for it (ecs:DescribeTasks is off)",
+                AwsKind::Ec2(_) => "no identity document with AWS's signature was verified (--aws-instance-certs)",
+            };
+            return Some(format!("{field}: {why}, so that no value counts"));
         }
         outside(field, listed, value)
     };

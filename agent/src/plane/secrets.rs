@@ -3,12 +3,13 @@
 use std::fmt;
 
 use aws_lc_rs::hmac;
+use data_encoding::HEXLOWER;
 use pem::Pem;
 use rcgen::KeyPair;
 
 use super::state::{StateError, StateFolder};
 use super::token::parse_key;
-use crate::identity::{crypto_provider, hex};
+use crate::identity::crypto_provider;
 
 const FILE: &str = "plane.pem";
 const KEY: &str = "PRIVATE KEY";
@@ -109,7 +110,7 @@ pub(super) fn random_uid() -> Result<String, String> {
     let mut bytes = random::<16>()?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let text = hex(&bytes);
+    let text = HEXLOWER.encode(&bytes);
     Ok(format!("{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]))
 }
 

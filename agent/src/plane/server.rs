@@ -380,9 +380,10 @@ impl Core {
                 Some(Arc::new(config.map_err(|error| PlaneError::Tls(error.to_string()))?))
             }
         };
+        let onboarding = onboarding.map(Onboarding::new).transpose().map_err(StateError::Crypto)?;
         Ok(Self {
             authority,
-            onboarding: onboarding.map(|config| Arc::new(Onboarding::new(config))),
+            onboarding: onboarding.map(Arc::new),
             packages,
             cluster_id: config.cluster_id.as_str().into(),
             tls,

@@ -255,6 +255,28 @@ mod tests {
         assert!(ours.verify(good.expose()).is_ok());
     }
 
+    #[test]
+    fn every_claim_counts() {
+        let now = Arc::new(AtomicU64::new(1_800_000_000));
+        let ours = tokens(&PlaneSecrets::generate(Some("plane-1")).unwrap(), &now);
+        let claims = payload(&ours.issue(&session()).unwrap());
+        let signed = |change: &dyn Fn(&mut Value)| {
+            let mut claims = claims.clone();
+            change(&mut claims);
+            jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &ours.encoding).unwrap()
+        };
+        assert_eq!(ours.verify(&signed(&|_| {})), Ok(session()));
+        // Of the same key, for something else.
+        for claim in ["iss", "aud", "azp", "sub", "exp", "claims"] {
+            let others = signed(&|claims| claims[claim] = json!("plane-2"));
+            assert!(matches!(ours.verify(&others), Err(SessionError::Invalid(_))), "{claim}");
+            let without = signed(&|claims| drop(claims.as_object_mut().unwrap().remove(claim)));
+            assert!(matches!(ours.verify(&without), Err(SessionError::Invalid(_))), "no {claim}");
+        }
+        let long = signed(&|claims| claims["more"] = json!("a".repeat(MAX_TOKEN_BYTES)));
+        assert_eq!(ours.verify(&long), Err(SessionError::Invalid("too long".to_owned())));
+    }
+
     fn base64_of(text: &str) -> String {
         base64::engine::general_purpose::STANDARD.encode(text)
     }

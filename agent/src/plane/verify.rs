@@ -61,16 +61,20 @@ impl Verifiers {
             proto::aws_credential::Workload::Ecs(task) => {
                 Claim::Ecs { task_arn: task.task_arn.clone(), cluster: task.cluster.clone() }
             }
-            proto::aws_credential::Workload::Ec2(_) => Claim::Ec2,
+            proto::aws_credential::Workload::Ec2(instance) => {
+                Claim::Ec2 { document: instance.document.clone(), signature: instance.signature.clone() }
+            }
         };
         let verified = verifier
             .verify(&credential.presigned_url, &binding, &claim)
             .await
             .map_err(|error| if error.is_retryable() { Unproved::Unavailable(error.to_string()) } else { refused(&error) })?;
+        let of_instance = verified.instance.map(|instance| vec![instance.private_ip]);
+        let addresses = verified.task.map(|task| task.addresses).or(of_instance);
         Ok(Proof {
             subject: Subject { identity: WorkloadIdentity::Aws(verified.identity), placement_verified: verified.located },
             issuer_short_name: None,
-            addresses: verified.task.map(|task| task.addresses).filter(|addresses| !addresses.is_empty()),
+            addresses: addresses.filter(|addresses| !addresses.is_empty()),
             signature: Some(verified.signature),
         })
     }

@@ -95,7 +95,7 @@ fn address(message: &proto::Address, origin: Origin<'_>, index: usize) -> Result
     }
     match origin.verified {
         Some(verified) if kind == AddressType::Vpc && !verified.contains(&ip) => {
-            Err(wrong("the task has no network interface with it, says AWS"))
+            Err(wrong("AWS says that the workload has no network interface with it"))
         }
         // AWS does not say which public address a task has, so it has to come from there.
         Some(_) if kind == AddressType::Internet && ip != origin.peer.to_canonical() => {

@@ -40,6 +40,7 @@ pub const ALL: &[(&str, Property)] = &[
     ("http1_response", http1::response),
     ("http2_upstream", http2::upstream),
     ("http_sniff", tls::http_sniff),
+    ("instance_document", onboarding::instance_document),
     ("istio", translate::istio),
     ("path", path::path),
     ("peer", peer::peer),

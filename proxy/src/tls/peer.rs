@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use data_encoding::{HEXLOWER, HEXUPPER};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
@@ -72,7 +73,7 @@ impl PeerCertificate {
                 system_time(certificate.validity().not_before.timestamp()),
                 system_time(certificate.validity().not_after.timestamp()),
             )),
-            sha256: hex(provider::sha256(leaf).as_ref()),
+            sha256: HEXLOWER.encode(provider::sha256(leaf).as_ref()),
             serial: serial(&certificate),
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
         })
@@ -166,12 +167,7 @@ pub(super) fn system_time(seconds: i64) -> SystemTime {
 /// The serial number as `%DOWNSTREAM_PEER_SERIAL%` prints it.
 pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
     let raw = certificate.raw_serial();
-    hex(if raw.len() > 1 && raw[0] == 0 { &raw[1..] } else { raw })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+    HEXLOWER.encode(if raw.len() > 1 && raw[0] == 0 { &raw[1..] } else { raw })
 }
 
 /// A subject or an issuer in RFC 2253 form: last attribute first, `CN=reviews,O=Golden`.
@@ -216,7 +212,7 @@ fn push_attribute(attribute: &AttributeTypeAndValue<'_>, out: &mut String) {
         Ok(value) => push_escaped(value, out),
         Err(_) => {
             out.push('#');
-            out.push_str(&hex(attribute.attr_value().data));
+            out.push_str(&HEXLOWER.encode(attribute.attr_value().data));
         }
     }
 }
@@ -230,7 +226,7 @@ fn push_escaped(value: &str, out: &mut String) {
             || (at == last && byte == b' ');
         if !(b' '..=b'~').contains(&byte) {
             out.push('\\');
-            out.push_str(&hex(&[byte]).to_ascii_uppercase());
+            out.push_str(&HEXUPPER.encode(&[byte]));
             continue;
         }
         if special {

@@ -26,6 +26,7 @@ pub(super) fn to(request: &Request<Bytes>, state: &mut State) -> Response<Bytes>
         "instance" => instance(request),
         "GetCallerIdentity" => get_caller_identity(request, state),
         "AssumeRole" => assume_role(request, state),
+        "GetWebIdentityToken" => get_web_identity_token(request, state),
         "AssumeRoleWithWebIdentity" => assume_role_with_web_identity(request, state),
         "DescribeTasks" => describe_tasks(request, state),
         "DescribeTaskDefinition" => describe_task_definition(request, state),
@@ -91,6 +92,25 @@ fn assume_role(request: &Request<Bytes>, state: &mut State) -> Response<Bytes> {
         Err(code) => error(403, code),
         Ok(()) => assumed(request, state, "AssumeRole"),
     }
+}
+
+/// No token that anybody would believe: it repeats who asks and for whom.
+fn get_web_identity_token(request: &Request<Bytes>, state: &State) -> Response<Bytes> {
+    let session = match verify(request, "sts", state) {
+        Err(code) => return error(403, code),
+        Ok(session) => session,
+    };
+    let parameters = form(std::str::from_utf8(request.body()).unwrap());
+    let find = |name: &str| parameters.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+    let seconds = find("DurationSeconds").is_none_or(|seconds| (60..=3600).contains(&seconds.parse().unwrap_or(0)));
+    let (Some(audience), Some("RS256" | "ES384"), true) = (find("Audience.member.1"), find("SigningAlgorithm"), seconds) else {
+        return error(400, "ValidationError");
+    };
+    let token = format!("{}-for-{audience}", session.arn);
+    let result = json!({ "WebIdentityToken": token, "Expiration": 4_102_444_800.0 });
+    answer(
+        &json!({ "GetWebIdentityTokenResponse": { "GetWebIdentityTokenResult": result, "ResponseMetadata": { "RequestId": "1" } } }),
+    )
 }
 
 fn assume_role_with_web_identity(request: &Request<Bytes>, state: &mut State) -> Response<Bytes> {
@@ -218,9 +238,12 @@ fn written(session: &Session) -> Value {
     })
 }
 
-/// An instance `i-0123456789abcdef0` with the role `vm`; STS knows it once the test has added `Session::of("vm", …)`.
+/// An instance `i-0123456789abcdef0` in `us-east-1b` with the role `vm`; STS knows it once the test has added
+/// `Session::of("vm", …)`. Its document is signed with the key of `certificates/us-east-1.pem`.
 fn instance(request: &Request<Bytes>) -> Response<Bytes> {
     const ID: &str = "i-0123456789abcdef0";
+    const DOCUMENT: &[u8] = include_bytes!("../../../agent/testdata/aws/instance/document");
+    const SIGNATURE: &[u8] = include_bytes!("../../../agent/testdata/aws/instance/rsa2048");
     const SESSION: &str = "session-of-imds";
     let path = request.uri().path();
     if path == "/latest/api/token" {
@@ -233,11 +256,8 @@ fn instance(request: &Request<Bytes>) -> Response<Bytes> {
     match path {
         "/latest/meta-data/iam/security-credentials/" => Response::new(Bytes::from("vm")),
         "/latest/meta-data/iam/security-credentials/vm" => answer(&written(&Session::of("vm", ID))),
-        "/latest/dynamic/instance-identity/rsa2048" => Response::new(Bytes::from("MIAG")),
-        "/latest/dynamic/instance-identity/document" => answer(&json!({
-            "accountId": ACCOUNT, "instanceId": ID, "region": REGION, "availabilityZone": "us-east-1b", "privateIp": "10.0.0.7",
-            "version": "2017-09-30", "imageId": "ami-1",
-        })),
+        "/latest/dynamic/instance-identity/rsa2048" => Response::new(Bytes::from_static(SIGNATURE)),
+        "/latest/dynamic/instance-identity/document" => Response::new(Bytes::from_static(DOCUMENT)),
         _ => error(404, "NotFound"),
     }
 }

@@ -48,17 +48,11 @@ impl WebIdentity {
         client: &Client,
     ) -> Result<Option<Self>, CredentialError> {
         let Some(file) = variable(environment, "AWS_WEB_IDENTITY_TOKEN_FILE") else { return Ok(None) };
-        let wrong = |variable, reason: &str| CredentialError::Variable { variable, reason: reason.to_owned() };
         let role_arn = variable(environment, "AWS_ROLE_ARN")
             .ok_or_else(|| wrong("AWS_ROLE_ARN", "not set, while AWS_WEB_IDENTITY_TOKEN_FILE is"))?;
-        let endpoint = match variable(environment, "AWS_ENDPOINT_URL_STS") {
-            Some(url) => url.parse().map_err(|_| wrong("AWS_ENDPOINT_URL_STS", "no URL of a server"))?,
-            None => {
-                let region = variable(environment, "AWS_REGION").or_else(|| variable(environment, "AWS_DEFAULT_REGION"));
-                let region = region.and_then(|region| region.parse::<Region>().ok());
-                let region = region.ok_or_else(|| wrong("AWS_REGION", "not set to a known region"))?;
-                Endpoint::https(&region.host("sts"))
-            }
+        let endpoint = match sts_endpoint(environment)? {
+            Some(endpoint) => endpoint,
+            None => Endpoint::https(&region(environment)?.host("sts")),
         };
         let session_name = variable(environment, "AWS_ROLE_SESSION_NAME").unwrap_or_else(|| SESSION_NAME.to_owned());
         let token = TokenSource::File(PathBuf::from(file));
@@ -116,7 +110,25 @@ impl AssumeRole {
     }
 }
 
-fn form(endpoint: &Endpoint, parameters: &[(&str, &str)]) -> Result<Request<Bytes>, CredentialError> {
+fn wrong(variable: &'static str, reason: &str) -> CredentialError {
+    CredentialError::Variable { variable, reason: reason.to_owned() }
+}
+
+/// `AWS_REGION`, else `AWS_DEFAULT_REGION`.
+pub(in crate::aws) fn region(environment: &dyn Fn(&str) -> Option<String>) -> Result<Region, CredentialError> {
+    let region = variable(environment, "AWS_REGION").or_else(|| variable(environment, "AWS_DEFAULT_REGION"));
+    let region = region.and_then(|region| region.parse::<Region>().ok());
+    region.ok_or_else(|| wrong("AWS_REGION", "not set to a known region"))
+}
+
+/// `AWS_ENDPOINT_URL_STS`: asked instead of the region's STS.
+pub(in crate::aws) fn sts_endpoint(environment: &dyn Fn(&str) -> Option<String>) -> Result<Option<Endpoint>, CredentialError> {
+    let url = variable(environment, "AWS_ENDPOINT_URL_STS");
+    url.map(|url| url.parse().map_err(|_| wrong("AWS_ENDPOINT_URL_STS", "no URL of a server"))).transpose()
+}
+
+/// A request to STS, not yet signed.
+pub(in crate::aws) fn form(endpoint: &Endpoint, parameters: &[(&str, &str)]) -> Result<Request<Bytes>, CredentialError> {
     let parameters: Vec<_> = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Request::post("/")
         .header(HOST, endpoint.authority())

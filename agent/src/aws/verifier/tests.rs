@@ -144,10 +144,15 @@ fn another_action_or_version_is_not_asked() {
         ("X-Amz-Security-Token=IQoJb3JpZ2luX2VjE%2F%2F%2Babc%3D%3D", "X-Amz-Security-Token=", "X-Amz-Security-Token"),
         ("X-Amz-Signature=", "X-Amz-Signature=0", "X-Amz-Signature"),
         ("ASIAEXAMPLEEXAMPLE00", "ASIA", "X-Amz-Credential"),
+        ("ASIAEXAMPLEEXAMPLE00", "ASIAEXAMPLEEXAMPLE-0", "X-Amz-Credential"),
     ] {
         assert_ne!(url.replace(from, to), url, "{from}");
         assert_eq!(refused(&url.replace(from, to)), ProofError::Value(name), "{to}");
     }
+    // The same proof in other letters would pass for one that was not shown yet.
+    let signature = Proof::parse(&url, now()).unwrap().signature().to_owned();
+    let shouted = url.replace(&signature, &signature.to_ascii_uppercase());
+    assert_eq!(refused(&shouted), ProofError::Value("X-Amz-Signature"));
 }
 
 #[test]

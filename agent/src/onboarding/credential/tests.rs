@@ -15,6 +15,13 @@ async fn the_platform_is_found_out() {
     assert!(matches!(auto(&[task]).await, Err(ObtainError::NoTaskRole)));
     // Who names a token wants it to be used, on ECS as well.
     assert_eq!(auto(&[task, role, (JWT_FILE_VARIABLE, "/token")]).await.unwrap().name(), "jwt");
+    let (asked, region) = ((AWS_TOKEN_VARIABLE, "true"), ("AWS_REGION", "us-east-1"));
+    assert_eq!(auto(&[task, role, region, asked]).await.unwrap().name(), "aws-web-identity");
+    assert_eq!(auto(&[task, role, (AWS_TOKEN_VARIABLE, "false")]).await.unwrap().name(), "aws-ecs");
+    let error = auto(&[task, role, asked]).await.unwrap_err().to_string();
+    assert_eq!(error, "AWS_REGION: not set to a known region");
+    let error = auto(&[task, role, region, (AWS_TOKEN_VARIABLE, "yes")]).await.unwrap_err().to_string();
+    assert_eq!(error, "ONBOARDING_AWS_WEB_IDENTITY: \"yes\": expected true or false");
     let origin = auto(&[no_instance, (JWT_VARIABLE, "a.b.c")]).await.unwrap();
     assert!(!format!("{origin:?}").contains("a.b.c"));
     assert_eq!(origin.obtain("uid", "nonce").await.unwrap(), Credential::Jwt(Token::new("a.b.c")));

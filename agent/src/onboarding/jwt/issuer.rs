@@ -5,6 +5,11 @@ use serde_json::{Map, Value};
 
 use crate::fetch::Endpoint;
 
+/// What the issuers end in that AWS has for its accounts (`sts:GetWebIdentityToken`).
+const AWS_ISSUERS: &str = ".tokens.sts.global.api.aws";
+/// The member of their tokens that whoever asks for one can fill.
+const REQUEST_TAGS: &str = "request_tags";
+
 /// An issuer of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "RawIssuer")]
@@ -53,6 +58,9 @@ pub enum IssuerError {
     /// Not a path.
     #[error("tokenFields.attributes.jsonPath {0:?}: expected a path such as .claims.attributes or $['https://a.example/claims']")]
     JsonPath(String),
+    /// AWS repeats in a token what the workload asks it to: that proves nothing.
+    #[error("tokenFields.attributes.jsonPath {0:?}: {REQUEST_TAGS} are what a workload says of itself")]
+    RequestTags(String),
 }
 
 #[derive(Deserialize)]
@@ -103,7 +111,13 @@ impl TryFrom<RawIssuer> for JwtIssuer {
             return Err(IssuerError::ShortName(name.clone()));
         }
         let path = raw.token_fields.and_then(|fields| fields.attributes).map(|field| field.json_path);
-        let attributes = path.map(|path| JsonPath::parse(&path).ok_or(IssuerError::JsonPath(path))).transpose()?;
+        let is_of_aws = raw.issuer.trim_end_matches('/').ends_with(AWS_ISSUERS);
+        let parse = |path: String| match JsonPath::parse(&path) {
+            None => Err(IssuerError::JsonPath(path)),
+            Some(parsed) if is_of_aws && parsed.0.iter().any(|name| name == REQUEST_TAGS) => Err(IssuerError::RequestTags(path)),
+            Some(parsed) => Ok(parsed),
+        };
+        let attributes = path.map(parse).transpose()?;
         Ok(Self { issuer: raw.issuer, keys, short_name: raw.short_name, attributes })
     }
 }

@@ -275,12 +275,34 @@ fn issuers_are_read_strictly() {
         (json!({ "issuer": ISSUER, "shortName": "a--b" }), "shortName"),
         (json!({ "issuer": ISSUER, "tokenFields": { "attributes": { "jsonPath": "custom" } } }), "jsonPath"),
         (json!({ "issuer": ISSUER, "tokenFields": { "attributes": { "jsonPath": ".a[*]" } } }), "jsonPath"),
+        (
+            json!({ "issuer": format!("{OF_AWS}/"), "tokenFields": { "attributes":
+                { "jsonPath": "$['https://sts.amazonaws.com/'].request_tags" } } }),
+            "request_tags are what a workload says of itself",
+        ),
         (json!({ "issuer": ISSUER, "audience": "x" }), "unknown field"),
     ] {
         let error = serde_json::from_value::<JwtIssuer>(text.clone()).unwrap_err().to_string();
         assert!(error.contains(reason), "{text}: {error}");
     }
     issuer(&json!({ "issuer": ISSUER, "jwks_uri": "https://a.example/k", "short_name": "a-1" }));
+}
+
+const OF_AWS: &str = "https://abc12345-def4-5678-90ab-cdef12345678.tokens.sts.global.api.aws";
+
+#[tokio::test]
+async fn a_token_of_aws_says_role_and_account_and_nothing_that_its_owner_has_made_up() {
+    let key = Key::new("aws");
+    let aws = issuer(&json!({ "issuer": OF_AWS, "jwks": key.jwks(), "shortName": "aws", "tokenFields": { "attributes":
+        { "jsonPath": "$['https://sts.amazonaws.com/']" } } }));
+    let claims = json!({ "iss": OF_AWS, "sub": "arn:aws:iam::123456789012:role/vm", "aud": [UID], "exp": NOW + 60, "iat": NOW,
+        "https://sts.amazonaws.com/": { "aws_account": "123456789012", "source_region": "us-east-1",
+            "request_tags": { "aws_account": "210987654321" }, "principal_tags": { "team": "x" } } });
+    let verified = verifier(vec![aws]).verify(&key.sign(&claims)).await.unwrap();
+    assert_eq!(verified.identity.subject, "arn:aws:iam::123456789012:role/vm");
+    let attributes: Vec<_> = verified.identity.attributes.into_iter().collect();
+    let one = |name: &str, value: &str| (name.to_owned(), vec![value.to_owned()]);
+    assert_eq!(attributes, [one("aws_account", "123456789012"), one("source_region", "us-east-1")]);
 }
 
 #[test]

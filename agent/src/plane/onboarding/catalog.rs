@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use data_encoding::HEXLOWER;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use tokio::time::sleep;
 
 use super::Onboarding;
 use super::admission::is_healthy;
-use crate::identity::hex;
 use crate::plane::objects::{ObjectKey, ObjectMeta, WorkloadEntry};
 use crate::plane::store::EmbeddedStore;
 
@@ -101,5 +101,5 @@ fn version(documents: &[proto::Document]) -> String {
             context.update(text.as_bytes());
         }
     }
-    hex(&context.finish().as_ref()[..16])
+    HEXLOWER.encode(&context.finish().as_ref()[..16])
 }

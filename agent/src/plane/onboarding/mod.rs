@@ -195,15 +195,17 @@ impl fmt::Debug for Onboarding {
 }
 
 impl Onboarding {
-    pub(super) fn new(config: OnboardingConfig) -> Self {
+    /// # Errors
+    /// When there is no randomness.
+    pub(super) fn new(config: OnboardingConfig) -> Result<Self, String> {
         let OnboardingConfig { settings, secrets, store, documents, verifiers, metrics, clock } = config;
         let limits = &settings.limits;
-        Self {
+        Ok(Self {
             uid: secrets.uid().to_owned(),
             store,
             inputs: documents,
             verifiers,
-            nonces: Nonces::new(secrets.nonce_key(), secrets.uid(), clock.clone()),
+            nonces: Nonces::new(secrets.nonce_key(), secrets.uid(), clock.clone())?,
             sessions: SessionTokens::new(&secrets, settings.session_lifetime, clock.clone()),
             signatures: Signatures::default(),
             rates: Rates::new(limits.rate),
@@ -217,7 +219,7 @@ impl Onboarding {
             stopping: watch::Sender::new(false),
             tasks: Mutex::default(),
             settings,
-        }
+        })
     }
 
     /// How much longer than others its calls may take: AWS is asked.

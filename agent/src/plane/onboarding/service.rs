@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Onboarding;
 use super::admission::{Denial, check_owner, unavailable};
 use super::stream::{QUEUE, WorkloadStream};
+use crate::plane::nonce::NonceError;
 use crate::plane::objects::ObjectKey;
 use crate::plane::policy::{Rule, Subject};
 use crate::plane::service::Peer;
@@ -163,7 +164,11 @@ impl Onboarding {
             self.nonces.take(&aws.nonce).map_err(|error| {
                 counted.nonce.increment(1);
                 // Says nothing about the credential, and what to do about it.
-                Refused::new(Status::unauthenticated(error.to_string()), error.to_string())
+                let code = match error {
+                    NonceError::AnotherReplica => Code::FailedPrecondition,
+                    _ => Code::Unauthenticated,
+                };
+                Refused::new(Status::new(code, error.to_string()), error.to_string())
             })?;
         }
         let busy = || {

@@ -114,6 +114,13 @@ fn what_aws_was_not_asked_for_does_not_count() {
         let Verdict::Denied(mismatches) = verdict(&rule, &unverified) else { panic!("{field} counted") };
         assert!(mismatches[0].reasons[0].contains("AWS was not asked"), "{mismatches:?}");
     }
+    let unverified_machine = Subject { placement_verified: false, ..machine() };
+    for field in ["regions: [us-east-1], ec2: {}", "zones: [us-east-1a], ec2: {}"] {
+        let rule = format!("{{workloads: [{{aws: {{accounts: ['123456789012'], {field}}}}}], {EVERYWHERE}}}");
+        assert!(matches!(verdict(&rule, &machine()), Verdict::Admitted(_)), "{field}");
+        let Verdict::Denied(mismatches) = verdict(&rule, &unverified_machine) else { panic!("{field} counted") };
+        assert!(mismatches[0].reasons[0].contains("--aws-instance-certs"), "{mismatches:?}");
+    }
     let role = format!("{{workloads: [{{aws: {{accounts: ['123456789012'], ecs: {{iamRoleNames: [task]}}}}}}], {EVERYWHERE}}}");
     assert!(matches!(verdict(&role, &unverified), Verdict::Admitted(_)));
 }

@@ -6,6 +6,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::aws::caller_identity::{Binding, prove};
 use crate::aws::credentials::Credentials;
+use crate::aws::instance::InstanceCertificates;
 use crate::aws::verifier::StsVerifier;
 use crate::plane::limits::Rate;
 
@@ -14,7 +15,7 @@ async fn a_token_of_a_known_issuer_lets_in_whom_a_policy_names() {
     let bed = Bed::usual().await;
     let mut agent = bed.agent().await;
     let discovered = agent.0.discover(proto::DiscoverRequest::default()).await.unwrap().into_inner();
-    assert_eq!((&discovered.plane_uid, discovered.nonce.len()), (&bed.uid, 54));
+    assert_eq!((&discovered.plane_uid, discovered.nonce.len()), (&bed.uid, 64));
     let authorized = agent.authorize(jwt(bed.token("vm-1"))).await.unwrap();
     let expires: SystemTime = authorized.expires_at.unwrap().try_into().unwrap();
     let left = expires.duration_since(SystemTime::now()).unwrap();
@@ -119,16 +120,18 @@ async fn a_proof_of_an_aws_role_counts_once_and_within_a_minute() {
     let mut agent = bed.agent().await;
     let first = nonce(&mut agent).await;
     let credential = proof(&bed, &first);
+    let Credential::Aws(mut replayed) = credential.clone() else { panic!("not AWS") };
     let session = agent.authorize(credential.clone()).await.unwrap().token;
     let status = agent.authorize(credential).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the nonce was used before"));
 
     // The URL of one nonce does not hold with another: the plane's own is what STS is told was signed. Here a stand-in takes it,
     // and the plane remembers the signature.
-    let Credential::Aws(mut replayed) = proof(&bed, &first) else { panic!("not AWS") };
     replayed.nonce = nonce(&mut agent).await;
-    let again = agent.authorize(Credential::Aws(replayed)).await;
-    assert!(again.is_err() || bed.count("skiff_plane_authorizations_total{outcome=\"admitted\"}") == 2);
+    let status = agent.authorize(Credential::Aws(replayed)).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "the credential was used before"));
+    assert_eq!(bed.count("skiff_plane_authorizations_total{outcome=\"replay\"}"), 1);
+    assert_eq!(bed.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 1);
 
     let late = nonce(&mut agent).await;
     let credential = proof(&bed, &late);
@@ -143,6 +146,64 @@ async fn a_proof_of_an_aws_role_counts_once_and_within_a_minute() {
     let (_held, boot) = agent.register(&session, registration("10.0.0.1")).await.unwrap();
     assert!(boot.name.starts_with("ratings-aws-aws-123456789012-") && boot.name.contains(TASK), "{}", boot.name);
     assert_eq!(boot.locality, "");
+}
+
+#[tokio::test]
+async fn a_proof_is_good_at_the_replica_that_made_its_nonce_alone() {
+    let (address, _sts) = sts(TASK).await;
+    let aws = || {
+        let sts = StsVerifier::new(Client::new(TrustedRoots::System), Some(address.parse().unwrap()));
+        Change { aws: Some(AwsVerifier::new(sts, None, Clock::system())), ..Change::default() }
+    };
+    let one = Bed::new(aws()).await;
+    // Another replica: the same id and keys, a memory of its own.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("config")).unwrap();
+    std::fs::create_dir(folder.path().join("state")).unwrap();
+    std::fs::write(folder.path().join("config/plane.yaml"), CONFIG).unwrap();
+    let secrets = "state/plane.pem";
+    std::fs::copy(one.folder.path().join(secrets), folder.path().join(secrets)).unwrap();
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let two = Bed::start(folder, key, Arc::default(), aws()).await;
+    assert_eq!(one.uid, two.uid);
+
+    let (mut agent, mut thief) = (one.agent().await, two.agent().await);
+    let credential = proof(&one, &nonce(&mut agent).await);
+    agent.authorize(credential.clone()).await.unwrap();
+    let replayed = thief.authorize(credential.clone()).await.unwrap_err();
+    let expected = (Code::FailedPrecondition, "the nonce was issued by another replica");
+    assert_eq!((replayed.code(), replayed.message()), expected);
+    assert_eq!(two.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 0);
+    assert_eq!(two.count("skiff_plane_authorizations_total{outcome=\"nonce\"}"), 1);
+    // What was used is forgotten with a restart; so is what could be used.
+    let again = one.restarted(aws()).await;
+    let replayed = again.agent().await.authorize(credential).await.unwrap_err();
+    assert_eq!((replayed.code(), replayed.message()), expected);
+    assert_eq!(again.count("skiff_plane_authorizations_total{outcome=\"admitted\"}"), 0);
+}
+
+#[tokio::test]
+async fn an_instance_has_the_address_and_the_place_that_aws_has_signed() {
+    let (address, _sts) = sts("i-0123456789abcdef0").await;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/aws/instance");
+    let certificates = InstanceCertificates::read(&Path::new(folder).join("certificates")).unwrap();
+    let sts = StsVerifier::new(Client::new(TrustedRoots::System), Some(address.parse().unwrap()));
+    let aws = AwsVerifier::new(sts, None, Clock::system()).with_certificates(Some(certificates));
+    let bed = Bed::usual().await;
+    rewrite(bed.folder.path(), "ecs: {iamRoleNames: [task]}", "zones: [us-east-1b], ec2: {iamRoleNames: [task]}");
+    let bed = bed.restarted(Change { aws: Some(aws), ..Change::default() }).await;
+    let mut agent = bed.agent().await;
+    let Credential::Aws(mut credential) = proof(&bed, &nonce(&mut agent).await) else { panic!("not AWS") };
+    let read = |name: &str| std::fs::read(Path::new(folder).join(name)).unwrap();
+    let instance = proto::Ec2Instance { document: read("document"), signature: String::from_utf8(read("rsa2048")).unwrap() };
+    credential.workload = Some(proto::aws_credential::Workload::Ec2(instance));
+    let session = agent.authorize(Credential::Aws(credential)).await.unwrap().token;
+    // Where nobody else's requests would go.
+    let status = agent.register(&session, registration("10.0.0.8")).await.err().unwrap();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    let (_held, boot) = agent.register(&session, registration("10.0.0.7")).await.unwrap();
+    assert_eq!(boot.locality, "us-east-1/us-east-1b");
+    assert_eq!(boot.name, "ratings-aws-aws-123456789012-us-east-1b-ec2-i-0123456789abcdef0");
 }
 
 #[tokio::test]

@@ -129,7 +129,14 @@ impl ApiServer {
         let mut config = match kubeconfig {
             Some(path) => {
                 let read = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
-                Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(|error| wrong(&error))?
+                let is_proxied = read.clusters.iter().filter_map(|named| named.cluster.as_ref()).any(|to| to.proxy_url.is_some());
+                let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+                let mut config = config.map_err(|error| wrong(&error))?;
+                // It falls back on HTTPS_PROXY, which is meant for applications.
+                if !is_proxied {
+                    config.proxy_url = None;
+                }
+                config
             }
             None => Config::incluster().map_err(|error| wrong(&format!("{error}; outside of a pod name a kubeconfig")))?,
         };
