@@ -26,7 +26,7 @@ pub use manager::{IdentityConfig, IdentityManager, IdentityStatus, ROOT_SECRET, 
 pub use token::{Token, TokenSource, TokenSourceError};
 
 pub(crate) use certificate::hex;
-pub(crate) use connection::crypto_provider;
+pub(crate) use connection::{crypto_provider, unverified_tls};
 pub(crate) use token::authenticated;
 
 #[cfg(test)]
