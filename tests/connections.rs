@@ -1,8 +1,9 @@
 //! Connections before anybody has said anything in HTTP: whom the TCP proxy lets in, what TLS accepts, and what the log says.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, SanType};
@@ -240,6 +241,31 @@ async fn row_50_certificates_that_prove_nothing_are_refused() {
     assert!(door.skiff.stdout.line_with(CLIENT).await.starts_with("- - "));
 }
 
+/// Certificates that are on a list, which is read again when its file changes.
+#[tokio::test]
+async fn revoked_certificates_are_refused() {
+    let (bootstrap, authority) = mesh();
+    fs::write(bootstrap.path("crl.pem"), authority.revoke(&[7])).unwrap();
+    let lists = MUTUAL
+        .replace("trusted_ca: {filename: DIR/root.pem}", "trusted_ca: {filename: DIR/root.pem}, crl: {filename: DIR/crl.pem}");
+    let numbered = |serial: u64| authority.issue_with(vec![uri(CLIENT)], |params| params.serial_number = Some(serial.into()));
+    let (seven, eight) = (numbered(7), numbered(8));
+    let skiff = bootstrap.run(&listener("", "", &lists)).await;
+    let door = Door { _app: App::start(bootstrap.network.at(2, 9000), Speaks::Tcp), skiff, bootstrap };
+    let greeted = async |identity: &Identity| {
+        let mut caller = tls::connect(door.address(), Some(identity), &[]).await.ok()?;
+        caller.shutdown().await.ok()?;
+        rest(&mut caller).await.ok().filter(|said| !said.is_empty())
+    };
+    assert!(greeted(&eight).await.is_some());
+    assert!(greeted(&seven).await.is_none());
+    let line = door.skiff.stdout.line_with("CERTIFICATE_VERIFY_FAILED").await;
+    assert!(line.contains("revocation_check_against_provided_CRLs_failed:_certificate_revoked"), "{line}");
+    assert_eq!(door.skiff.metrics().await.sum("envoy_listener_ssl_connection_error", &[]), 1.0);
+    fs::write(door.bootstrap.path("crl.pem"), authority.revoke(&[7, 8])).unwrap();
+    eventually("the new list counts", async || greeted(&eight).await.is_none().then_some(())).await;
+}
+
 /// Row 51: a session that could be resumed would outlive a change of trust, so there is none to resume.
 #[tokio::test]
 async fn row_51_no_session_resumes() {
@@ -318,4 +344,68 @@ async fn row_53_a_missing_host_is_a_dash() {
     assert_eq!(skiff.stdout.nth_line_with("- - - - - 400", 2).await, "- - - - - 400 http1.codec_error");
     assert_eq!(http::exchange(door, "GET /?a=1 HTTP/1.1\r\nhost: h\r\n\r\n").await.status, 404);
     assert_eq!(skiff.stdout.line_with("404").await, "h h h - 1 404 route_not_found");
+}
+
+/// Envoy drains an idle HTTP/1 connection before it closes it: a request that crosses with the time-out is answered.
+#[tokio::test]
+async fn an_idle_time_out_does_not_lose_a_request() {
+    let bootstrap = Bootstrap::new();
+    let skiff = bootstrap
+        .run(
+            "  listeners:
+  - name: door
+    address: {socket_address: {address: 127.0.0.1, port_value: 9000}}
+    filter_chains:
+    - filters:
+      - name: hcm
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: s
+          common_http_protocol_options: {idle_timeout: 0.001s}
+          drain_timeout: 600s
+          route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}, direct_response: {status: 204}}]}]}
+          http_filters: [{name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+",
+        )
+        .await;
+    let mut connection = http::Connection::open(bootstrap.network.at(1, 9000)).await.unwrap();
+    let told = async || {
+        let answer = connection.ask(&http::get_request("app", "/", "")).await.unwrap();
+        assert_eq!(answer.status, 204);
+        (answer.header("connection") == Some("close")).then_some(())
+    };
+    eventually("the connection has been idle", told).await;
+    assert!(connection.rest().await.unwrap().is_empty());
+    drop(skiff);
+}
+
+/// In binary, ahead of what the caller says.
+#[tokio::test]
+async fn an_endpoint_is_told_whose_bytes_it_gets() {
+    let bootstrap = Bootstrap::new();
+    let endpoint = TcpListener::bind(bootstrap.network.at(2, 9000)).await.unwrap();
+    let socket = "type: STATIC, transport_socket: {name: p, typed_config: {'@type': \
+                  type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, config: {version: V2}, \
+                  transport_socket: {name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}}}";
+    let skiff = bootstrap.run(&listener("", "", "").replace("type: STATIC", socket)).await;
+    let door = bootstrap.network.at(1, 9000);
+    let mut caller = TcpStream::connect(door).await.unwrap();
+    caller.write_all(b"hello").await.unwrap();
+    caller.shutdown().await.unwrap();
+    let (mut accepted, _) = within("the endpoint is reached", endpoint.accept()).await.unwrap();
+    let heard = rest(&mut accepted).await.unwrap();
+    let ends = [caller.local_addr().unwrap(), door];
+    let addresses = ends.iter().flat_map(|end| match end.ip() {
+        IpAddr::V4(ip) => ip.octets(),
+        IpAddr::V6(_) => unreachable!("a loopback address of IPv4"),
+    });
+    let ports = ends.iter().flat_map(|end| end.port().to_be_bytes());
+    let header = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &addresses.chain(ports).collect::<Vec<_>>()].concat();
+    assert_eq!(heard, [header, b"hello".to_vec()].concat());
+    drop(accepted);
+    assert_eq!(
+        skiff.stdout.line_with("TcpConnectionEnd").await.split(' ').nth(3),
+        Some("5"),
+        "the header is none of the caller's"
+    );
 }

@@ -8,10 +8,15 @@ mod living;
 use std::net::SocketAddr;
 
 use skiff_proto::envoy::config::cluster::v3::Cluster;
+use skiff_proto::envoy::config::core::v3 as core;
+use skiff_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use skiff_proto::envoy::config::listener::v3::{AdditionalAddress, Listener};
 use skiff_proto::envoy::config::route::v3::RouteConfiguration;
+use skiff_proto::google::protobuf::Duration;
 use skiff_tests::apps::{App, Speaks};
 use skiff_tests::http;
 use skiff_tests::istiod::{HEALTH, Istiod, NAME, Oddity};
+use skiff_tests::joined::{spawn, start_istiod};
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS};
 use skiff_tests::network::Network;
 use skiff_tests::skiff::Skiff;
@@ -138,6 +143,72 @@ async fn endpoints_come_and_go_within_a_push() {
     assert!(line.contains("no_healthy_upstream"), "{line}");
     joined.istiod.endpoints(DETAILS_CLUSTER, &[joined.mesh.ingress(DETAILS_V1, 9080)]).await;
     eventually("the endpoint is back", async || (joined.status().await == 200).then_some(())).await;
+}
+
+/// They exist, with nobody in them, and hold nothing up for longer than they say.
+#[tokio::test]
+async fn endpoints_that_never_come_are_waited_for_as_long_as_their_cluster_says() {
+    let mesh = Mesh::prepare_on(Network::claim_short()).await;
+    let istiod = start_istiod(&mesh).await;
+    istiod.push::<ClusterLoadAssignment>(DETAILS_CLUSTER, |_| None).await;
+    istiod
+        .push::<Cluster>(DETAILS_CLUSTER, |mut cluster| {
+            let eds = cluster.eds_cluster_config.as_mut()?.eds_config.as_mut()?;
+            eds.initial_fetch_timeout = Some(Duration { seconds: 0, nanos: 50_000_000 });
+            Some(cluster)
+        })
+        .await;
+    let ratings = spawn(&mesh, &[]);
+    istiod.hears("the endpoints are asked for", |heard| heard.names.contains(DETAILS_CLUSTER)).await;
+    ratings.ready().await;
+    let egress = mesh.egress(RATINGS, 9080);
+    assert_eq!(http::get(egress, DETAILS, "/never").await.status, 503);
+    let line = ratings.stdout.line_with("/never").await;
+    assert!(line.contains(" UH no_healthy_upstream "), "{line}");
+    assert_eq!(ratings.metrics().await.sum("skiff_config_rejected_resources", &[]), 0.0);
+
+    let _app = App::start(mesh.app(DETAILS_V1), Speaks::Http);
+    let details = mesh.spawn(DETAILS_V1, &[]);
+    details.ready().await;
+    istiod.endpoints(DETAILS_CLUSTER, &[mesh.ingress(DETAILS_V1, 9080)]).await;
+    let served = async || (http::get(egress, DETAILS, "/late").await.status == 200).then_some(());
+    eventually("they come after all", served).await;
+}
+
+/// Addresses come and go with their listener, and what it serves on stays open meanwhile.
+#[tokio::test]
+async fn a_listener_is_there_on_all_of_its_addresses() {
+    let joined = Joined::new().await;
+    let (first, second) = (joined.egress(), joined.mesh.network.at(4, 9080));
+    let name = format!("{}_{}", first.ip(), first.port());
+    assert!(http::try_get(second, DETAILS, "/details/0").await.is_err());
+    let listens = async |also: bool| {
+        let more = AdditionalAddress {
+            address: Some(core::Address {
+                address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                    address: second.ip().to_string(),
+                    port_specifier: Some(core::socket_address::PortSpecifier::PortValue(second.port().into())),
+                    ..core::SocketAddress::default()
+                })),
+            }),
+            ..AdditionalAddress::default()
+        };
+        let edit = |mut listener: Listener| {
+            listener.additional_addresses = also.then_some(more).into_iter().collect();
+            Some(listener)
+        };
+        joined.istiod.push::<Listener>(&name, edit).await;
+        let there = async || (http::try_get(second, DETAILS, "/details/0").await.is_ok() == also).then_some(());
+        eventually("the second address follows", there).await;
+    };
+    listens(true).await;
+    assert_eq!(http::get(second, DETAILS, "/details/0").await.status, 200);
+    assert_eq!(joined.status().await, 200);
+    let page = joined.ratings.page("/listeners?format=json").await.text();
+    assert!(page.contains("additional_local_addresses") && page.contains(&second.ip().to_string()), "{page}");
+    listens(false).await;
+    assert_eq!(joined.status().await, 200);
+    assert_eq!(joined.metric("skiff_config_rejected_resources").await, 0.0);
 }
 
 #[tokio::test]

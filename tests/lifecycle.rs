@@ -330,6 +330,37 @@ spec:
   endpoints: [{address: 127.0.0.31}]
 ";
 
+/// Closed at once, the connection would lose a request that is on its way. The time for that is short, hence several tries.
+#[tokio::test]
+async fn an_edit_leaves_time_for_a_request_on_its_way() {
+    let bookinfo = bookinfo().await;
+    let plaintext = bookinfo.mesh.ingress(DETAILS_V1, 9080);
+    bookinfo.mesh.edit("security.yaml", "STRICT", "PERMISSIVE");
+    let taken = async || http::try_get(plaintext, DETAILS, "/").await.ok().filter(|answer| answer.status == 200).map(drop);
+    eventually("plaintext is taken", taken).await;
+    let mut path = 0;
+    let told = async || {
+        path += 1;
+        let mut idle = Connection::open(plaintext).await.unwrap();
+        assert_eq!(idle.ask(&http::get_request(DETAILS, "/", "")).await.unwrap().status, 200);
+        bookinfo.mesh.write("denied.yaml", &denying(path));
+        let path = format!("/denied{path}");
+        let denied = async || (http::get(plaintext, DETAILS, &path).await.status == 403).then_some(());
+        eventually("the edit is applied", denied).await;
+        let answer = idle.ask(&http::get_request(DETAILS, "/", "")).await.ok()?;
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+        Some(())
+    };
+    eventually("the old connection is answered", told).await;
+}
+
+fn denying(path: u32) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: denied, namespace: bookinfo}}\n\
+         spec: {{action: DENY, rules: [{{to: [{{operation: {{paths: [/denied{path}]}}}}]}}]}}\n"
+    )
+}
+
 #[tokio::test]
 async fn a_port_in_use_is_reported_and_retried_while_the_others_serve() {
     let mesh = Mesh::prepare().await;

@@ -8,13 +8,17 @@ use serde_json::Value;
 use skiff_tests::apps::{App, Speaks};
 use skiff_tests::http::{self, Answer, Connection};
 use skiff_tests::joined::{Joined, spawn, start_istiod};
-use skiff_tests::mesh::{Mesh, RATINGS};
+use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS};
 use skiff_tests::metrics::Metrics;
 use skiff_tests::network::Network;
+use skiff_tests::skiff::Skiff;
+use skiff_tests::tls::{self, Authority};
 use skiff_tests::wait::{eventually, within};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::client::TlsStream;
 
 fn at(mesh: &Mesh, port: u16) -> SocketAddr {
     mesh.ingress(RATINGS, port)
@@ -49,6 +53,86 @@ async fn readiness_is_told_on_both_ports_before_and_after() {
     let quit = http::exchange(at(&mesh, 15020), "POST /quitquitquit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await;
     assert_eq!(quit.status, 200);
     assert_eq!(ratings.exit_code().await, 0);
+}
+
+/// A mutual TLS connection to the ingress of details, and what it answers.
+async fn asked(mesh: &Mesh) -> Answer {
+    let stream = tls::connect(mesh.ingress(DETAILS_V1, 9080), Some(&mesh.identity()), &["istio"]).await.unwrap();
+    Connection::over(stream).ask(&http::get_request(DETAILS, "/", "")).await.unwrap()
+}
+
+/// Details in a mesh with its application and a request that this holds back.
+async fn details(environment: &[(&str, &str)]) -> (Mesh, App, Skiff, Connection<TlsStream<TcpStream>>) {
+    let mesh = Mesh::prepare().await;
+    let app = App::start(mesh.app(DETAILS_V1), Speaks::Http);
+    let details = mesh.spawn(DETAILS_V1, environment);
+    details.ready().await;
+    let stream = tls::connect(mesh.ingress(DETAILS_V1, 9080), Some(&mesh.identity()), &["istio"]).await.unwrap();
+    let mut held = Connection::over(stream);
+    held.send(http::get_request(DETAILS, "/hold", "")).await.unwrap();
+    app.arrived("/hold").await;
+    (mesh, app, details, held)
+}
+
+async fn post(address: SocketAddr, path: &str) -> u16 {
+    http::exchange(address, &format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")).await.status
+}
+
+#[tokio::test]
+async fn drain_goes_on_serving_and_the_end_does_not_wait_afterwards() {
+    let (mesh, app, mut details, mut held) = details(&[("SKIFF_STATUS_PORT", "15020")]).await;
+    let first = asked(&mesh).await;
+    assert_eq!((first.status, first.header("connection")), (200, None));
+    let status = mesh.ingress(DETAILS_V1, 15020);
+    assert_eq!(post(status, "/drain").await, 200);
+    let answer = asked(&mesh).await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "others do not know yet");
+    assert_eq!(get(status, "/healthz/ready").await.status, 503);
+    assert_eq!(details.metrics().await.sum("skiff_draining", &[]), 1.0);
+    // What comes of an edit is told, too.
+    mesh.edit("security.yaml", "mode: STRICT", "mode: PERMISSIVE");
+    let told = async || {
+        let answer = http::try_get(mesh.ingress(DETAILS_V1, 9080), DETAILS, "/").await.ok()?;
+        (answer.status == 200 || answer.status == 403).then(|| answer.header("connection").map(str::to_owned))
+    };
+    assert_eq!(eventually("plaintext is taken", told).await.as_deref(), Some("close"));
+
+    details.terminate().await;
+    assert_eq!(details.exit_code().await, 0);
+    details.stderr.line_with("drained before").await;
+    assert!(held.answer().await.is_err(), "it was not waited for");
+    drop(app);
+}
+
+#[tokio::test]
+async fn the_minimum_drain_goes_on_serving() {
+    let environment = [("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true"), ("MINIMUM_DRAIN_DURATION", "10m")];
+    let (mesh, _app, mut details, _held) = details(&environment).await;
+    details.terminate().await;
+    details.stderr.line_with("still accepting (MINIMUM_DRAIN_DURATION)").await;
+    let told = async || (asked(&mesh).await.header("connection") == Some("close")).then_some(());
+    eventually("callers are told to go elsewhere", told).await;
+    details.terminate().await;
+    assert_eq!(details.exit_code().await, 0);
+    details.stderr.line_with("asked twice to stop").await;
+}
+
+#[tokio::test]
+async fn an_end_with_zero_connections_has_no_deadline_of_the_proxy_configuration() {
+    let environment = [
+        ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true"),
+        ("MINIMUM_DRAIN_DURATION", "1ms"),
+        ("PROXY_CONFIG", r#"{"terminationDrainDuration": "0.001s"}"#),
+    ];
+    let (mesh, app, mut details, mut held) = details(&environment).await;
+    details.terminate().await;
+    let refused = async || TcpStream::connect(mesh.ingress(DETAILS_V1, 9080)).await.is_err().then_some(());
+    eventually("new connections are refused", refused).await;
+    assert!(details.is_running());
+    app.release();
+    assert_eq!(held.answer().await.unwrap().status, 200);
+    assert_eq!(details.exit_code().await, 0);
+    details.stderr.line_with(" drained").await;
 }
 
 #[tokio::test]
@@ -230,6 +314,31 @@ async fn probes_of_the_application_go_through_the_sidecar() {
     for path in ["/app-health/ratings/readyz", "/app-health/ratings/livez", "/app-health/ratings/startupz"] {
         assert_eq!(ask(path).await, 500, "{path}");
     }
+}
+
+/// Kubernetes verifies no certificate, and neither may who asks for it.
+#[tokio::test]
+async fn a_probe_over_tls_takes_any_certificate() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let identity = Authority::stranger().issue_for_name("elsewhere.example");
+    let acceptor = TlsAcceptor::from(tls::acceptor(identity, &["http/1.1"]));
+    let asked = watch::Sender::new(String::new());
+    let noted = asked.clone();
+    let _serving = tokio::spawn(async move {
+        loop {
+            let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            let mut connection = Connection::over(stream);
+            noted.send_replace(connection.head().await.unwrap().unwrap().start);
+            connection.send("HTTP/1.1 418 Teapot\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        }
+    });
+    let probers = format!(
+        r#"{{"/app-health/ratings/readyz": {{"httpGet": {{"path": "/tls", "port": {port}, "scheme": "HTTPS"}}, "timeoutSeconds": 10}}}}"#
+    );
+    let joined = Joined::with(&[("ISTIO_KUBE_APP_PROBERS", &probers)]).await;
+    assert_eq!(get(joined.at(15020), "/app-health/ratings/readyz").await.status, 418);
+    assert_eq!(asked.borrow().as_str(), "GET /tls HTTP/1.1");
 }
 
 #[tokio::test]

@@ -8,6 +8,9 @@ use skiff_tests::http;
 use skiff_tests::network::Network;
 use skiff_tests::skiff::{Skiff, command};
 use skiff_tests::wait::eventually;
+use tokio::io::AsyncBufReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 const LISTENER: (u8, u16) = (1, 8080);
 const ADMIN: (u8, u16) = (1, 15000);
@@ -22,6 +25,12 @@ struct Proxy {
 impl Proxy {
     /// `route`: more of the only route's action; `cluster`: more of the cluster; `endpoints`: its `lb_endpoints`.
     async fn start(network: &Network, route: &str, cluster: &str, endpoints: &[String], policy: &str) -> Self {
+        let localities = format!("{{lb_endpoints: [{}]}}", endpoints.join(", "));
+        Self::over(network, route, cluster, &localities, policy).await
+    }
+
+    /// The same with whole localities.
+    async fn over(network: &Network, route: &str, cluster: &str, localities: &str, policy: &str) -> Self {
         let (listener, admin) = (network.at(LISTENER.0, LISTENER.1), network.at(ADMIN.0, ADMIN.1));
         let address = |at: SocketAddr| format!("{{socket_address: {{address: {}, port_value: {}}}}}", at.ip(), at.port());
         let text = format!(
@@ -43,7 +52,7 @@ static_resources:
               "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
               path: /dev/stdout
               log_format:
-                text_format_source: {{inline_string: "%REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST%\n"}}
+                text_format_source: {{inline_string: "%REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n"}}
           route_config:
             name: r
             virtual_hosts: [{{name: v, domains: ["*"], routes: [{{match: {{prefix: /}}, route: {{cluster: c{route}}}}}]}}]
@@ -55,12 +64,11 @@ static_resources:
     type: STATIC
     connect_timeout: 5s
     common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}
-    load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{endpoints}]}}]{policy}}}
+    load_assignment: {{cluster_name: c, endpoints: [{localities}]{policy}}}
 {cluster}
 "#,
             admin = address(admin),
             listener = address(listener),
-            endpoints = endpoints.join(", "),
         );
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bootstrap.yaml");
@@ -188,4 +196,108 @@ async fn an_open_breaker_is_told_in_envoys_words() {
     assert_eq!(proxy.metric("envoy_cluster_upstream_rq_pending_overflow").await, 1.0);
     running.release();
     assert_eq!(held.await.unwrap(), 200);
+}
+
+/// Three priorities, of which only the last one lives; with Istio's frequency each is tried twice (seen on Envoy 1.40).
+#[tokio::test]
+async fn retries_go_to_other_priorities() {
+    let network = Network::claim();
+    let dead = [network.at(11, 9080), network.at(12, 9080)];
+    let alive = network.at(13, 9080);
+    let app = App::start(alive, Speaks::Http);
+    let locality =
+        |(priority, at): (usize, &SocketAddr)| format!("{{priority: {priority}, lb_endpoints: [{}]}}", endpoint(*at, ""));
+    let localities: Vec<_> = [dead[0], dead[1], alive].iter().enumerate().map(locality).collect();
+    let route = |retries: u32| {
+        format!(
+            r#", retry_policy: {{retry_on: connect-failure, num_retries: {retries}, retry_back_off: {{base_interval: 0.001s}},
+            retry_priority: {{name: p, typed_config: {{
+              "@type": type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig,
+              update_frequency: 2}}}}}}"#
+        )
+    };
+    let proxy = Proxy::over(&network, &route(4), "", &localities.join(", "), "").await;
+    assert_eq!(proxy.status("/far").await, 200);
+    proxy.skiff.stdout.line_with(&format!("/far 200 - via_upstream {alive} 5")).await;
+    assert_eq!(proxy.metric("envoy_cluster_upstream_rq_retry").await, 4.0);
+    assert_eq!(proxy.metric("envoy_cluster_upstream_cx_connect_fail").await, 4.0);
+    assert_eq!(app.requests().len(), 1);
+    drop(proxy);
+
+    let proxy = Proxy::over(&network, &route(2), "", &localities.join(", "), "").await;
+    assert_eq!(proxy.status("/near").await, 503);
+    let line = proxy.skiff.stdout.line_with("/near 503 ").await;
+    assert!(line.ends_with(&format!("{} 3", dead[1])), "{line}");
+}
+
+/// The first address is where nobody is, as of a host that lacks one of its families.
+#[tokio::test]
+async fn a_host_is_reached_at_another_of_its_addresses() {
+    let network = Network::claim();
+    let (dead, alive) = (network.at(11, 9080), network.at(12, 9080));
+    let app = App::start(alive, Speaks::Http);
+    let more = format!(
+        "{{endpoint: {{address: {}, additional_addresses: [{{address: {}}}]}}}}",
+        socket_address(dead),
+        socket_address(alive)
+    );
+    let proxy = Proxy::start(&network, "", "", &[more], "").await;
+    assert_eq!(proxy.status("/other").await, 200);
+    // It is known by its first address, as in Envoy.
+    proxy.skiff.stdout.line_with(&format!("/other 200 - via_upstream {dead} 1")).await;
+    assert_eq!(proxy.metric("envoy_cluster_upstream_cx_total").await, 1.0);
+    assert_eq!(proxy.metric("envoy_cluster_upstream_cx_connect_fail").await, 0.0);
+    assert_eq!(proxy.metric("envoy_cluster_membership_total").await, 1.0);
+    assert_eq!(app.requests().len(), 1);
+}
+
+fn socket_address(at: SocketAddr) -> String {
+    format!("{{socket_address: {{address: {}, port_value: {}}}}}", at.ip(), at.port())
+}
+
+/// Takes HTTP requests behind a PROXY header of version 1; what each connection began with.
+async fn told(at: SocketAddr) -> watch::Receiver<Vec<String>> {
+    let listener = TcpListener::bind(at).await.unwrap();
+    let (heard, told) = watch::channel(Vec::new());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut connection = http::Connection::over(stream);
+            let mut line = String::new();
+            connection.0.read_line(&mut line).await.unwrap();
+            heard.send_modify(|heard| heard.push(line));
+            tokio::spawn(async move {
+                while let Ok(Some(_)) = connection.head().await {
+                    connection.send("HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                }
+            });
+        }
+    });
+    told
+}
+
+/// As seen on Envoy 1.40: each caller has connections of its own.
+#[tokio::test]
+async fn an_upstream_is_told_who_calls_it() {
+    let network = Network::claim();
+    let at = network.at(11, 9080);
+    let told = told(at).await;
+    let cluster = r#"    transport_socket:
+      name: p
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport
+        transport_socket: {name: raw, typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}"#;
+    let proxy = Proxy::start(&network, "", cluster, &[endpoint(at, "")], "").await;
+    let mut expected = Vec::new();
+    for _ in 0..2 {
+        let mut caller = http::Connection::open(proxy.listener).await.unwrap();
+        let own = caller.0.get_ref().local_addr().unwrap();
+        for _ in 0..2 {
+            assert_eq!(caller.ask(&http::get_request("app", "/told", "")).await.unwrap().status, 204);
+        }
+        let door = proxy.listener;
+        expected.push(format!("PROXY TCP4 {} {} {} {}\r\n", own.ip(), door.ip(), own.port(), door.port()));
+    }
+    assert_eq!(*told.borrow(), expected);
+    proxy.skiff.stdout.nth_line_with(&format!("/told 204 - via_upstream {at} 1"), 4).await;
+    assert_eq!(proxy.metric("envoy_cluster_upstream_cx_total").await, 2.0);
 }

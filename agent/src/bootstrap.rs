@@ -244,8 +244,10 @@ fn named_files(snapshot: &Snapshot) -> impl Iterator<Item = &Path> {
         .flatten()
         .flat_map(|source| match source {
             config::CertificateSource::Files { certificates, key } => [Some(certificates.as_path()), key.as_deref()],
+            config::CertificateSource::RevocationFile(path) => [Some(path.as_path()), None],
             config::CertificateSource::Secret(_)
             | config::CertificateSource::Inline { .. }
+            | config::CertificateSource::RevocationInline(_)
             | config::CertificateSource::System => [None, None],
         })
         .flatten()

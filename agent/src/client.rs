@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +11,11 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::identity::unverified_tls;
 
 /// A larger answer is an error, unless the caller says otherwise.
 const MAX_BODY: usize = 1024 * 1024;
@@ -56,13 +61,42 @@ pub async fn send_limited(
     deadline: Duration,
     limit: Limit,
 ) -> Result<Response<Bytes>, ClientError> {
-    let exchange = exchange(address, request, limit);
+    let exchange = async { exchange(address, connect(address).await?, request, limit).await };
     tokio::time::timeout(deadline, exchange).await.unwrap_or(Err(ClientError::TimedOut(address, deadline)))
 }
 
-async fn exchange(address: SocketAddr, request: Request<Bytes>, limit: Limit) -> Result<Response<Bytes>, ClientError> {
+/// The same over TLS, with whoever answers: for the probes of Kubernetes, which verify no certificate.
+///
+/// # Errors
+/// As [`send`].
+pub async fn send_unverified(
+    address: SocketAddr,
+    request: Request<Bytes>,
+    deadline: Duration,
+    limit: Limit,
+) -> Result<Response<Bytes>, ClientError> {
+    let exchange = async {
+        let mut config = unverified_tls().map_err(|error| ClientError::Exchange(address, error.into()))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = connect(address).await?;
+        // No name is sent: it is asked by its address.
+        let stream = TlsConnector::from(Arc::new(config)).connect(address.ip().into(), stream).await;
+        exchange(address, stream.map_err(|error| ClientError::Exchange(address, error.into()))?, request, limit).await
+    };
+    tokio::time::timeout(deadline, exchange).await.unwrap_or(Err(ClientError::TimedOut(address, deadline)))
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, ClientError> {
+    TcpStream::connect(address).await.map_err(|error| ClientError::Connect(address, error))
+}
+
+async fn exchange(
+    address: SocketAddr,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Bytes>,
+    limit: Limit,
+) -> Result<Response<Bytes>, ClientError> {
     let failed = |error: hyper::Error| ClientError::Exchange(address, error.into());
-    let stream = TcpStream::connect(address).await.map_err(|error| ClientError::Connect(address, error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.map_err(failed)?;
     let exchange = async {

@@ -14,25 +14,43 @@ enum Phase {
     Exiting,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct State {
+    phase: Phase,
+    skips_drain: bool,
+}
+
 /// Asks for the end and is waited for by everything that has to end. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Shutdown(watch::Sender<Phase>);
+pub struct Shutdown(watch::Sender<State>);
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self(watch::Sender::new(Phase::Running))
+        Self(watch::Sender::new(State { phase: Phase::Running, skips_drain: false }))
     }
 }
 
 impl Shutdown {
     /// Asks for the end: the first request drains, a second one exits at once.
     pub fn request(&self) {
-        self.0.send_modify(|phase| *phase = if *phase == Phase::Running { Phase::Draining } else { Phase::Exiting });
+        self.0.send_modify(|State { phase, skips_drain }| {
+            *phase = if *phase == Phase::Running && !*skips_drain { Phase::Draining } else { Phase::Exiting };
+        });
+    }
+
+    /// Who asks for the end has drained before: the first request exits.
+    pub fn skip_drain(&self) {
+        self.0.send_modify(|state| state.skips_drain = true);
+    }
+
+    /// Whether [`Self::skip_drain`] was said.
+    pub fn skips_drain(&self) -> bool {
+        self.0.borrow().skips_drain
     }
 
     /// Whether it has been requested.
     pub fn is_requested(&self) -> bool {
-        *self.0.borrow() >= Phase::Draining
+        self.0.borrow().phase >= Phase::Draining
     }
 
     /// Waits for the first request.
@@ -40,7 +58,7 @@ impl Shutdown {
         self.reached(Phase::Draining).await;
     }
 
-    /// Waits for the second request.
+    /// Waits for the second request, or for the first one where the drain is skipped.
     pub async fn insisted(&self) {
         self.reached(Phase::Exiting).await;
     }
@@ -65,9 +83,9 @@ impl Shutdown {
     }
 
     async fn reached(&self, wanted: Phase) {
-        let mut phase = self.0.subscribe();
+        let mut state = self.0.subscribe();
         // The sender lives in `self`, so the channel cannot be closed while this waits.
-        let _ = phase.wait_for(|phase| *phase >= wanted).await;
+        let _ = state.wait_for(|state| state.phase >= wanted).await;
     }
 }
 
@@ -82,10 +100,19 @@ mod tests {
         let drained = tokio::spawn(async move { waiting.requested().await });
         shutdown.request();
         drained.await.unwrap();
-        assert_eq!(*shutdown.0.borrow(), Phase::Draining);
+        assert_eq!(shutdown.0.borrow().phase, Phase::Draining);
         shutdown.request();
         shutdown.insisted().await;
         shutdown.request();
-        assert_eq!(*shutdown.0.borrow(), Phase::Exiting);
+        assert_eq!(shutdown.0.borrow().phase, Phase::Exiting);
+    }
+
+    #[tokio::test]
+    async fn who_has_drained_before_exits_at_once() {
+        let shutdown = Shutdown::default();
+        shutdown.skip_drain();
+        assert!(shutdown.skips_drain() && !shutdown.is_requested());
+        shutdown.request();
+        shutdown.insisted().await;
     }
 }

@@ -84,6 +84,7 @@ impl Lab {
         let listener = Listener {
             name: name.clone(),
             address,
+            additional_addresses: Vec::new(),
             traffic_direction: TrafficDirection::Inbound,
             inspect_tls: false,
             inspect_http: false,
@@ -155,6 +156,7 @@ pub fn downstream_tls(certs: &Path) -> Arc<DownstreamTls> {
         require_client_certificate: true,
         sans: vec![SanMatcher::Any(StringMatcher::prefix("spiffe://cluster.local/"))],
         pins: Vec::new(),
+        revocation: None,
         alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
         versions: (TlsVersion::Tls13, TlsVersion::Tls13),
     })
@@ -170,6 +172,7 @@ pub fn upstream_tls(certs: &Path, alpn: &[&str]) -> Arc<UpstreamTls> {
         trust: Some(CertificateSource::Files { certificates: certs.join("root.pem"), key: None }),
         sans: vec![SanMatcher::Any(StringMatcher::exact("spiffe://cluster.local/ns/default/sa/server"))],
         pins: Vec::new(),
+        revocation: None,
         sni: "localhost".to_owned(),
         auto_sni: false,
         auto_san_validation: false,

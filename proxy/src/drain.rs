@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// What a connection that has not asked for anything yet gets when a drain begins: its first request may be on its way.
-pub(crate) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+/// What an HTTP/1 connection without a request gets when a drain begins: one may be on its way.
+pub(crate) const IDLE_GRACE: Duration = Duration::from_secs(1);
 
 /// Tells tasks that they should end. Connections do after the request in flight on HTTP/1, by GOAWAY on HTTP/2.
 #[derive(Debug, Default)]
@@ -39,6 +39,6 @@ impl Drain {
     /// Waits until a connection that has carried nothing yet should close.
     pub async fn wait_unused(&self) {
         self.wait().await;
-        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
+        tokio::time::sleep(IDLE_GRACE).await;
     }
 }

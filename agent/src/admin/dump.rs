@@ -148,12 +148,17 @@ pub(super) fn listeners_text(listeners: &[ListenerStatus]) -> String {
 /// Envoy's `admin.v3.Listeners`, with the state and the open connections that Envoy shows elsewhere.
 pub(super) fn listeners_json(listeners: &[ListenerStatus]) -> Value {
     let status = |listener: &ListenerStatus| {
-        json!({
+        let mut status = json!({
             "name": listener.name,
             "local_address": socket_address(listener.address),
             "state": listener.state,
             "connections": listener.connections,
-        })
+        });
+        if !listener.additional_addresses.is_empty() {
+            let addresses: Vec<_> = listener.additional_addresses.iter().map(|address| socket_address(*address)).collect();
+            status["additional_local_addresses"] = addresses.into();
+        }
+        status
     };
     json!({"listener_statuses": listeners.iter().map(status).collect::<Vec<_>>()})
 }

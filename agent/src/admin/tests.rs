@@ -268,6 +268,7 @@ fn clusters_look_like_envoys() {
 fn listeners_look_like_envoys() {
     let listener = ListenerStatus {
         name: "127.0.0.2_9080".to_owned(),
+        additional_addresses: Vec::new(),
         address: "127.0.0.2:9080".parse().unwrap(),
         state: ListenerState::Failed("address in use".to_owned()),
         connections: 0,

@@ -15,6 +15,8 @@ use crate::exit::Failure;
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// istiod's name in a mesh that says nothing else.
 const DEFAULT_DISCOVERY: &str = "istiod.istio-system.svc:15012";
+/// istio-agent's `MINIMUM_DRAIN_DURATION`.
+const MINIMUM_DRAIN: Duration = Duration::from_secs(5);
 
 /// Variables and the proxy configuration, of the process first, then of the folder.
 #[derive(Clone, Debug, Default)]
@@ -110,17 +112,35 @@ impl Environment {
         port.map(Some).ok_or_else(|| Failure::Configuration(format!("PROXY_CONFIG.{field}: expected a port, found {value}")))
     }
 
-    /// `terminationDrainDuration` of the proxy configuration: how long connections may go on after the request to stop.
+    /// `terminationDrainDuration` of the proxy configuration, else `TERMINATION_DRAIN_DURATION_SECONDS` of older istio-agents: how
+    /// long connections may go on after the request to stop.
     ///
     /// # Errors
     /// Names the field, its value and what was expected.
     pub(super) fn termination_drain_duration(&self) -> Result<Option<Duration>, Failure> {
         let field = "terminationDrainDuration";
-        let Some(value) = self.proxy_config.get(field).filter(|value| !value.is_null()) else { return Ok(None) };
+        let Some(value) = self.proxy_config.get(field).filter(|value| !value.is_null()) else {
+            let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
+            return self.parse("TERMINATION_DRAIN_DURATION_SECONDS", "a number of seconds", seconds);
+        };
         let seconds = value.as_str().and_then(|text| text.strip_suffix('s')?.parse().ok());
         let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let wrong = || Failure::Configuration(format!("PROXY_CONFIG.{field}: expected a duration such as 5s, found {value}"));
         duration.map(Some).ok_or_else(wrong)
+    }
+
+    /// `MINIMUM_DRAIN_DURATION`, where `EXIT_ON_ZERO_ACTIVE_CONNECTIONS` asks for that kind of end.
+    ///
+    /// # Errors
+    /// Names the variable, its value and what was expected.
+    pub(super) fn minimum_drain_duration(&self) -> Result<Option<Duration>, Failure> {
+        let exits = self.parse("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true or false", |text| match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            _ => None,
+        })?;
+        let minimum = self.parse("MINIMUM_DRAIN_DURATION", "a duration such as 5s", |text| super::parse_duration(text).ok())?;
+        Ok(exits.unwrap_or_default().then(|| minimum.unwrap_or(MINIMUM_DRAIN)))
     }
 
     /// The address to dial for `host:port`: the folder's `hosts` file goes before DNS, as it would in `/etc/hosts`.
@@ -266,6 +286,30 @@ mod tests {
         let metadata = environment.node_metadata().unwrap();
         assert_eq!((&metadata["NETWORK"], &metadata["OWNER"]), (&Json::from("pi"), &Json::from("me")));
         assert!(!metadata.contains_key("app"), "labels stay together: {metadata:?}");
+    }
+
+    #[test]
+    fn the_end_is_as_istio_agents_variables_have_it() {
+        let read = |variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+            Environment::read(variables, tempfile::tempdir().unwrap().path()).unwrap()
+        };
+        let seconds = |number| Some(Duration::from_secs(number));
+        let old = ("TERMINATION_DRAIN_DURATION_SECONDS", "7");
+        assert_eq!(read(&[old]).termination_drain_duration().unwrap(), seconds(7));
+        let both = read(&[old, ("PROXY_CONFIG", r#"{"terminationDrainDuration": "9s"}"#)]);
+        assert_eq!(both.termination_drain_duration().unwrap(), seconds(9));
+        assert_eq!(read(&[]).termination_drain_duration().unwrap(), None);
+
+        let minimum = ("MINIMUM_DRAIN_DURATION", "1m");
+        assert_eq!(read(&[minimum]).minimum_drain_duration().unwrap(), None, "it belongs to the other one");
+        assert_eq!(read(&[("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true")]).minimum_drain_duration().unwrap(), seconds(5));
+        assert_eq!(read(&[minimum, ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "1")]).minimum_drain_duration().unwrap(), seconds(60));
+        assert_eq!(read(&[minimum, ("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "false")]).minimum_drain_duration().unwrap(), None);
+        for variable in [("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "yes"), ("MINIMUM_DRAIN_DURATION", "long")] {
+            let error = read(&[variable]).minimum_drain_duration().unwrap_err().to_string();
+            assert!(error.contains(variable.0) && error.contains(variable.1), "{error}");
+        }
     }
 
     #[test]

@@ -34,6 +34,9 @@ use crate::translate::istio::Workload;
 use crate::xds::{Connection, NodeConfig, Probe, Protocol};
 pub(super) use onboard::Plan;
 
+/// With `EXIT_ON_ZERO_ACTIVE_CONNECTIONS` whoever runs the sidecar decides when it is killed; no platform waits as long as this.
+const NO_DRAIN_DEADLINE: Duration = Duration::from_secs(3600);
+
 /// Where Istio YAML is looked for unless `SKIFF_CONFIG` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/skiff";
 
@@ -160,11 +163,14 @@ impl RunArgs {
         if let Some(config) = documents.as_ref().filter(|path| !path.exists()) {
             return Err(nothing(&format!("SKIFF_CONFIG: {} does not exist", config.display())));
         }
-        let drain_deadline = match self.drain_deadline {
-            Some(deadline) => deadline,
-            None => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
+        let minimum_drain = environment.minimum_drain_duration()?;
+        let drain_deadline = match (self.drain_deadline, minimum_drain) {
+            (Some(deadline), _) => deadline,
+            (None, Some(_)) => NO_DRAIN_DEADLINE,
+            (None, None) => environment.termination_drain_duration()?.unwrap_or(DEFAULT_DRAIN_DEADLINE),
         };
         let mut config = self.sidecar(&environment, in_mesh, drain_deadline)?;
+        config.minimum_drain = minimum_drain.unwrap_or_default();
         let workload = self.workload.resolve(&environment)?;
         let node = node(&workload);
         let control_plane = self.control_plane.resolve(&environment, in_mesh)?;
@@ -197,6 +203,7 @@ impl RunArgs {
             admin_address: admin_address_in(self.admin_address, environment)?,
             status: self.status.clone().resolve(environment, in_mesh)?,
             drain_deadline,
+            minimum_drain: Duration::ZERO,
             proxy: skiff_proxy::Options {
                 workers: self.workers,
                 max_connections: self.max_connections,
@@ -461,6 +468,7 @@ mod tests {
         let (config, sources) = *sidecar;
         assert_eq!(config.admin_address, "127.0.0.1:16000".parse().unwrap());
         assert_eq!(config.drain_deadline, Duration::from_millis(5500));
+        assert_eq!(config.minimum_drain, Duration::ZERO);
         assert_eq!(config.status.unwrap().ports, Ports::ISTIO);
         let ConfigurationSource::Mesh { connection, probe } = sources.configuration else { panic!("not in a mesh") };
         assert_eq!(

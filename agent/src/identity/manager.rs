@@ -30,6 +30,9 @@ const CLOCK_CHECK: Duration = Duration::from_secs(60);
 /// An authority that issues certificates of no duration must not get a request storm for it.
 const MIN_ROTATION: Duration = Duration::from_secs(1);
 
+/// Once a certificate has ended no connection can be made with it: an authority that is back is noticed within this.
+const ENDED_RETRY: Duration = Duration::from_secs(5);
+
 /// Whose certificate, how long, and when it is renewed.
 #[derive(Clone, Debug)]
 pub struct IdentityConfig {
@@ -198,7 +201,8 @@ impl IdentityManager {
         let ends = self.certificate.borrow().as_ref().map(|current| current.not_after);
         match ends.map(|ends| ends.duration_since(self.clock().now())) {
             Some(Ok(left)) => wait.min((left / 8).max(self.config.first_retry)),
-            _ => wait,
+            Some(Err(_)) => wait.min(ENDED_RETRY),
+            None => wait,
         }
     }
 

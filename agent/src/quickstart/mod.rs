@@ -107,6 +107,7 @@ impl Mesh {
                 admin_address: member.admin,
                 status: None,
                 drain_deadline: DRAIN_DEADLINE,
+                minimum_drain: Duration::ZERO,
                 // Two data planes share the machine with everything else.
                 proxy: skiff_proxy::Options { workers: 1, node: local, ..skiff_proxy::Options::default() },
                 histograms: options.histograms,

@@ -32,6 +32,7 @@ fn snapshot() -> Snapshot {
     let listener = Listener {
         name: "in".to_owned(),
         address: DETAILS.ingress,
+        additional_addresses: Vec::new(),
         traffic_direction: TrafficDirection::Inbound,
         inspect_tls: false,
         inspect_http: false,

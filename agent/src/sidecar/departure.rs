@@ -14,16 +14,24 @@ use std::time::{Duration, Instant};
 
 use skiff_proxy::Proxy;
 use skiff_proxy::config::Snapshot;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
 use crate::onboarding::Registered;
 
 /// Part of the deadline that is kept for finishing what is in flight, however long the propagation delay is.
 const DRAIN_SHARE: u32 = 4;
 
-/// Ends a sidecar.
-pub(super) async fn depart(proxy: &Proxy, deadline: Duration, registered: Option<&Registered>) {
-    let Some(registered) = registered else { return drain(proxy, deadline).await };
+/// Ends a sidecar. For `minimum` of the deadline inbound listeners go on accepting, unless the plane has a say in that.
+pub(super) async fn depart(proxy: &Proxy, deadline: Duration, minimum: Duration, registered: Option<&Registered>) {
+    let Some(registered) = registered else {
+        let minimum = minimum.min(deadline);
+        if !minimum.is_zero() {
+            tracing::info!(?minimum, "draining, and still accepting (MINIMUM_DRAIN_DURATION)");
+            proxy.announce_drain();
+            sleep(minimum).await;
+        }
+        return drain(proxy, deadline - minimum).await;
+    };
     let end = Instant::now() + deadline;
     let application = registered.application().stopped();
     tokio::pin!(application);

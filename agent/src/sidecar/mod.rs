@@ -56,6 +56,8 @@ pub struct SidecarConfig {
     pub status: Option<StatusConfig>,
     /// From the first request to stop until the exit (`SKIFF_DRAIN_DEADLINE`).
     pub drain_deadline: Duration,
+    /// The part of it in which new connections are still taken (`MINIMUM_DRAIN_DURATION`); an onboarded workload has its own.
+    pub minimum_drain: Duration,
     /// Of the data plane.
     pub proxy: skiff_proxy::Options,
     /// Bounds of its histograms.
@@ -235,7 +237,8 @@ impl Sidecar {
         let mut parts = JoinSet::new();
         parts.spawn(page.serve(admin));
         if let Some(status) = config.status {
-            let status = Status::new(status, metrics.clone(), readiness.clone(), shutdown.clone());
+            let drain = drain_now(proxy.clone(), readiness.clone(), membership.is_none().then(|| shutdown.clone()));
+            let status = Status::new(status, metrics.clone(), readiness.clone(), shutdown.clone(), drain);
             parts.spawn(async move { match status.run().await {} });
         }
         match configuration {
@@ -267,11 +270,26 @@ impl Sidecar {
         readiness.draining();
         tokio::select! {
             biased;
-            () = shutdown.insisted() => tracing::warn!("asked twice to stop: not waiting for what is in flight"),
-            () = departure::depart(&proxy, config.drain_deadline, registered.as_ref()) => {}
+            () = shutdown.insisted() => match shutdown.skips_drain() {
+                true => tracing::info!("drained before: not waiting for what is in flight"),
+                false => tracing::warn!("asked twice to stop: not waiting for what is in flight"),
+            },
+            () = departure::depart(&proxy, config.drain_deadline, config.minimum_drain, registered.as_ref()) => {}
         }
         Ok(())
     }
+}
+
+/// The drain of somebody who asks for the end later (istio-agent's `/drain`), for which there is nothing to be done any more then:
+/// `shutdown` skips it. An onboarded workload still has to leave.
+fn drain_now(proxy: Proxy, readiness: Readiness, shutdown: Option<Shutdown>) -> Arc<dyn Fn() + Send + Sync> {
+    Arc::new(move || {
+        readiness.draining();
+        proxy.announce_drain();
+        if let Some(shutdown) = &shutdown {
+            shutdown.skip_drain();
+        }
+    })
 }
 
 /// For a sidecar that ends with its application.

@@ -39,6 +39,7 @@ fn config() -> SidecarConfig {
         admin_address: "127.0.0.1:0".parse().unwrap(),
         status: None,
         drain_deadline: SOON,
+        minimum_drain: Duration::ZERO,
         proxy: skiff_proxy::Options { workers: 1, ..skiff_proxy::Options::default() },
         histograms: &[],
     }

@@ -2,7 +2,7 @@
 //!
 //! | Port | What |
 //! |---|---|
-//! | 15020 | istio-agent's own: readiness, merged metrics, probes of the application, `/quitquitquit` |
+//! | 15020 | istio-agent's own: readiness, merged metrics, probes of the application, `/drain`, `/quitquitquit` |
 //! | 15021 | readiness for load balancers and probes, nothing else |
 //! | 15090 | the sidecar's metrics alone |
 //!
@@ -81,9 +81,15 @@ pub struct Status {
 }
 
 impl Status {
-    /// Nothing listens yet.
-    pub fn new(config: StatusConfig, metrics: Metrics, readiness: Readiness, shutdown: Shutdown) -> Self {
-        let pages = Arc::new(Pages::new(&config, metrics, readiness, shutdown));
+    /// Nothing listens yet. `drain` is what `/drain` does.
+    pub fn new(
+        config: StatusConfig,
+        metrics: Metrics,
+        readiness: Readiness,
+        shutdown: Shutdown,
+        drain: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let pages = Arc::new(Pages::new(&config, metrics, readiness, shutdown, drain));
         Self { config, pages }
     }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -21,6 +22,7 @@ pub(super) struct Pages {
     readiness: Readiness,
     metrics: Metrics,
     shutdown: Shutdown,
+    drain: Arc<dyn Fn() + Send + Sync>,
     scraper: Scraper,
     probes: AppProbes,
     port: u16,
@@ -28,10 +30,17 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(config: &StatusConfig, metrics: Metrics, readiness: Readiness, shutdown: Shutdown) -> Self {
+    pub(super) fn new(
+        config: &StatusConfig,
+        metrics: Metrics,
+        readiness: Readiness,
+        shutdown: Shutdown,
+        drain: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
         Self {
             readiness,
             shutdown,
+            drain,
             scraper: Scraper::new(config.scrape.clone(), &metrics),
             metrics,
             probes: config.probes.clone(),
@@ -44,7 +53,9 @@ impl Pages {
     pub(super) async fn agent<B: Sync>(&self, request: &Request<B>, peer: SocketAddr) -> Response<Body> {
         let (path, is_local) = (request.uri().path(), peer.ip().to_canonical().is_loopback());
         match path {
-            "/quitquitquit" => self.quit(request, is_local).into(),
+            // The sidecar of a job whose work is done.
+            "/quitquitquit" => change(request, is_local, || self.shutdown.request()).into(),
+            "/drain" => change(request, is_local, || (self.drain)()).into(),
             "/debug/ndsz" if !is_local => local_only().into(),
             // There is no DNS proxy, so there are no names.
             "/debug/ndsz" => Answer { status: StatusCode::NOT_FOUND, content_type: JSON, body: whole(&b"{}"[..]) }.into(),
@@ -87,23 +98,6 @@ impl Pages {
         }
     }
 
-    /// Ends the sidecar, for a job whose work is done.
-    fn quit<B>(&self, request: &Request<B>, is_local: bool) -> Answer {
-        if !is_local {
-            return local_only();
-        }
-        if request.method() != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "expected POST\n");
-        }
-        // Browsers send Origin with every POST.
-        if request.headers().contains_key(header::ORIGIN) {
-            return text(StatusCode::FORBIDDEN, "requests from web pages change nothing here\n");
-        }
-        tracing::info!("asked to stop by /quitquitquit");
-        self.shutdown.request();
-        ok("OK")
-    }
-
     async fn probe(&self, path: &str, headers: &HeaderMap) -> Answer {
         match self.probes.ask(path, headers, self.port).await {
             Some(outcome) => text(outcome.status, outcome.body),
@@ -128,6 +122,23 @@ impl Pages {
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         response
     }
+}
+
+/// What only the machine itself may do.
+fn change<B>(request: &Request<B>, is_local: bool, act: impl FnOnce()) -> Answer {
+    if !is_local {
+        return local_only();
+    }
+    if request.method() != Method::POST {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "expected POST\n");
+    }
+    // Browsers send Origin with every POST.
+    if request.headers().contains_key(header::ORIGIN) {
+        return text(StatusCode::FORBIDDEN, "requests from web pages change nothing here\n");
+    }
+    tracing::info!("asked by {}", request.uri().path());
+    act();
+    ok("OK")
 }
 
 fn is_read(method: &Method) -> bool {
@@ -163,7 +174,10 @@ mod tests {
             probes: AppProbes::default(),
             metrics_for_localhost_only,
         };
-        Pages::new(&config, Metrics::new(&[]).unwrap(), Readiness::default(), Shutdown::default())
+        let shutdown = Shutdown::default();
+        let drain = shutdown.clone();
+        let drain = Arc::new(move || drain.skip_drain());
+        Pages::new(&config, Metrics::new(&[]).unwrap(), Readiness::default(), shutdown, drain)
     }
 
     async fn status(pages: &Pages, method: Method, path: &str, peer: &str, origin: bool) -> u16 {
@@ -175,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_machine_itself_ends_the_sidecar() {
+    async fn only_the_machine_itself_ends_or_drains_the_sidecar() {
         let pages = pages(false);
         for (method, peer, origin, expected) in [
             (Method::POST, "10.0.0.9:1", false, 403),
@@ -183,9 +197,14 @@ mod tests {
             (Method::GET, "127.0.0.1:1", false, 405),
             (Method::POST, "127.0.0.1:1", true, 403),
         ] {
-            assert_eq!(status(&pages, method, "/quitquitquit", peer, origin).await, expected, "{peer}");
+            for path in ["/quitquitquit", "/drain"] {
+                assert_eq!(status(&pages, method.clone(), path, peer, origin).await, expected, "{path} {peer}");
+            }
         }
         assert!(pages.shutdown.requested().now_or_never().is_none());
+        assert!(!pages.shutdown.skips_drain());
+        assert_eq!(status(&pages, Method::POST, "/drain", "127.0.0.1:1", false).await, 200);
+        assert!(pages.shutdown.skips_drain() && pages.shutdown.requested().now_or_never().is_none());
         // As a dual-stack socket names it.
         assert_eq!(status(&pages, Method::POST, "/quitquitquit", "[::ffff:127.0.0.1]:1", false).await, 200);
         assert!(pages.shutdown.requested().now_or_never().is_some());

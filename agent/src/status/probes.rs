@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -35,7 +35,7 @@ struct AppProbe {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
-    Http { port: u16, path: String },
+    Http { port: u16, path: String, tls: bool },
     Tcp { port: u16 },
     Grpc { port: u16, service: String },
 }
@@ -124,12 +124,13 @@ impl AppProbe {
     fn of(prober: Prober) -> Result<Self, String> {
         let action = match (prober.http_get, prober.tcp_socket, prober.grpc) {
             (Some(HttpGet { path, port, scheme }), None, None) => {
-                if !scheme.is_empty() && !scheme.eq_ignore_ascii_case("http") {
-                    return Err(format!("httpGet.scheme: expected HTTP, found {scheme:?}"));
+                let tls = scheme.eq_ignore_ascii_case("https");
+                if !tls && !scheme.is_empty() && !scheme.eq_ignore_ascii_case("http") {
+                    return Err(format!("httpGet.scheme: expected HTTP or HTTPS, found {scheme:?}"));
                 }
                 let path = format!("/{}", path.trim_start_matches('/'));
                 Request::get(&path).body(()).map_err(|_| format!("httpGet.path: expected a path, found {path:?}"))?;
-                Action::Http { port, path }
+                Action::Http { port, path, tls }
             }
             (None, Some(TcpSocket { port }), None) => Action::Tcp { port },
             (None, None, Some(Grpc { port, service })) => Action::Grpc { port, service: service.unwrap_or_default() },
@@ -144,7 +145,15 @@ impl AppProbe {
 impl Action {
     async fn run(&self, headers: &HeaderMap, status_port: u16, limit: Duration) -> Result<Outcome, String> {
         match self {
-            Self::Http { port, path } => http(*port, path, headers, status_port, limit).await,
+            Self::Http { port, path, tls } => {
+                let request = request(*port, path, headers, status_port)?;
+                let (address, cut) = (application(*port), Limit::Cut(MAX_BODY));
+                let answer = match tls {
+                    false => client::send_limited(address, request, limit, cut).await,
+                    true => client::send_unverified(address, request, limit, cut).await,
+                };
+                answer.map(outcome).map_err(|error| error.to_string())
+            }
             Self::Tcp { port } => {
                 let address = application(*port);
                 let connected = TcpStream::connect(address).await;
@@ -164,7 +173,7 @@ fn application(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-async fn http(port: u16, path: &str, headers: &HeaderMap, status_port: u16, limit: Duration) -> Result<Outcome, String> {
+fn request(port: u16, path: &str, headers: &HeaderMap, status_port: u16) -> Result<Request<Bytes>, String> {
     let mut request = Request::get(path).body(Bytes::new()).map_err(|error| error.to_string())?;
     *request.headers_mut() = headers.clone();
     for name in HOP_BY_HOP {
@@ -172,11 +181,13 @@ async fn http(port: u16, path: &str, headers: &HeaderMap, status_port: u16, limi
     }
     let host = host(headers.get(header::HOST), port, status_port);
     request.headers_mut().insert(header::HOST, HeaderValue::try_from(host).map_err(|error| error.to_string())?);
-    let answer = client::send_limited(application(port), request, limit, Limit::Cut(MAX_BODY)).await;
-    let answer = answer.map_err(|error| error.to_string())?;
-    // A redirect without its location is none; Kubernetes takes it as a success.
+    Ok(request)
+}
+
+/// A redirect without its location is none; Kubernetes takes it as a success.
+fn outcome(answer: Response<Bytes>) -> Outcome {
     let status = if answer.status().is_redirection() { StatusCode::OK } else { answer.status() };
-    Ok(Outcome { status, body: answer.into_body() })
+    Outcome { status, body: answer.into_body() }
 }
 
 /// What the prober calls the application: the port is its own, not ours.
@@ -199,11 +210,16 @@ mod tests {
             "/app-health/ratings/readyz": {"httpGet": {"path": "ready", "port": 9080, "scheme": "HTTP"}, "timeoutSeconds": 3},
             "/app-health/ratings/livez": {"tcpSocket": {"port": 9080}},
             "/app-health/ratings/startupz": {"grpc": {"port": 9081, "service": "a.B"}, "timeoutSeconds": 3600},
-            "/app-lifecycle/ratings/prestopz": {"httpGet": {"port": 9080}}
+            "/app-lifecycle/ratings/prestopz": {"httpGet": {"port": 9443, "scheme": "HTTPS"}}
         }"#;
         let probes = AppProbes::parse(text).unwrap().0;
         let probe = |action, seconds| AppProbe { action, timeout: Duration::from_secs(seconds) };
-        assert_eq!(probes["/app-health/ratings/readyz"], probe(Action::Http { port: 9080, path: "/ready".to_owned() }, 3));
+        assert_eq!(
+            probes["/app-health/ratings/readyz"],
+            probe(Action::Http { port: 9080, path: "/ready".to_owned(), tls: false }, 3)
+        );
+        let secured = Action::Http { port: 9443, path: "/".to_owned(), tls: true };
+        assert_eq!(probes["/app-lifecycle/ratings/prestopz"], probe(secured, 1));
         assert_eq!(probes["/app-health/ratings/livez"], probe(Action::Tcp { port: 9080 }, 1));
         assert_eq!(probes["/app-health/ratings/startupz"], probe(Action::Grpc { port: 9081, service: "a.B".to_owned() }, 30));
         for (text, reason) in [
@@ -212,8 +228,8 @@ mod tests {
             (r#"{"/app-health/a/readyz": {}}"#, "/app-health/a/readyz: expected one of"),
             (r#"{"/app-health/a/readyz": {"tcpSocket": {"port": 1}, "grpc": {"port": 1}}}"#, "expected one of"),
             (
-                r#"{"/app-health/a/readyz": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}"#,
-                "scheme: expected HTTP, found \"HTTPS\"",
+                r#"{"/app-health/a/readyz": {"httpGet": {"port": 1, "scheme": "FTP"}}}"#,
+                "scheme: expected HTTP or HTTPS, found \"FTP\"",
             ),
             (r#"{"/app-health/a/readyz": {"httpGet": {"port": "http"}}}"#, "port"),
             ("[]", "expected a map"),

@@ -25,7 +25,8 @@ use super::routes::{self, Routes};
 use crate::translate::envoy::Rejected;
 use crate::translate::envoy::model::{self, Model};
 
-/// Endpoints and routes that have not come after this are taken as not existing (Envoy `initial_fetch_timeout`).
+/// Endpoints and routes that have not come after this are taken as not existing (Envoy `initial_fetch_timeout`), unless their cluster
+/// or listener says otherwise. istiod says 0, for Envoy no limit: one cluster without endpoints would hold up every listener.
 pub(super) const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 /// A cluster that was removed serves on until the routes that named it are replaced, but no longer than this.
 pub(super) const REMOVAL_DELAY: Duration = Duration::from_secs(1);
@@ -146,8 +147,10 @@ pub struct Resources {
     listeners: Table<Arc<config::Listener>>,
     routes: Table<Routes>,
     packer: Packer,
-    /// Since when endpoints and routes that are wanted have not come.
+    /// Until when endpoints and routes that are wanted and have not come are waited for.
     missing: BTreeMap<(Kind, Arc<str>), Instant>,
+    /// How long endpoints are waited for, where their cluster says so.
+    fetch_timeouts: BTreeMap<Arc<str>, Duration>,
     /// When clusters were removed that are still served.
     removed: BTreeMap<Arc<str>, Instant>,
     published: Arc<Snapshot>,
@@ -215,6 +218,12 @@ impl Resources {
         if table.get(&name).is_some_and(|current| *current.get() == value) {
             table.confirm(&name, hash);
             return Ok((name, false));
+        }
+        if let ClusterDiscovery::Eds(service) = &value.discovery {
+            match value.initial_fetch_timeout {
+                Some(timeout) => _ = self.fetch_timeouts.insert(service.as_str().into(), timeout),
+                None => _ = self.fetch_timeouts.remove(service.as_str()),
+            }
         }
         let packed = self.originals.accept(Kind::Cluster, &name, bytes);
         // What a cluster of this name asks for is known without looking at it.
@@ -289,6 +298,7 @@ impl Resources {
         match kind {
             Kind::Cluster => {
                 let existed = self.clusters.remove(name);
+                self.fetch_timeouts.remove(name);
                 if existed {
                     self.removed.insert(name.into(), now);
                 }
@@ -341,7 +351,7 @@ impl Resources {
     pub fn clusters_are_warm(&mut self, now: Instant) -> bool {
         let wanted = self.wanted(Kind::Endpoints);
         self.note_missing(Kind::Endpoints, wanted, now);
-        !self.missing.iter().any(|((kind, _), since)| *kind == Kind::Endpoints && now < *since + INITIAL_FETCH_TIMEOUT)
+        !self.missing.iter().any(|((kind, _), until)| *kind == Kind::Endpoints && now < *until)
     }
 
     fn note_missing(&mut self, kind: Kind, wanted: BTreeSet<Arc<str>>, now: Instant) {
@@ -351,7 +361,20 @@ impl Resources {
                 _ => self.routes.entries.contains_key(&name),
             };
             if !present {
-                self.missing.entry((kind, name)).or_insert(now);
+                let until = now + self.fetch_timeout(kind, &name).unwrap_or(INITIAL_FETCH_TIMEOUT);
+                self.missing.entry((kind, name)).or_insert(until);
+            }
+        }
+    }
+
+    /// As configured; where several listeners name the same routes, the shortest.
+    fn fetch_timeout(&self, kind: Kind, name: &str) -> Option<Duration> {
+        match kind {
+            Kind::Endpoints => self.fetch_timeouts.get(name).copied(),
+            _ => {
+                let managers = self.listeners.iter().flat_map(|(_, listener)| managers(listener));
+                let named = managers.filter(|manager| named(manager) == Some(name));
+                named.filter_map(|manager| manager.initial_fetch_timeout).min()
             }
         }
     }
@@ -361,9 +384,7 @@ impl Resources {
         let clusters_warm = self.clusters_are_warm(now);
         let wanted = self.wanted(Kind::Routes);
         self.note_missing(Kind::Routes, wanted, now);
-        let waits = |kind: Kind, name: &Arc<str>| {
-            self.missing.get(&(kind, Arc::clone(name))).is_some_and(|since| now < *since + INITIAL_FETCH_TIMEOUT)
-        };
+        let waits = |kind: Kind, name: &Arc<str>| self.missing.get(&(kind, Arc::clone(name))).is_some_and(|until| now < *until);
         let before = Arc::clone(&self.published);
         let mut snapshot = Snapshot { version: version.to_owned(), ..Snapshot::default() };
         for (name, cluster) in self.clusters.iter() {
@@ -402,7 +423,7 @@ impl Resources {
             let endpoints = endpoints.cloned();
             snapshot.endpoints.extend(endpoints.map(|endpoints| (service, endpoints)));
         }
-        let fetches = self.missing.values().map(|since| *since + INITIAL_FETCH_TIMEOUT).filter(|at| *at > now);
+        let fetches = self.missing.values().copied().filter(|until| *until > now);
         let mut fetches = fetches.peekable();
         let is_complete = fetches.peek().is_none();
         let next = fetches.chain(self.removed.values().map(|since| *since + REMOVAL_DELAY)).min();
@@ -450,12 +471,20 @@ fn eds_service(name: &Arc<str>, cluster: &Resource<config::Cluster>) -> Option<A
 }
 
 fn named_routes(listener: &config::Listener) -> impl Iterator<Item = &str> {
+    managers(listener).filter_map(named)
+}
+
+fn managers(listener: &config::Listener) -> impl Iterator<Item = &config::HttpConnectionManager> {
     let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
     chains.filter_map(|chain| match &chain.filter {
-        NetworkFilter::Http(manager) => match &manager.routes {
-            RouteSource::Named(name) => Some(name.as_str()),
-            RouteSource::Inline(_) => None,
-        },
+        NetworkFilter::Http(manager) => Some(&**manager),
         NetworkFilter::Tcp(_) => None,
     })
+}
+
+fn named(manager: &config::HttpConnectionManager) -> Option<&str> {
+    match &manager.routes {
+        RouteSource::Named(name) => Some(name),
+        RouteSource::Inline(_) => None,
+    }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use prost::{Message, Name};
 use skiff_proto::envoy::config::cluster::v3::Cluster;
+use skiff_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use skiff_proto::envoy::config::core::v3::Node;
 use skiff_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, Resource};
-use skiff_proto::google::protobuf::Any;
+use skiff_proto::google::protobuf::{self as pb, Any};
 use skiff_proxy::config::Snapshot;
 
 use super::recorded::{response, stream as recorded};
@@ -238,4 +239,24 @@ fn nobody_meets_a_cluster_without_endpoints_or_routes_without_their_cluster() {
     assert_eq!(waiting.snapshot.clusters.len(), warm.snapshot.clusters.len());
     let given_up = resources.publish("5", start + Duration::from_secs(1) + INITIAL_FETCH_TIMEOUT);
     assert_eq!(given_up.snapshot.clusters.len(), warm.snapshot.clusters.len() + 1);
+}
+
+#[test]
+fn a_cluster_says_how_long_its_endpoints_are_waited_for() {
+    let start = Instant::now();
+    let until = |timeout: Option<pb::Duration>| {
+        let mut resources = Resources::default();
+        let eds = |message: &mut Cluster| {
+            message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
+            let eds = message.eds_cluster_config.get_or_insert_default().eds_config.get_or_insert_default();
+            eds.initial_fetch_timeout = timeout;
+        };
+        let resource = cluster("a", eds);
+        resources.take(Kind::Cluster, &resource.resource.unwrap(), Some("a")).unwrap();
+        resources.publish("1", start).next.unwrap() - start
+    };
+    let seconds = |seconds| Some(pb::Duration { seconds, nanos: 0 });
+    assert_eq!(until(seconds(2)), Duration::from_secs(2));
+    assert_eq!(until(seconds(0)), INITIAL_FETCH_TIMEOUT, "istiod's; there is always a limit here");
+    assert_eq!(until(None), INITIAL_FETCH_TIMEOUT);
 }

@@ -108,6 +108,7 @@ impl Mesh {
             require_client_certificate: true,
             sans: vec![SanMatcher::Any(StringMatcher::prefix(PREFIX))],
             pins: Vec::new(),
+            revocation: None,
             alpn: Vec::new(),
             versions,
         };
@@ -119,6 +120,7 @@ impl Mesh {
             auto_sni: false,
             auto_san_validation: false,
             pins: Vec::new(),
+            revocation: None,
             alpn: Vec::new(),
             versions,
         };

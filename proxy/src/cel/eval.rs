@@ -230,29 +230,24 @@ fn negative<'a>(value: &Value<'a>) -> Outcome<'a> {
     }
 }
 
+/// Two whole numbers of one type; `None` where the result is none of it.
+macro_rules! checked {
+    ($operator:expr, $a:expr, $b:expr) => {
+        match $operator {
+            Operator::Add => $a.checked_add(*$b),
+            Operator::Subtract => $a.checked_sub(*$b),
+            Operator::Multiply => $a.checked_mul(*$b),
+            Operator::Divide => $a.checked_div(*$b),
+            _ => $a.checked_rem(*$b),
+        }
+    };
+}
+
 /// Both sides have one type, as the language wants it.
 fn arithmetic<'a>(operator: Operator, left: &Value<'a>, right: &Value<'a>) -> Outcome<'a> {
     match (left, right) {
-        (Value::Int(a), Value::Int(b)) => {
-            let result = match operator {
-                Operator::Add => a.checked_add(*b),
-                Operator::Subtract => a.checked_sub(*b),
-                Operator::Multiply => a.checked_mul(*b),
-                Operator::Divide => a.checked_div(*b),
-                _ => a.checked_rem(*b),
-            };
-            result.map(Value::Int).ok_or(Failure::Range)
-        }
-        (Value::Uint(a), Value::Uint(b)) => {
-            let result = match operator {
-                Operator::Add => a.checked_add(*b),
-                Operator::Subtract => a.checked_sub(*b),
-                Operator::Multiply => a.checked_mul(*b),
-                Operator::Divide => a.checked_div(*b),
-                _ => a.checked_rem(*b),
-            };
-            result.map(Value::Uint).ok_or(Failure::Range)
-        }
+        (Value::Int(a), Value::Int(b)) => checked!(operator, a, b).map(Value::Int).ok_or(Failure::Range),
+        (Value::Uint(a), Value::Uint(b)) => checked!(operator, a, b).map(Value::Uint).ok_or(Failure::Range),
         (Value::Double(a), Value::Double(b)) => match operator {
             Operator::Add => Ok(Value::Double(a + b)),
             Operator::Subtract => Ok(Value::Double(a - b)),

@@ -17,6 +17,8 @@ pub struct Cluster {
     pub name: String,
     /// Where the endpoints come from.
     pub discovery: ClusterDiscovery,
+    /// How long its endpoints are waited for (`initial_fetch_timeout` of EDS), where that is configured.
+    pub initial_fetch_timeout: Option<Duration>,
     /// Deadline of one connect, TLS included.
     pub connect_timeout: Duration,
     /// How an endpoint is chosen.
@@ -46,6 +48,8 @@ pub struct Cluster {
     pub transport_socket_matches: Vec<TransportSocketMatch>,
     /// For endpoints that no match selects.
     pub transport_socket: TransportSocket,
+    /// Each connection begins with who it is made for (Envoy `ProxyProtocolUpstreamTransport` around all transport sockets).
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Which HTTP version is spoken.
     pub protocol: UpstreamProtocol,
     /// Limits of its HTTP connections.
@@ -81,6 +85,7 @@ impl Cluster {
         Self {
             name: name.into(),
             discovery,
+            initial_fetch_timeout: None,
             connect_timeout: Duration::from_secs(5),
             lb_policy: LbPolicy::RoundRobin(None),
             circuit_breakers: CircuitBreakers::default(),
@@ -95,6 +100,7 @@ impl Cluster {
             lb_subset: None,
             transport_socket_matches: Vec::new(),
             transport_socket: TransportSocket::RawBuffer,
+            proxy_protocol: None,
             protocol: UpstreamProtocol::Http1,
             http: UpstreamHttpOptions::default(),
             tcp_keepalive: None,
@@ -252,6 +258,15 @@ pub struct TransportSocketMatch {
     pub matches: Arc<BTreeMap<String, String>>,
     /// What is used.
     pub socket: TransportSocket,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// Plaintext or TLS.

@@ -104,6 +104,8 @@ pub enum HealthStatus {
 pub struct Endpoint {
     /// Where.
     pub address: EndpointAddress,
+    /// Other addresses of the same host (dual stack), tried where the first one does not answer (RFC 8305).
+    pub additional_addresses: Option<Arc<[SocketAddr]>>,
     /// For `host_rewrite: auto`; empty is none.
     pub hostname: String,
     /// Relative weight.
@@ -125,6 +127,7 @@ impl Endpoint {
     pub fn new(address: EndpointAddress) -> Self {
         Self {
             address,
+            additional_addresses: None,
             hostname: String::new(),
             weight: NonZeroU32::MIN,
             health: HealthStatus::Healthy,

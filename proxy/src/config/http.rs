@@ -191,6 +191,8 @@ pub struct HttpConnectionManager {
     pub codec: Codec,
     /// The routes.
     pub routes: RouteSource,
+    /// How long they are waited for (`initial_fetch_timeout` of RDS), where that is configured.
+    pub initial_fetch_timeout: Option<Duration>,
     /// `server` header and `Via` identity; Envoy's default is `envoy`, Istio's inbound `istio-envoy`.
     pub server_name: String,
     /// What happens to the upstream's `server`.
@@ -277,6 +279,7 @@ impl HttpConnectionManager {
             direction,
             codec: Codec::Auto,
             routes,
+            initial_fetch_timeout: None,
             server_name: "envoy".to_owned(),
             server_header: ServerHeaderTransformation::Overwrite,
             filters: Vec::new(),

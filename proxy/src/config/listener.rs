@@ -1,6 +1,6 @@
 //! Listeners and filter chains (Envoy `config.listener.v3`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Listener {
     pub name: String,
     /// IPv4 or IPv6 address and port.
     pub address: Address,
+    /// It listens on these, too (dual stack).
+    pub additional_addresses: Vec<Address>,
     /// Which side of the workload it serves.
     pub traffic_direction: TrafficDirection,
     /// Sniff the first bytes for a TLS `ClientHello` (Envoy `tls_inspector`). Without it every connection is plaintext,
@@ -195,11 +197,18 @@ pub struct Backoff {
 }
 
 impl Listener {
-    /// Whether two addresses can be bound at once: the same port on the same or a wildcard address cannot.
-    pub fn conflicts_with(&self, other: &Self) -> bool {
-        let wildcard = |ip: IpAddr| ip.is_unspecified();
-        self.address.port() == other.address.port()
-            && self.address.is_ipv4() == other.address.is_ipv4()
-            && (self.address.ip() == other.address.ip() || wildcard(self.address.ip()) || wildcard(other.address.ip()))
+    /// All that it listens on.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        std::iter::once(self.address).chain(self.additional_addresses.iter().copied())
     }
+
+    /// Whether two listeners cannot be bound at once: the same port on the same or a wildcard address.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        self.addresses().any(|one| other.addresses().any(|other| conflict(one, other)))
+    }
+}
+
+fn conflict(one: Address, other: Address) -> bool {
+    let wildcard = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.is_ipv4() == other.is_ipv4() && (one.ip() == other.ip() || wildcard)
 }

@@ -29,8 +29,8 @@ mod tracing;
 
 pub use access_log::{AccessLog, AccessLogFilter, AccessLogSink, LogFormat};
 pub use cluster::{
-    CircuitBreakers, Cluster, ClusterDiscovery, DnsCluster, DnsFamily, HashConfig, LbPolicy, LeastRequest, RetryBudget, Service,
-    SlowStart, TcpKeepalive, TransportSocket, TransportSocketMatch, UpstreamHttpOptions, UpstreamProtocol,
+    CircuitBreakers, Cluster, ClusterDiscovery, DnsCluster, DnsFamily, HashConfig, LbPolicy, LeastRequest, ProxyProtocol,
+    RetryBudget, Service, SlowStart, TcpKeepalive, TransportSocket, TransportSocketMatch, UpstreamHttpOptions, UpstreamProtocol,
 };
 pub use endpoint::{
     AssignmentPolicy, ClusterLoadAssignment, Endpoint, EndpointAddress, EndpointHealthCheck, HealthStatus, LbValue, Locality,
@@ -68,8 +68,8 @@ pub use route::{
 pub use stats::{Attribute, Dimension, IstioMetric, IstioStats, MetricOverride, Reporter};
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};
 pub use tls::{
-    CertificatePin, CertificateSource, DownstreamTls, InlinePem, SanMatcher, Secret, SpiffeId, SpiffeIdError, TlsVersion,
-    TrustDomain, UpstreamTls,
+    CertificatePin, CertificateSource, DownstreamTls, InlinePem, Revocation, SanMatcher, Secret, SpiffeId, SpiffeIdError,
+    TlsVersion, TrustDomain, UpstreamTls,
 };
 pub use tracing::{CustomTag, ExportService, OpenTelemetry, OtelLog, TagValue, Tracing, TracingProvider, Zipkin};
 

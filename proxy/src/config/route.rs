@@ -1,6 +1,6 @@
 //! Routes (Envoy `config.route.v3`).
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -576,6 +576,8 @@ pub struct RetryPolicy {
     pub retriable_request_headers: Vec<HeaderMatcher>,
     /// How often another host is looked for, so that a retry avoids the hosts that failed (`previous_hosts`); 0 does not.
     pub host_selection_attempts: u32,
+    /// After how many attempts retries leave the priorities of those before them alone (`previous_priorities`); `None` does not.
+    pub previous_priorities: Option<NonZeroUsize>,
 }
 
 impl Default for RetryPolicy {
@@ -591,6 +593,7 @@ impl Default for RetryPolicy {
             retriable_headers: Vec::new(),
             retriable_request_headers: Vec::new(),
             host_selection_attempts: 0,
+            previous_priorities: None,
         }
     }
 }

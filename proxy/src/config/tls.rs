@@ -31,6 +31,19 @@ pub enum CertificateSource {
     },
     /// The system's trust store.
     System,
+    /// A PEM file of revocation lists, read at apply.
+    RevocationFile(PathBuf),
+    /// Revocation lists in PEM that stand in the configuration itself.
+    RevocationInline(InlinePem),
+}
+
+/// Which certificates of trusted signers are revoked (Envoy `crl`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Revocation {
+    /// The lists.
+    pub lists: CertificateSource,
+    /// Only the peer's own certificate is asked about, not those that signed it (`only_verify_leaf_cert_crl`).
+    pub leaf_only: bool,
 }
 
 /// PEM that stands in the configuration. It may be a key: neither logs nor the admin page show it.
@@ -107,6 +120,8 @@ pub struct DownstreamTls {
     pub sans: Vec<SanMatcher>,
     /// A client certificate must be one of these as well; empty accepts every one.
     pub pins: Vec<CertificatePin>,
+    /// Client certificates that are refused; only with [`Self::trust`].
+    pub revocation: Option<Revocation>,
     /// Protocols we accept, by our preference.
     pub alpn: Vec<String>,
     /// Lowest and highest version.
@@ -124,6 +139,8 @@ pub struct UpstreamTls {
     pub sans: Vec<SanMatcher>,
     /// The server certificate must be one of these as well; empty accepts every one.
     pub pins: Vec<CertificatePin>,
+    /// Server certificates that are refused; only with [`Self::trust`].
+    pub revocation: Option<Revocation>,
     /// Server name to send; empty sends none.
     pub sni: String,
     /// The host that the request is for takes the place of [`Self::sni`], port left out (Envoy `auto_sni`). What has no host, a

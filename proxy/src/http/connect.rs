@@ -58,7 +58,8 @@ async fn dial(exchange: &mut Exchange, choice: &ClusterChoice, cluster: &Cluster
     exchange.info.upstream_host = Some(endpoint.host().clone());
     exchange.endpoint = Some(endpoint.clone());
     exchange.info.attempts = 1;
-    let connected = connect(cluster, &endpoint, Purpose::default()).await?;
+    let caller = Some((exchange.connection.info.remote, exchange.connection.info.local));
+    let connected = connect(cluster, &endpoint, Purpose { caller, ..Purpose::default() }).await?;
     let metrics = cluster.metrics(exchange.connection.worker.metrics());
     Ok((connected, OpenConnection::new(permit, metrics)))
 }

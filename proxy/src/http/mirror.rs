@@ -55,7 +55,7 @@ async fn copy(
     let endpoint = cluster.pick(&PickContext::default()).map_err(Error::new)?;
     let _active = endpoint.start_request();
     let protocol = Protocol::of(cluster.current().config().protocol, head.version);
-    let mut lease = worker.pool.get(&cluster, &endpoint, protocol, None, head.host()).await?;
+    let mut lease = worker.pool.get(&cluster, &endpoint, protocol, None, head.host(), None).await?;
     let mut source = frames.map_or(Source::Empty, Source::Channel);
     converse(&mut lease, &head, size, |cx| source.poll_frame(cx), &mut ResponseHead::default(), |_| Ok(())).await
 }

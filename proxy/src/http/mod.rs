@@ -16,6 +16,7 @@ pub mod h1;
 pub mod h2;
 pub(crate) mod hash;
 pub mod head;
+mod lifetime;
 mod local_rate_limit;
 pub mod local_reply;
 pub mod manager;

@@ -7,19 +7,20 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::Method;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::body::BodySize;
 use super::exchange::{Exchange, Outcome, handle};
 use super::h1::server::{ReadError, RequestStart, ServerConnection, ServerOptions};
 use super::h2;
 use super::head::{RequestHead, ResponseHead, Version};
+use super::lifetime::Lifetime;
 use super::manager::Connection;
 use super::pipe::Source;
 use super::request_body::RequestBody;
 use super::responder::Responder;
 use crate::config::{Codec, HttpConnectionManager};
-use crate::drain::FIRST_REQUEST_GRACE;
+use crate::drain::IDLE_GRACE;
 use crate::error::{ErrorKind, Reply};
 use crate::net;
 
@@ -81,23 +82,21 @@ async fn serve_http1(connection: Rc<Connection>, stream: net::Stream) {
     let config = connection.manager.config.clone();
     let tls = connection.info.tls_version.is_some();
     let mut server = ServerConnection::new(stream, Rc::new(ServerOptions::new(&config, tls)));
-    let opened = Instant::now();
     let mut heads = (RequestHead::new(), ResponseHead::default());
-    let mut idle = IdleTimer::new(config.idle_timeout);
+    let mut lifetime = Lifetime::new(&config);
     // One registration for the life of the connection. Once it is done the connection ends with the request in flight.
     let mut drain = std::pin::pin!(connection.drain.wait());
     let mut served: u32 = 0;
     loop {
-        let next = wait(&config, &server, &mut heads.0, &mut idle, drain.as_mut(), served).await;
+        let next = wait(&config, &server, &mut heads.0, &mut lifetime, drain.as_mut()).await;
         match next {
             Next::Request(start) => {
                 served += 1;
-                let last = config.max_requests_per_connection.is_some_and(|max| served >= max)
-                    || config.max_connection_duration.is_some_and(|max| opened.elapsed() >= max);
+                let last = config.max_requests_per_connection.is_some_and(|max| served >= max) || lifetime.is_over();
                 match exchange(&connection, server, heads, start, last).await {
                     Some((connection, memory, end)) => {
                         (server, heads) = (connection, memory);
-                        idle.touch(end);
+                        lifetime.served(end);
                     }
                     None => return,
                 }
@@ -124,14 +123,13 @@ enum Next {
     Close,
 }
 
-/// Waits for the next request; an idle connection ends by its time-out, by a drain or by the caller.
+/// Waits for the next request; a connection without one ends by its own time, by a drain or by the caller.
 async fn wait(
     config: &HttpConnectionManager,
     server: &ServerConnection,
     head: &mut RequestHead,
-    idle: &mut IdleTimer,
+    lifetime: &mut Lifetime,
     drain: Pin<&mut impl Future<Output = ()>>,
-    served: u32,
 ) -> Next {
     // Most requests of a busy connection are there already: no timer is armed for those.
     let readable = {
@@ -142,8 +140,8 @@ async fn wait(
                 tokio::select! {
                     biased;
                     result = readable => result,
-                    () = drained(drain, served) => return Next::Close,
-                    () = idle.expired() => return Next::Close,
+                    () = drained(drain) => return Next::Close,
+                    () = lifetime.expired() => return Next::Close,
                 }
             }
         }
@@ -175,48 +173,15 @@ async fn head_deadline(config: &HttpConnectionManager) -> ErrorKind {
     }
 }
 
-/// Waits until an idle connection should close because of a drain. A connection that has not asked for anything yet was made
-/// a moment before: its first request may be on its way.
-async fn drained(drain: Pin<&mut impl Future<Output = ()>>, served: u32) {
+/// Waits until a connection without a request should close because of a drain. Closed at once, it would lose one that is on its
+/// way; that one is answered with `connection: close`.
+async fn drained(drain: Pin<&mut impl Future<Output = ()>>) {
     drain.await;
-    if served == 0 {
-        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
-    }
+    tokio::time::sleep(IDLE_GRACE).await;
 }
 
 /// Memory of the heads of one exchange, handed on to the next.
 type Heads = (RequestHead, ResponseHead);
-
-/// The time-out of an idle connection. One timer for its whole life: a request moves the deadline by a store, and only when
-/// the timer fires too early is it armed again.
-struct IdleTimer {
-    limit: Option<Duration>,
-    last: Instant,
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl IdleTimer {
-    fn new(limit: Option<Duration>) -> Self {
-        Self { limit: limit.filter(|limit| !limit.is_zero()), last: Instant::now(), sleep: None }
-    }
-
-    fn touch(&mut self, now: Instant) {
-        self.last = now;
-    }
-
-    async fn expired(&mut self) {
-        let Some(limit) = self.limit else { return std::future::pending().await };
-        loop {
-            let deadline = self.last + limit;
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-            sleep.as_mut().await;
-            if deadline <= Instant::now() {
-                return;
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
-}
 
 async fn sleep(limit: Option<Duration>) {
     match limit {

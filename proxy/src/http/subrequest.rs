@@ -134,7 +134,7 @@ async fn ask(
     let announced = head.headers.contains(Known::ContentLength);
     let size = if body.is_empty() && !announced { BodySize::Empty } else { BodySize::Known(body.len() as u64) };
     let protocol = Protocol::of(cluster.current().config().protocol, head.version);
-    let mut lease = pool.get(cluster, endpoint, protocol, None, head.host()).await?;
+    let mut lease = pool.get(cluster, endpoint, protocol, None, head.host(), None).await?;
     let mut answer = Answer::default();
     let mut rest = Some(body.clone()).filter(|body| !body.is_empty());
     let next = |_: &mut Context<'_>| Poll::Ready(rest.take().map(|data| Ok(Frame::Data(data))));

@@ -3,16 +3,18 @@
 //! A sidecar has few, long connections, so `SO_REUSEPORT` hashing would leave workers idle. With one worker nothing
 //! crosses a thread.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::ListenerRuntime;
 use crate::drain::Drain;
@@ -33,8 +35,10 @@ pub struct Acceptor {
     pub stop: Drain,
     /// Open connections.
     pub connections: AtomicU64,
-    /// Why it is not bound.
-    pub failure: ArcSwapOption<String>,
+    /// Why addresses are not bound.
+    failures: Mutex<BTreeMap<SocketAddr, String>>,
+    /// Told when [`Self::runtime`] may listen on other addresses.
+    changed: Notify,
 }
 
 impl Acceptor {
@@ -44,8 +48,57 @@ impl Acceptor {
             runtime: ArcSwap::new(runtime),
             stop: Drain::default(),
             connections: AtomicU64::new(0),
-            failure: ArcSwapOption::empty(),
+            failures: Mutex::default(),
+            changed: Notify::new(),
         })
+    }
+
+    /// Replaces what new connections are served by; what served them before comes back. Addresses that it does not listen on any
+    /// more are left, others have to be [`run`](Self::run).
+    pub fn replace(&self, runtime: Arc<ListenerRuntime>) -> Arc<ListenerRuntime> {
+        let old = self.runtime.swap(runtime);
+        self.changed.notify_waiters();
+        old
+    }
+
+    /// Why one of its addresses is not bound.
+    pub fn failure(&self) -> Option<String> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let (address, reason) = failures.first_key_value()?;
+        let only = self.runtime.load().config.additional_addresses.is_empty();
+        Some(if only { reason.clone() } else { format!("{address}: {reason}") })
+    }
+
+    /// Notes why an address is not bound, or that it is.
+    pub fn note(&self, address: SocketAddr, failure: Option<String>) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match failure {
+            Some(reason) => failures.insert(address, reason),
+            None => failures.remove(&address),
+        };
+    }
+
+    fn listens_on(&self, address: SocketAddr) -> bool {
+        self.runtime.load().config.addresses().any(|own| own == address)
+    }
+
+    /// Waits until it must not accept on this address any longer.
+    async fn left(&self, address: SocketAddr) {
+        let leave = async {
+            loop {
+                // Registered first, looked at afterwards: a change in between is not missed.
+                let changed = self.changed.notified();
+                if !self.listens_on(address) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::select! {
+            () = self.stop.wait() => {}
+            () = leave => {}
+        }
+        self.note(address, None);
     }
 
     /// Binds an address.
@@ -64,35 +117,36 @@ impl Acceptor {
         Ok(socket.into())
     }
 
-    /// Binds the address, as often as it takes. `None` when [`Self::stop`] begins first.
-    async fn bound(&self) -> Option<TcpListener> {
+    /// Binds the address, as often as it takes.
+    async fn bound(&self, address: SocketAddr) -> TcpListener {
         let mut pause = BIND_RETRY.0;
         loop {
-            tokio::select! {
-                () = self.stop.wait() => return None,
-                () = tokio::time::sleep(pause) => {}
-            }
+            tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BIND_RETRY.1);
-            let config = self.runtime.load().config.clone();
-            match Self::bind(config.address) {
+            match Self::bind(address) {
                 Ok(socket) => {
-                    tracing::info!(listener = config.name, address = %config.address, "listener is bound now");
-                    self.failure.store(None);
-                    return Some(socket);
+                    tracing::info!(listener = self.runtime.load().config.name, %address, "listener is bound now");
+                    self.note(address, None);
+                    return socket;
                 }
-                Err(error) => self.failure.store(Some(Arc::new(error.to_string()))),
+                Err(error) => self.note(address, Some(error.to_string())),
             }
         }
     }
 
-    /// Accepts until [`Self::stop`] begins; without a socket the address is bound first.
-    pub async fn run(self: Arc<Self>, socket: Option<TcpListener>, worker: Rc<Worker>) {
+    /// Accepts on one of its addresses until [`Self::stop`] begins or it is no address of its any more; without a socket it is bound first.
+    pub async fn run(self: Arc<Self>, address: SocketAddr, socket: Option<TcpListener>, worker: Rc<Worker>) {
+        tokio::select! {
+            biased;
+            () = self.left(address) => {}
+            () = self.accept(address, socket, &worker) => {}
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, address: SocketAddr, socket: Option<TcpListener>, worker: &Rc<Worker>) {
         let socket = match socket {
             Some(socket) => socket,
-            None => match self.bound().await {
-                Some(socket) => socket,
-                None => return,
-            },
+            None => self.bound(address).await,
         };
         let socket = match tokio::net::TcpListener::from_std(socket) {
             Ok(socket) => socket,
@@ -102,13 +156,8 @@ impl Acceptor {
             }
         };
         loop {
-            let accepted = tokio::select! {
-                biased;
-                () = self.stop.wait() => return,
-                accepted = socket.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, remote)) => self.hand_over(stream, remote, &worker),
+            match socket.accept().await {
+                Ok((stream, remote)) => self.hand_over(stream, remote, worker),
                 Err(error) => {
                     if let Some(pause) = self.accept_failed(&error) {
                         tokio::time::sleep(pause).await;

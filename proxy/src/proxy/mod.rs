@@ -86,6 +86,8 @@ pub struct ListenerStatus {
     pub name: String,
     /// Its address.
     pub address: SocketAddr,
+    /// Others of its addresses.
+    pub additional_addresses: Vec<SocketAddr>,
     /// Where it stands.
     pub state: ListenerState,
     /// Open connections.
@@ -276,6 +278,12 @@ impl Proxy {
     /// The public part of the secrets in force.
     pub fn public_certificates(&self) -> Vec<PublicCertificates> {
         self.inner.secrets.public()
+    }
+
+    /// Tells peers of inbound connections to go elsewhere, as [`Self::drain`] does, but goes on accepting: others may not know yet
+    /// that they should. Listeners that come later are told, too.
+    pub fn announce_drain(&self) {
+        self.published().announce_drain(&self.inner);
     }
 
     /// Stops accepting, tells peers to go elsewhere (`connection: close`, GOAWAY), finishes what is in flight. Inbound

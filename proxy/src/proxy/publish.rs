@@ -4,6 +4,7 @@
 //! breakers and ejections belongs to the live cluster and survives an apply.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,6 +38,8 @@ pub(super) struct Published {
     /// Replaced listeners that still have connections.
     leaving: Vec<Arc<Acceptor>>,
     draining: bool,
+    /// Inbound connections are told to go elsewhere.
+    announced: bool,
     remote_keys: RemoteKeySets,
     pub(super) exporters: Exporters,
     /// The last apply rejected something: the same snapshot is then looked at again.
@@ -145,20 +148,31 @@ impl Published {
         if let Some(slot) = self.listeners.get_mut(name)
             && slot.config.address == config.address
         {
-            let old = slot.acceptor.runtime.swap(runtime);
-            slot.config = config.clone();
+            let old = slot.acceptor.replace(runtime);
+            let before = std::mem::replace(&mut slot.config, config.clone());
+            if !self.draining {
+                let known = |address: &SocketAddr| before.addresses().any(|known| known == *address);
+                let new = config.addresses().filter(|address| !known(address));
+                new.for_each(|address| listen(&slot.acceptor, config, address, inner));
+            }
             if !quietly {
                 old.drain.begin();
+            }
+            if self.announced {
+                self.announce();
             }
             return;
         }
         // Make before break: the new address accepts before the old one stops.
         let acceptor = Acceptor::new(runtime);
         if !self.draining {
-            listen(&acceptor, config, inner);
+            config.addresses().for_each(|address| listen(&acceptor, config, address, inner));
         }
         if let Some(old) = self.listeners.insert(name.to_owned(), Slot { config: config.clone(), acceptor }) {
             self.retire(old.acceptor);
+        }
+        if self.announced {
+            self.announce();
         }
     }
 
@@ -172,12 +186,13 @@ impl Published {
         let status = |name: &str, acceptor: &Acceptor, state| ListenerStatus {
             name: name.to_owned(),
             address: acceptor.runtime.load().config.address,
+            additional_addresses: acceptor.runtime.load().config.additional_addresses.clone(),
             state,
             connections: acceptor.connections.load(Ordering::Relaxed),
         };
         let live = self.listeners.iter().map(|(name, slot)| {
-            let state = match &*slot.acceptor.failure.load() {
-                Some(reason) => ListenerState::Failed(reason.to_string()),
+            let state = match slot.acceptor.failure() {
+                Some(reason) => ListenerState::Failed(reason),
                 None if slot.acceptor.stop.is_draining() => ListenerState::Draining,
                 None => ListenerState::Active,
             };
@@ -188,6 +203,17 @@ impl Published {
             status(&name, acceptor, ListenerState::Draining)
         });
         live.chain(leaving).collect()
+    }
+
+    pub(super) fn announce_drain(&mut self, inner: &Inner) {
+        self.announced = true;
+        inner.shared.metrics.draining.set(1.0);
+        self.announce();
+    }
+
+    fn announce(&self) {
+        let inbound = self.listeners.values().filter(|slot| slot.config.traffic_direction == TrafficDirection::Inbound);
+        inbound.for_each(|slot| slot.acceptor.runtime.load().drain.begin());
     }
 
     pub(super) fn drain(&mut self, inbound_only: bool, inner: &Inner) {
@@ -333,13 +359,13 @@ fn compile_routes(
 }
 
 /// Binds at once, so that an apply can report what failed; the worker goes on trying.
-fn listen(acceptor: &Arc<Acceptor>, config: &config::Listener, inner: &Inner) {
-    let socket = Acceptor::bind(config.address);
+fn listen(acceptor: &Arc<Acceptor>, config: &config::Listener, address: SocketAddr, inner: &Inner) {
+    let socket = Acceptor::bind(address);
     if let Err(error) = &socket {
-        tracing::warn!(listener = config.name, address = %config.address, %error, "listener cannot be bound, trying again");
-        acceptor.failure.store(Some(Arc::new(error.to_string())));
+        tracing::warn!(listener = config.name, %address, %error, "listener cannot be bound, trying again");
+        acceptor.note(address, Some(error.to_string()));
     }
-    inner.shared.workers[0].send(Command::Listen(acceptor.clone(), socket.ok()));
+    inner.shared.workers[0].send(Command::Listen(acceptor.clone(), address, socket.ok()));
 }
 
 /// Whether a listener holds live clusters itself, instead of by a named route table.

@@ -30,7 +30,7 @@ pub(super) enum Command {
     /// Serve a connection.
     Serve(Connection),
     /// Accept on a socket; without one the address is bound first.
-    Listen(Arc<Acceptor>, Option<TcpListener>),
+    Listen(Arc<Acceptor>, SocketAddr, Option<TcpListener>),
     /// Keep a DNS cluster resolved.
     Resolve(Arc<Cluster>),
     /// Keep keys of tokens fetched.
@@ -196,7 +196,9 @@ impl Worker {
     fn obey(self: &Rc<Self>, command: Command) {
         match command {
             Command::Serve(connection) => self.serve(connection),
-            Command::Listen(acceptor, socket) => drop(tokio::task::spawn_local(acceptor.run(socket, self.clone()))),
+            Command::Listen(acceptor, address, socket) => {
+                drop(tokio::task::spawn_local(acceptor.run(address, socket, self.clone())));
+            }
             Command::FetchKeys(keys) => drop(tokio::task::spawn_local(RemoteKeys::run(keys, self.pool.clone()))),
             Command::Export(exporter) => drop(tokio::task::spawn_local(Exporter::run(exporter, self.pool.clone()))),
             Command::Stop => {}

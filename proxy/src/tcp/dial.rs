@@ -81,6 +81,7 @@ fn pick(
         attempt: session.info.attempts,
         exclude: tried,
         exclude_attempts: config.max_connect_attempts,
+        previous_priorities: None,
     };
     cluster.pick(&context).map_err(Error::new)
 }
@@ -92,7 +93,8 @@ async fn attempt(
     permit: Permit,
     worker: &Worker,
 ) -> Result<Upstream, Error> {
-    let connected = connect(cluster, endpoint, Purpose::default()).await;
+    let caller = Some((session.info.connection.remote, session.info.connection.local));
+    let connected = connect(cluster, endpoint, Purpose { caller, ..Purpose::default() }).await;
     session.info.upstream_host = Some(endpoint.host().clone());
     session.endpoint = Some(endpoint.clone());
     match connected {

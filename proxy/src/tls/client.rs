@@ -64,7 +64,8 @@ impl ClientContext {
             providers: secrets.providers.clone(),
             built: ArcSwapOption::empty(),
         });
-        let sources: Vec<_> = tls.certificate.iter().chain(&tls.trust).collect();
+        let lists = tls.revocation.as_ref().map(|revocation| &revocation.lists);
+        let sources: Vec<_> = tls.certificate.iter().chain(&tls.trust).chain(lists).collect();
         secrets.register(&shared, &sources)?;
         Ok(Self(shared))
     }
@@ -74,8 +75,8 @@ impl ClientContext {
     /// # Errors
     /// When it contradicts itself.
     pub fn check(tls: &UpstreamTls) -> Result<(), TlsError> {
-        if tls.trust.is_none() && !tls.sans.is_empty() {
-            return Err(TlsError::Config("SAN matchers without a trust bundle prove nothing".to_owned()));
+        if tls.trust.is_none() && (!tls.sans.is_empty() || tls.revocation.is_some()) {
+            return Err(TlsError::Config("SAN matchers or revocation lists without a trust bundle prove nothing".to_owned()));
         }
         if tls.auto_san_validation && (tls.trust.is_none() || !tls.auto_sni) {
             return Err(TlsError::Config("host names are only proved with a trust bundle, and with auto_sni".to_owned()));
@@ -165,8 +166,13 @@ impl Shared {
         let (identity, trust) = (identity.flatten(), trust.flatten());
         let provider = &self.providers.client;
         let roots = trust.map(|trust| Arc::clone(&trust.roots));
+        let revocations = match &roots {
+            Some(roots) => materials.revocations(self.tls.revocation.as_ref(), roots, provider)?,
+            None => None,
+        };
         let verifier = ServerVerifier::new(roots, Arc::clone(provider), PeerRules::new(&self.tls.sans, &self.tls.pins))
-            .checking_host(self.tls.auto_san_validation);
+            .checking_host(self.tls.auto_san_validation)
+            .asking(revocations);
         let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&versions(self.tls.versions))
             .map_err(|error| TlsError::Config(error.to_string()))?
@@ -187,7 +193,8 @@ impl Shared {
 
 impl Context for Shared {
     fn uses(&self, source: &CertificateSource) -> bool {
-        self.tls.certificate.as_ref() == Some(source) || self.tls.trust.as_ref() == Some(source)
+        let lists = self.tls.revocation.as_ref().map(|revocation| &revocation.lists);
+        self.tls.certificate.as_ref() == Some(source) || self.tls.trust.as_ref() == Some(source) || lists == Some(source)
     }
 
     fn prepare(self: Arc<Self>, materials: &Materials) -> Result<Publish, TlsError> {

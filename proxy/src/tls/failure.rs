@@ -76,8 +76,13 @@ fn verification(error: &CertificateError) -> String {
     {
         return san.to_string();
     }
-    if let CertificateError::Revoked | CertificateError::UnknownRevocationStatus = error {
-        let why = if *error == CertificateError::Revoked { "certificate revoked" } else { "unable to get certificate CRL" };
+    let revocation = match error {
+        CertificateError::Revoked => Some("certificate revoked"),
+        CertificateError::UnknownRevocationStatus => Some("unable to get certificate CRL"),
+        CertificateError::ExpiredRevocationList => Some("CRL has expired"),
+        _ => None,
+    };
+    if let Some(why) = revocation {
         return format!(
             "X509_verify_cert: certificate verification error at depth 0: \
              certificate revocation check against provided CRLs failed: {why}"

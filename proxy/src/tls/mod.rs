@@ -13,6 +13,7 @@ mod failure;
 mod hello;
 mod peer;
 mod provider;
+mod revocation;
 mod secrets;
 mod server;
 mod sniff;
@@ -116,7 +117,8 @@ fn source_name(source: &CertificateSource) -> String {
     match source {
         CertificateSource::Secret(name) => name.clone(),
         CertificateSource::Files { certificates, .. } => certificates.display().to_string(),
-        CertificateSource::Inline { .. } => "inline".to_owned(),
+        CertificateSource::RevocationFile(path) => path.display().to_string(),
+        CertificateSource::Inline { .. } | CertificateSource::RevocationInline(_) => "inline".to_owned(),
         CertificateSource::System => "system".to_owned(),
     }
 }

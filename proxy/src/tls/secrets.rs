@@ -5,15 +5,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use webpki::OwnedCertRevocationList;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::provider::Providers;
+use super::revocation::{Lists, Revocations};
 use super::verify::Sans;
 use super::{PeerCertificate, TlsError, peer, source_name};
-use crate::config::{CertificateSource, InlinePem, Secret};
+use crate::config::{CertificateSource, InlinePem, Revocation, Secret};
 use crate::{CertificateStatus, PublicCertificates};
 
 /// Where the usual distributions keep their bundle of public roots.
@@ -48,6 +51,7 @@ pub(super) struct Materials(BTreeMap<CertificateSource, Material>);
 enum Material {
     Certificate(Arc<Identity>),
     Trust(Arc<Trust>),
+    Revocation(Lists),
 }
 
 /// Our certificate, ready for handshakes.
@@ -101,8 +105,10 @@ impl Secrets {
         let sources: Vec<_> = {
             let mut state = self.lock();
             state.forget_unused_files();
-            let changes =
-                |source: &&CertificateSource| !matches!(source, CertificateSource::Secret(_) | CertificateSource::Inline { .. });
+            let changes = |source: &&CertificateSource| match source {
+                CertificateSource::Files { .. } | CertificateSource::System | CertificateSource::RevocationFile(_) => true,
+                CertificateSource::Secret(_) | CertificateSource::Inline { .. } | CertificateSource::RevocationInline(_) => false,
+            };
             state.materials.0.keys().filter(changes).cloned().collect()
         };
         let reload = |source: CertificateSource| self.load(&source).and_then(|material| self.lock().publish(&source, material));
@@ -117,6 +123,7 @@ impl Secrets {
             .flat_map(|(_, material)| match material {
                 Material::Certificate(identity) => std::slice::from_ref(&identity.status),
                 Material::Trust(trust) => &trust.statuses,
+                Material::Revocation(_) => &[],
             })
             .cloned()
             .collect()
@@ -130,12 +137,13 @@ impl Secrets {
             _ => None,
         });
         secrets
-            .map(|(name, material)| {
+            .filter_map(|(name, material)| {
                 let (certificates, is_trust) = match material {
                     Material::Certificate(identity) => (&identity.chain, false),
                     Material::Trust(trust) => (&trust.certificates, true),
+                    Material::Revocation(_) => return None,
                 };
-                PublicCertificates { name: name.clone(), is_trust, certificates: certificates.clone() }
+                Some(PublicCertificates { name: name.clone(), is_trust, certificates: certificates.clone() })
             })
             .collect()
     }
@@ -185,6 +193,14 @@ impl Secrets {
                 self.validate(&name, Secret::Trust { roots: inline_certificates(certificates)? })
             }
             CertificateSource::System => system_trust().map(Material::Trust),
+            CertificateSource::RevocationFile(path) => {
+                let read = CertificateRevocationListDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+                revocation_lists(&name, &read.map_err(|error| file_error(path, error))?)
+            }
+            CertificateSource::RevocationInline(pem) => {
+                let read = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+                revocation_lists(&name, &read.map_err(inline_error)?)
+            }
             CertificateSource::Secret(_) => Err(TlsError::NotReady),
         }
     }
@@ -239,7 +255,7 @@ impl Materials {
     pub(super) fn certificate(&self, source: &CertificateSource) -> Result<Option<&Arc<Identity>>, TlsError> {
         match self.0.get(source) {
             Some(Material::Certificate(identity)) => Ok(Some(identity)),
-            Some(Material::Trust(_)) => {
+            Some(Material::Trust(_) | Material::Revocation(_)) => {
                 Err(TlsError::Kind { source_name: source_name(source), expected: "a certificate with its key" })
             }
             None => Ok(None),
@@ -250,11 +266,26 @@ impl Materials {
     pub(super) fn trust(&self, source: &CertificateSource) -> Result<Option<&Arc<Trust>>, TlsError> {
         match self.0.get(source) {
             Some(Material::Trust(trust)) => Ok(Some(trust)),
-            Some(Material::Certificate(_)) => {
+            Some(Material::Certificate(_) | Material::Revocation(_)) => {
                 Err(TlsError::Kind { source_name: source_name(source), expected: "a trust bundle" })
             }
             None => Ok(None),
         }
+    }
+
+    /// What is asked about the certificates that these roots signed.
+    pub(super) fn revocations(
+        &self,
+        config: Option<&Revocation>,
+        roots: &Arc<RootCertStore>,
+        provider: &CryptoProvider,
+    ) -> Result<Option<Revocations>, TlsError> {
+        let Some(Revocation { lists, leaf_only }) = config else { return Ok(None) };
+        let Some(Material::Revocation(found)) = self.0.get(lists) else {
+            return Err(TlsError::Kind { source_name: source_name(lists), expected: "revocation lists" });
+        };
+        let algorithms = provider.signature_verification_algorithms.all;
+        Ok(Some(Revocations::new(Arc::clone(found), *leaf_only, Arc::clone(roots), algorithms)))
     }
 }
 
@@ -270,6 +301,17 @@ fn trust(name: &str, certificates: &[CertificateDer<'static>]) -> Result<Trust, 
         return Err(TlsError::Empty(name.to_owned()));
     }
     Ok(Trust { roots: Arc::new(roots), certificates: certificates.to_vec(), statuses })
+}
+
+fn revocation_lists(name: &str, all: &[CertificateRevocationListDer<'_>]) -> Result<Material, TlsError> {
+    if all.is_empty() {
+        return Err(TlsError::Empty(name.to_owned()));
+    }
+    let parsed = all.iter().enumerate().map(|(index, list)| match OwnedCertRevocationList::from_der(list) {
+        Ok(list) => Ok(list.into()),
+        Err(error) => Err(certificate_error(name, index, &format!("revocation list: {error}"))),
+    });
+    parsed.collect::<Result<Vec<_>, _>>().map(|lists| Material::Revocation(lists.into()))
 }
 
 /// The system's roots, without those that webpki cannot read: one odd root must not take the other hundred away.

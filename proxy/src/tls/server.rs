@@ -42,14 +42,16 @@ impl ServerContext {
     /// # Errors
     /// When the configuration contradicts itself, a file cannot be used, or a secret is not of the kind that is wanted.
     pub fn new(secrets: &Arc<Secrets>, tls: &DownstreamTls) -> Result<Self, TlsError> {
-        if tls.trust.is_none() && (tls.require_client_certificate || !tls.sans.is_empty() || !tls.pins.is_empty()) {
+        let asks = tls.require_client_certificate || !tls.sans.is_empty() || !tls.pins.is_empty() || tls.revocation.is_some();
+        if tls.trust.is_none() && asks {
             return Err(TlsError::Config("client certificates are asked for, but nothing says who signs them".to_owned()));
         }
         if versions(tls.versions).is_empty() {
             return Err(TlsError::Config("the lowest version is above the highest".to_owned()));
         }
         let shared = Arc::new(Shared { tls: tls.clone(), providers: secrets.providers.clone(), built: ArcSwapOption::empty() });
-        let sources: Vec<_> = std::iter::once(&tls.certificate).chain(&tls.trust).collect();
+        let lists = tls.revocation.as_ref().map(|revocation| &revocation.lists);
+        let sources: Vec<_> = std::iter::once(&tls.certificate).chain(&tls.trust).chain(lists).collect();
         secrets.register(&shared, &sources)?;
         Ok(Self(shared))
     }
@@ -109,6 +111,7 @@ impl Shared {
                 Arc::clone(provider),
                 self.tls.require_client_certificate,
                 PeerRules::new(&self.tls.sans, &self.tls.pins),
+                materials.revocations(self.tls.revocation.as_ref(), &trust.roots, provider)?,
             )?),
             None => WebPkiClientVerifier::no_client_auth(),
         };
@@ -128,7 +131,8 @@ impl Shared {
 
 impl Context for Shared {
     fn uses(&self, source: &CertificateSource) -> bool {
-        self.tls.certificate == *source || self.tls.trust.as_ref() == Some(source)
+        let lists = self.tls.revocation.as_ref().map(|revocation| &revocation.lists);
+        self.tls.certificate == *source || self.tls.trust.as_ref() == Some(source) || lists == Some(source)
     }
 
     fn prepare(self: Arc<Self>, materials: &Materials) -> Result<Publish, TlsError> {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
@@ -23,12 +23,7 @@ pub(crate) struct Leaf {
 
 impl Ca {
     pub(crate) fn new(organisation: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, organisation);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        Self(CertifiedIssuer::self_signed(authority(organisation), KeyPair::generate().unwrap()).unwrap())
     }
 
     pub(crate) fn root(&self) -> CertificateDer<'static> {
@@ -55,6 +50,33 @@ impl Ca {
         self.sign(&params, &KeyPair::generate().unwrap())
     }
 
+    /// A list of revoked certificates in PEM that ends in so many hours.
+    pub(crate) fn revokes(&self, serials: &[u64], hours: i64) -> String {
+        let now = OffsetDateTime::now_utc();
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now - time::Duration::hours(2),
+            next_update: now + time::Duration::hours(hours),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap().pem().unwrap()
+    }
+
+    /// An authority that this one vouches for; its certificate has this serial number.
+    pub(crate) fn intermediate(&self, organisation: &str, serial: u64) -> Self {
+        let mut params = authority(organisation);
+        params.serial_number = Some(serial.into());
+        Self(CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.0).unwrap())
+    }
+
     /// A workload certificate with pilot-agent's default key type.
     pub(crate) fn rsa_workload(&self, spiffe: &str) -> Leaf {
         let mut params = CertificateParams::default();
@@ -73,6 +95,15 @@ impl Leaf {
     pub(crate) fn secret(&self) -> Secret {
         Secret::Certificate { chain: vec![self.certificate.clone()], key: Arc::clone(&self.key) }
     }
+}
+
+fn authority(organisation: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, organisation);
+    params
 }
 
 pub(crate) fn uri(text: &str) -> SanType {

@@ -31,6 +31,7 @@ fn downstream() -> DownstreamTls {
         require_client_certificate: true,
         sans: vec![SanMatcher::Any(StringMatcher::prefix("spiffe://cluster.local/"))],
         pins: Vec::new(),
+        revocation: None,
         alpn: vec!["h2".into(), "http/1.1".into()],
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     }
@@ -42,6 +43,7 @@ fn upstream() -> UpstreamTls {
         trust: Some(secret("ROOTCA")),
         sans: vec![SanMatcher::Any(StringMatcher::exact(DETAILS))],
         pins: Vec::new(),
+        revocation: None,
         sni: SNI.into(),
         auto_sni: false,
         auto_san_validation: false,
@@ -529,3 +531,5 @@ async fn pins_hold_with_and_without_a_trust_bundle() {
         assert!(refusal(connect(&other).await).contains("CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_cert_hash_and_spki"));
     }
 }
+
+mod revocation;

@@ -19,6 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
 use super::provider::sha256;
+use super::revocation::{Peer, Revocations};
 use crate::config::{CertificatePin, SanMatcher, StringMatch, StringMatcher};
 
 /// Why a certificate from a trusted signer is refused.
@@ -204,6 +205,7 @@ fn is_for(host: &ServerName<'_>, sans: &Sans) -> bool {
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     rules: PeerRules,
+    revocations: Option<Revocations>,
 }
 
 impl ClientVerifier {
@@ -212,11 +214,12 @@ impl ClientVerifier {
         provider: Arc<CryptoProvider>,
         required: bool,
         rules: PeerRules,
+        revocations: Option<Revocations>,
     ) -> Result<Self, TlsError> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let builder = if required { builder } else { builder.allow_unauthenticated() };
         let chain = builder.build().map_err(|error| TlsError::Config(error.to_string()))?;
-        Ok(Self { chain, rules })
+        Ok(Self { chain, rules, revocations })
     }
 }
 
@@ -236,6 +239,9 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        if let Some(revocations) = &self.revocations {
+            revocations.check(leaf, intermediates, Peer::Client, now)?;
+        }
         self.rules.check(leaf, None)?;
         Ok(verified)
     }
@@ -271,11 +277,18 @@ pub(super) struct ServerVerifier {
     provider: Arc<CryptoProvider>,
     rules: PeerRules,
     checks_host: bool,
+    revocations: Option<Revocations>,
 }
 
 impl ServerVerifier {
     pub(super) fn new(roots: Option<Arc<RootCertStore>>, provider: Arc<CryptoProvider>, rules: PeerRules) -> Self {
-        Self { roots, provider, rules, checks_host: false }
+        Self { roots, provider, rules, checks_host: false, revocations: None }
+    }
+
+    /// With lists of revoked certificates.
+    pub(super) fn asking(mut self, revocations: Option<Revocations>) -> Self {
+        self.revocations = revocations;
+        self
     }
 
     /// Whether the certificate must be one for the host that the connection is for.
@@ -298,6 +311,9 @@ impl ServerCertVerifier for ServerVerifier {
             let parsed = ParsedCertificate::try_from(leaf)?;
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        }
+        if let Some(revocations) = &self.revocations {
+            revocations.check(leaf, intermediates, Peer::Server, now)?;
         }
         if self.roots.is_some() || !self.rules.pins.is_empty() {
             self.rules.check(leaf, Some(server_name).filter(|_| self.checks_host))?;

@@ -261,6 +261,7 @@ mod tests {
             trust: Some(CertificateSource::Files { certificates: "/missing/roots.pem".into(), key: None }),
             sans: Vec::new(),
             pins: Vec::new(),
+            revocation: None,
             sni: String::new(),
             auto_sni: false,
             auto_san_validation: false,

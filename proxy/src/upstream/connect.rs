@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-use super::{Cluster, Endpoint};
+use super::{Cluster, Endpoint, happy_eyeballs, proxy_protocol};
 use crate::config;
 use crate::config::{EndpointAddress, TransportSocket};
 use crate::error::{Error, ErrorKind, Retry};
@@ -32,6 +33,8 @@ pub struct Purpose<'a> {
     pub alpn: Option<&'a [String]>,
     /// The host that is asked for, without a port; only looked at where the cluster's TLS wants it ([`config::UpstreamTls::auto_sni`]).
     pub host: Option<&'a str>,
+    /// The caller's address and the one that it connected to, where the connection is made for this caller alone.
+    pub caller: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// Connects to `endpoint` within the cluster's connect time-out, TLS included.
@@ -39,7 +42,16 @@ pub struct Purpose<'a> {
 /// # Errors
 /// [`ErrorKind::ConnectFailure`], [`ErrorKind::ConnectTimeout`] or [`ErrorKind::TlsFailure`], all of which may be repeated: nothing was sent.
 pub async fn connect(cluster: &Cluster, endpoint: &Endpoint, purpose: Purpose<'_>) -> Result<Connected, Error> {
-    connect_to(cluster, endpoint.address(), endpoint.transport(), purpose).await
+    let config = cluster.config();
+    let dialled = async {
+        match (endpoint.address(), endpoint.additional_addresses()) {
+            (EndpointAddress::Socket(first), more @ [_, ..]) => {
+                happy_eyeballs::first(*first, more, |address| dial_tcp(address, &config)).await.map(net::Transport::Tcp)
+            }
+            (address, _) => dial(address, &config).await,
+        }
+    };
+    secured(cluster, &config, dialled, endpoint.transport(), purpose).await
 }
 
 /// As [`connect`], to any address and over one of the cluster's transport sockets.
@@ -47,13 +59,28 @@ pub(super) async fn connect_to(
     cluster: &Cluster,
     address: &EndpointAddress,
     transport: &TransportSocket,
-    mut purpose: Purpose<'_>,
+    purpose: Purpose<'_>,
 ) -> Result<Connected, Error> {
     let config = cluster.config();
-    purpose.host = purpose.host.or_else(|| service_host(&config));
+    secured(cluster, &config, dial(address, &config), transport, purpose).await
+}
+
+async fn secured(
+    cluster: &Cluster,
+    config: &config::Cluster,
+    dialled: impl Future<Output = Result<net::Transport, Error>>,
+    transport: &TransportSocket,
+    mut purpose: Purpose<'_>,
+) -> Result<Connected, Error> {
+    purpose.host = purpose.host.or_else(|| service_host(config));
     let attempt = async {
         let context = cluster.tls_context(transport).map_err(|error| tls_failure(&io::Error::other(error)))?;
-        let transport = dial(address, &config).await?;
+        let mut transport = dialled.await?;
+        if let Some(version) = config.proxy_protocol {
+            let own = transport.ends();
+            let header = proxy_protocol::header(version, purpose.caller, own);
+            transport.write_all(&header).await.map_err(|error| connect_failure(&error))?;
+        }
         secure(transport, context, purpose).await
     };
     match tokio::time::timeout(config.connect_timeout, attempt).await {
@@ -69,20 +96,7 @@ fn service_host(cluster: &config::Cluster) -> Option<&str> {
 
 async fn dial(address: &EndpointAddress, cluster: &config::Cluster) -> Result<net::Transport, Error> {
     match address {
-        EndpointAddress::Socket(address) => {
-            let source = cluster.source_addresses.iter().find(|source| source.is_ipv4() == address.is_ipv4());
-            let stream = match source {
-                None => TcpStream::connect(address).await,
-                Some(source) => connect_from(*source, *address).await,
-            };
-            let stream = stream.map_err(|error| connect_failure(&error))?;
-            // Small writes are coalesced here already; Nagle would only add a delay.
-            let _ = stream.set_nodelay(true);
-            if let Some(keepalive) = cluster.tcp_keepalive {
-                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive_options(keepalive));
-            }
-            Ok(net::Transport::Tcp(stream))
-        }
+        EndpointAddress::Socket(address) => dial_tcp(*address, cluster).await.map(net::Transport::Tcp),
         EndpointAddress::Pipe(path) => {
             UnixStream::connect(path).await.map(net::Transport::Unix).map_err(|error| connect_failure(&error))
         }
@@ -90,6 +104,21 @@ async fn dial(address: &EndpointAddress, cluster: &config::Cluster) -> Result<ne
             Err(connect_failure(&io::Error::new(io::ErrorKind::NotFound, format!("{name} has not been resolved"))))
         }
     }
+}
+
+async fn dial_tcp(address: SocketAddr, cluster: &config::Cluster) -> Result<TcpStream, Error> {
+    let source = cluster.source_addresses.iter().find(|source| source.is_ipv4() == address.is_ipv4());
+    let stream = match source {
+        None => TcpStream::connect(address).await,
+        Some(source) => connect_from(*source, address).await,
+    };
+    let stream = stream.map_err(|error| connect_failure(&error))?;
+    // Small writes are coalesced here already; Nagle would only add a delay.
+    let _ = stream.set_nodelay(true);
+    if let Some(keepalive) = cluster.tcp_keepalive {
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive_options(keepalive));
+    }
+    Ok(stream)
 }
 
 async fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream> {

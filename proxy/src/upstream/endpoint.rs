@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -17,6 +18,7 @@ use crate::config::{self, EndpointAddress, EndpointHealthCheck, HealthStatus, Lb
 /// An endpoint of a live cluster.
 pub struct Endpoint {
     address: EndpointAddress,
+    additional_addresses: Option<Arc<[SocketAddr]>>,
     host: Arc<str>,
     hostname: Arc<str>,
     weight: u32,
@@ -81,6 +83,7 @@ impl Endpoint {
         let live = known.map_or_else(|| Arc::new(Live::new(now)), |known| Arc::clone(&known.live));
         Self {
             address: endpoint.address.clone(),
+            additional_addresses: endpoint.additional_addresses.clone(),
             host,
             hostname: endpoint.hostname.as_str().into(),
             weight: endpoint.weight.get(),
@@ -98,6 +101,11 @@ impl Endpoint {
     /// Where it is; never a name.
     pub fn address(&self) -> &EndpointAddress {
         &self.address
+    }
+
+    /// Where else it is.
+    pub fn additional_addresses(&self) -> &[SocketAddr] {
+        self.additional_addresses.as_deref().unwrap_or_default()
     }
 
     /// `127.0.0.1:9080`, `[::1]:80` or a path (`%UPSTREAM_HOST%`).

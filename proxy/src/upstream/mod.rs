@@ -14,9 +14,11 @@ mod clusters;
 pub mod connect;
 pub mod dns;
 pub mod endpoint;
+mod happy_eyeballs;
 pub mod health;
 mod outlier;
 pub mod pool;
+mod proxy_protocol;
 mod set;
 mod subset;
 
@@ -32,7 +34,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
 
-pub use balance::PickContext;
+pub use balance::{PickContext, PreviousPriorities};
 pub use breaker::{Breaker, Breakers, Permit};
 pub use clusters::{Clusters, Task, may_wait};
 pub use endpoint::{ActiveConnection, ActiveRequest, Endpoint, Health, HostId};
@@ -515,7 +517,8 @@ fn is_sound_by_secrets(config: &config::Cluster) -> bool {
 
 /// Nothing is read from files for it.
 fn is_of_secrets(tls: &config::UpstreamTls) -> bool {
-    tls.certificate.iter().chain(&tls.trust).all(|source| matches!(source, config::CertificateSource::Secret(_)))
+    let is_secret = |source| matches!(source, &config::CertificateSource::Secret(_));
+    tls.revocation.is_none() && tls.certificate.iter().chain(&tls.trust).all(is_secret)
 }
 
 impl fmt::Debug for Cluster {

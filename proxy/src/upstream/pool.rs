@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,6 +30,8 @@ use crate::telemetry::metrics::ProxyMetrics;
 const SHORT_IDLE: Duration = Duration::from_secs(30);
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE_PER_HOST: usize = 256;
+/// A connection for one caller is of no use once this caller is gone, which nobody tells.
+const CALLER_IDLE: Duration = Duration::from_secs(60);
 /// Server names that one worker remembers: a route for a wildcard takes any.
 const MAX_NAMES: usize = 1024;
 
@@ -60,11 +63,13 @@ struct Key {
     protocol: Protocol,
     /// Connections made with `istio.alpn`'s offer are not shared with those made without.
     alpn_overridden: bool,
-    /// Of [`Names`]; 0 where the endpoint's TLS does not ask for the host.
+    /// Of [`Names`]: the host where the endpoint's TLS asks for it, the caller where the endpoint is told; 0 is neither.
     name: u64,
+    /// It serves one caller alone.
+    of_caller: bool,
 }
 
-/// Server names by number. One that was forgotten and comes back has another number, and so other connections.
+/// Server names and callers by number. One that was forgotten and comes back has another number, and so other connections.
 #[derive(Default)]
 struct Names {
     numbers: HashMap<Box<str>, u64>,
@@ -216,7 +221,8 @@ impl Pool {
     }
 
     /// A connection to `endpoint`: an idle one, or a new one when the cluster's limits allow. Of `host`, the one that is asked
-    /// for without its port, where the cluster's TLS wants to know it.
+    /// for without its port, where the cluster's TLS wants to know it; for `caller`, as [`Purpose`] has it, where the cluster is
+    /// told about it.
     ///
     /// # Errors
     /// What [`connect`] gives; [`ErrorKind::Overflow`] when too many requests wait already.
@@ -227,15 +233,22 @@ impl Pool {
         protocol: Protocol,
         alpn: Option<&AlpnOverride>,
         host: Option<&str>,
+        caller: Option<(SocketAddr, SocketAddr)>,
     ) -> Result<Lease, Error> {
         let host = host.filter(|_| cluster.current().asks_for_host());
-        let name = host.map_or(0, |host| self.names.borrow_mut().number(host));
-        let key = Key { endpoint: endpoint.id(), protocol, alpn_overridden: alpn.is_some(), name };
+        let caller = caller.filter(|_| cluster.current().config().proxy_protocol.is_some());
+        let name = match (host, caller) {
+            (None, None) => 0,
+            (Some(host), None) => self.names.borrow_mut().number(host),
+            (host, Some((from, to))) => self.names.borrow_mut().number(&format!("{from} {to} {}", host.unwrap_or_default())),
+        };
+        let of_caller = caller.is_some();
+        let key = Key { endpoint: endpoint.id(), protocol, alpn_overridden: alpn.is_some(), name, of_caller };
         let alpn = alpn.map(|alpn| match protocol {
             Protocol::Http1 => alpn.http1.as_slice(),
             Protocol::Http2 => alpn.http2.as_slice(),
         });
-        let purpose = Purpose { alpn, host };
+        let purpose = Purpose { alpn, host, caller };
         match protocol {
             Protocol::Http1 => match self.take_idle(key) {
                 Some(inner) => Ok(self.lease(key, inner, true)),
@@ -414,17 +427,18 @@ impl Pool {
     pub fn sweep(&self) {
         let now = Instant::now();
         self.now.set(now);
-        self.hosts.borrow_mut().retain(|_, host| {
+        self.hosts.borrow_mut().retain(|key, host| {
             let removed = host.endpoint.is_removed();
             let generation = host.endpoint.generation();
             let current = host.cluster.current();
             let limits = &current.config().http;
             let passed = |limit: Option<Duration>, since: Instant| limit.is_some_and(|max| now.duration_since(since) >= max);
+            let idle_timeout = match limits.idle_timeout {
+                configured if !key.of_caller => configured,
+                configured => Some(configured.map_or(CALLER_IDLE, |timeout| timeout.min(CALLER_IDLE))),
+            };
             let worn = |idle: Instant, created: Instant, of: u32| {
-                removed
-                    || of != generation
-                    || passed(limits.idle_timeout, idle)
-                    || passed(limits.max_connection_duration, created)
+                removed || of != generation || passed(idle_timeout, idle) || passed(limits.max_connection_duration, created)
             };
             let before = host.idle.len();
             host.idle.retain(|idle| {

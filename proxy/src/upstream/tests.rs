@@ -78,5 +78,6 @@ fn assert_near(actual: usize, expected: usize) {
 mod health;
 mod outliers;
 mod policies;
+mod previous_priorities;
 mod publication;
 mod subsets;

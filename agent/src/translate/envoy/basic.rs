@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use skiff_proto::envoy::config::core::v3 as core;
+use skiff_proto::envoy::config::core::v3::{self as core, ConfigSource};
 use skiff_proto::envoy::config::route::v3 as route;
 use skiff_proto::envoy::r#type::matcher::v3 as matcher;
 use skiff_proto::envoy::r#type::v3 as kind;
@@ -25,6 +25,11 @@ pub(super) fn duration(value: &pb::Duration) -> Outcome<Duration> {
 pub(super) fn limit(value: Option<&pb::Duration>, default: Option<Duration>, field: &str) -> Outcome<Option<Duration>> {
     let Some(value) = value else { return Ok(default) };
     Ok(Some(duration(value).at(field)?).filter(|limit| !limit.is_zero()))
+}
+
+/// How long the first answer is waited for. For Envoy zero is no limit; there is always one here.
+pub(super) fn fetch_timeout(source: Option<&ConfigSource>) -> Outcome<Option<Duration>> {
+    limit(source.and_then(|source| source.initial_fetch_timeout.as_ref()), None, "initial_fetch_timeout")
 }
 
 /// A duration that is `default` when unset.

@@ -23,26 +23,15 @@ const DNS_REFRESH: Duration = Duration::from_secs(5);
 
 pub(super) fn cluster(message: &pb::Cluster) -> Outcome<config::Cluster> {
     let mut cluster = config::Cluster::new(&message.name, discovery(message)?);
+    let eds = message.eds_cluster_config.as_ref().and_then(|eds| eds.eds_config.as_ref());
+    cluster.initial_fetch_timeout = basic::fetch_timeout(eds).at("eds_cluster_config.eds_config")?;
     cluster.connect_timeout = basic::duration_or(message.connect_timeout.as_ref(), cluster.connect_timeout, "connect_timeout")?;
     cluster.circuit_breakers = limits::circuit_breakers(message.circuit_breakers.as_ref()).at("circuit_breakers")?;
     cluster.outlier_detection = maybe(message.outlier_detection.as_ref(), "outlier_detection", limits::outlier_detection)?;
     cluster.health_check = health::checks(&message.health_checks).at("health_checks")?.map(Arc::new);
     cluster.ignore_health_on_host_removal = message.ignore_health_on_host_removal;
     balancing::balancing(message, &mut cluster)?;
-    cluster.transport_socket_matches = each(&message.transport_socket_matches, "transport_socket_matches", |entry| {
-        Ok(config::TransportSocketMatch {
-            name: entry.name.clone(),
-            matches: endpoint::shared(
-                maybe(entry.r#match.as_ref(), "match", endpoint::strings)?.unwrap_or_default(),
-                &endpoint::STRINGS,
-            ),
-            socket: tls::upstream_socket(required(entry.transport_socket.as_ref(), "transport_socket")?)
-                .at("transport_socket")?,
-        })
-    })?;
-    if let Some(socket) = maybe(message.transport_socket.as_ref(), "transport_socket", tls::upstream_socket)? {
-        cluster.transport_socket = socket;
-    }
+    transport_sockets(message, &mut cluster)?;
     protocol_options(message, &mut cluster)?;
     if let Some(keepalive) = message.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive.as_ref()) {
         cluster.tcp_keepalive = Some(tcp_keepalive(keepalive));
@@ -103,6 +92,33 @@ fn discovery(message: &pb::Cluster) -> Outcome<config::ClusterDiscovery> {
             config::ClusterDiscovery::Eds(if service.is_empty() { message.name.clone() } else { service.to_owned() })
         }
     })
+}
+
+/// The PROXY protocol is the cluster's: health checks and fallbacks have to speak it, too.
+fn transport_sockets(message: &pb::Cluster, cluster: &mut config::Cluster) -> Outcome<()> {
+    let mut wrappers = Vec::new();
+    cluster.transport_socket_matches = each(&message.transport_socket_matches, "transport_socket_matches", |entry| {
+        let socket = required(entry.transport_socket.as_ref(), "transport_socket")?;
+        let (socket, wrapper) = tls::upstream_socket(socket).at("transport_socket")?;
+        wrappers.push(wrapper);
+        Ok(config::TransportSocketMatch {
+            name: entry.name.clone(),
+            matches: endpoint::shared(
+                maybe(entry.r#match.as_ref(), "match", endpoint::strings)?.unwrap_or_default(),
+                &endpoint::STRINGS,
+            ),
+            socket,
+        })
+    })?;
+    if let Some((socket, wrapper)) = maybe(message.transport_socket.as_ref(), "transport_socket", tls::upstream_socket)? {
+        cluster.transport_socket = socket;
+        wrappers.push(wrapper);
+    }
+    cluster.proxy_protocol = wrappers.first().copied().flatten();
+    if wrappers.iter().any(|wrapper| *wrapper != cluster.proxy_protocol) {
+        return invalid("expected the same PROXY protocol for all transport sockets").at("transport_socket_matches");
+    }
+    Ok(())
 }
 
 fn failure_refresh(message: &pb::cluster::RefreshRate) -> Outcome<(Duration, Duration)> {

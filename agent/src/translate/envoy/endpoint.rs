@@ -79,8 +79,13 @@ fn lb_endpoint(message: &pb::LbEndpoint, names: Names) -> Outcome<Endpoint> {
         Err(_) => return invalid("unknown value").at("health_status"),
     };
     let metadata = |filter: &str| message.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(filter));
+    let more = each(&endpoint.additional_addresses, "additional_addresses", |more| {
+        basic::socket_address(required(more.address.as_ref(), "address")?).at("address")
+    })
+    .at("endpoint")?;
     Ok(Endpoint {
         address,
+        additional_addresses: (!more.is_empty()).then(|| more.into()),
         hostname: endpoint.hostname.clone(),
         weight: NonZeroU32::new(basic::count(message.load_balancing_weight.as_ref(), 1))
             .map_or_else(|| invalid("expected at least 1").at("load_balancing_weight"), Ok)?,

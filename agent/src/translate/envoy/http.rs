@@ -38,6 +38,9 @@ pub(super) fn http_connection_manager(
     if !message.server_name.is_empty() {
         manager.server_name.clone_from(&message.server_name);
     }
+    if let Some(hcm::RouteSpecifier::Rds(rds)) = &message.route_specifier {
+        manager.initial_fetch_timeout = basic::fetch_timeout(rds.config_source.as_ref()).at("rds.config_source")?;
+    }
     paths(message, &mut manager)?;
     let request_id = identity(message, &mut manager)?;
     let tracing = maybe(message.tracing.as_ref(), "tracing", |block| tracing::tracing(block, request_id.as_ref()))?;

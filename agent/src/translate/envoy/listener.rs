@@ -29,6 +29,9 @@ pub(super) fn listener(message: &pb::Listener) -> Outcome<config::Listener> {
     Ok(config::Listener {
         name: message.name.clone(),
         address,
+        additional_addresses: each(&message.additional_addresses, "additional_addresses", |more| {
+            basic::socket_address(required(more.address.as_ref(), "address")?).at("address")
+        })?,
         traffic_direction: direction,
         inspect_tls: inspectors.tls,
         inspect_http: inspectors.http,

@@ -1,9 +1,11 @@
 //! What routes do with a request that goes upstream.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use skiff_proto::envoy::config::route::v3 as pb;
 use skiff_proto::envoy::config::route::v3::route_action as ra;
+use skiff_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use skiff_proxy::config::{self, Fraction};
 
 use super::outcome::{At, Outcome, each, invalid, maybe, required};
@@ -171,7 +173,16 @@ pub(super) fn retry_policy(message: &pb::RetryPolicy) -> Outcome<config::RetryPo
         retriable_headers: each(&message.retriable_headers, "retriable_headers", response_matcher)?,
         retriable_request_headers: each(&message.retriable_request_headers, "retriable_request_headers", basic::header_matcher)?,
         host_selection_attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
+        previous_priorities: maybe(message.retry_priority.as_ref(), "retry_priority", retry_priority)?,
     })
+}
+
+fn retry_priority(message: &pb::retry_policy::RetryPriority) -> Outcome<NonZeroUsize> {
+    let pb::retry_policy::retry_priority::ConfigType::TypedConfig(config) =
+        required(message.config_type.as_ref(), "typed_config")?;
+    let previous: PreviousPrioritiesConfig = any::unpack(config).at("typed_config")?;
+    let frequency = usize::try_from(previous.update_frequency).ok().and_then(NonZeroUsize::new);
+    frequency.map_or_else(|| invalid("expected a number above 0").at("typed_config.update_frequency"), Ok)
 }
 
 /// Responses have no pseudo header here that could be asked for.

@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use prost::Name as _;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use skiff_proto::envoy::config::core::v3::proxy_protocol_config::Version;
 use skiff_proto::envoy::config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket};
+use skiff_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as pb;
-use skiff_proxy::config::{self, CertificatePin, CertificateSource, InlinePem, SanMatcher, TlsVersion};
+use skiff_proxy::config::{
+    self, CertificatePin, CertificateSource, InlinePem, ProxyProtocol, Revocation, SanMatcher, TlsVersion,
+};
 
 use super::outcome::{At, Outcome, each, invalid, required};
 use super::{any, basic};
@@ -32,7 +37,23 @@ pub(super) fn downstream_socket(message: &TransportSocket) -> Outcome<Option<Arc
     }
 }
 
-pub(super) fn upstream_socket(message: &TransportSocket) -> Outcome<config::TransportSocket> {
+/// A transport socket without the PROXY protocol around it, and that.
+pub(super) fn upstream_socket(message: &TransportSocket) -> Outcome<(config::TransportSocket, Option<ProxyProtocol>)> {
+    let transport_socket::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
+    if any::type_name(config) != ProxyProtocolUpstreamTransport::full_name() {
+        return Ok((inner_socket(message)?, None));
+    }
+    let wrapper: ProxyProtocolUpstreamTransport = any::unpack(config).at("typed_config")?;
+    let version = match Version::try_from(wrapper.config.unwrap_or_default().version) {
+        Ok(Version::V1) => ProxyProtocol::V1,
+        Ok(Version::V2) => ProxyProtocol::V2,
+        Err(_) => return invalid("expected V1 or V2").at("typed_config.config.version"),
+    };
+    let inner = required(wrapper.transport_socket.as_ref(), "transport_socket").at("typed_config")?;
+    Ok((inner_socket(inner).at("typed_config.transport_socket")?, Some(version)))
+}
+
+fn inner_socket(message: &TransportSocket) -> Outcome<config::TransportSocket> {
     let transport_socket::ConfigType::TypedConfig(config) = required(message.config_type.as_ref(), "typed_config")?;
     match any::type_name(config).as_str() {
         RAW_BUFFER => Ok(config::TransportSocket::RawBuffer),
@@ -59,6 +80,7 @@ fn downstream(message: &pb::DownstreamTlsContext) -> Outcome<config::DownstreamT
         require_client_certificate,
         sans: common.validation.sans,
         pins: common.validation.pins,
+        revocation: common.validation.revocation,
         alpn: common.alpn,
         versions: common.versions,
     })
@@ -71,6 +93,7 @@ fn upstream(message: &pb::UpstreamTlsContext) -> Outcome<config::UpstreamTls> {
         trust: common.validation.trust,
         sans: common.validation.sans,
         pins: common.validation.pins,
+        revocation: common.validation.revocation,
         sni: message.sni.clone(),
         auto_sni: false,
         auto_san_validation: false,
@@ -85,6 +108,7 @@ struct PeerValidation {
     trust: Option<CertificateSource>,
     sans: Vec<SanMatcher>,
     pins: Vec<CertificatePin>,
+    revocation: Option<Revocation>,
 }
 
 struct Common {
@@ -116,6 +140,9 @@ fn common(message: Option<&pb::CommonTlsContext>) -> Outcome<Common> {
     };
     if !validation.sans.is_empty() && validation.trust.is_none() {
         return invalid("expected trusted_ca beside subject alternative names: without it any certificate would pass");
+    }
+    if validation.revocation.is_some() && validation.trust.is_none() {
+        return invalid("expected trusted_ca beside crl: without it nobody's certificate is verified");
     }
     Ok(Common {
         certificate: certificate(message)?,
@@ -205,7 +232,12 @@ fn validation(message: &pb::CertificateValidationContext) -> Outcome<PeerValidat
     })?);
     let mut pins = each(&message.verify_certificate_hash, "verify_certificate_hash", |text| certificate_hash(text))?;
     pins.extend(each(&message.verify_certificate_spki, "verify_certificate_spki", |text| key_hash(text))?);
-    Ok(PeerValidation { trust, sans, pins })
+    let lists = message.crl.as_ref().map(data).transpose().at("crl")?.map(|lists| match lists {
+        Data::File(path) => CertificateSource::RevocationFile(path.into()),
+        Data::Inline(lists) => CertificateSource::RevocationInline(lists),
+    });
+    let revocation = lists.map(|lists| Revocation { lists, leaf_only: message.only_verify_leaf_cert_crl });
+    Ok(PeerValidation { trust, sans, pins, revocation })
 }
 
 /// SHA-256 in hex, with or without colons.
@@ -268,6 +300,9 @@ pub(super) fn secret(message: &pb::Secret) -> Outcome<config::Secret> {
             Ok(config::Secret::Certificate { chain, key: Arc::new(key) })
         }
         pb::secret::Type::ValidationContext(context) => {
+            if context.crl.is_some() {
+                return invalid("is supported in listeners and clusters, not in secrets").at("validation_context.crl");
+            }
             let roots = certificates(&pem(context.trusted_ca.as_ref()).at("validation_context.trusted_ca")?);
             Ok(config::Secret::Trust { roots: roots.at("validation_context.trusted_ca")? })
         }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use skiff_proxy::config::{
     CertificateSource, CircuitBreakers, Cluster, ClusterDiscovery, ClusterLoadAssignment, ConsecutiveFailures, DnsCluster,
-    DnsFamily, Fraction, HashConfig, HashPolicy, LbPolicy, LeastRequest, OutlierDetection, RetryBudget, SanMatcher, SlowStart,
-    StringMatcher, TcpKeepalive, TlsVersion, TransportSocket, TransportSocketMatch, UpstreamProtocol, UpstreamTls,
+    DnsFamily, Fraction, HashConfig, HashPolicy, LbPolicy, LeastRequest, OutlierDetection, ProxyProtocol, RetryBudget,
+    Revocation, SanMatcher, SlowStart, StringMatcher, TcpKeepalive, TlsVersion, TransportSocket, TransportSocketMatch,
+    UpstreamProtocol, UpstreamTls,
 };
 
 use super::documents::Resource;
@@ -19,7 +20,8 @@ use super::peer;
 use super::policy::{self, Policy};
 use super::registry::Service;
 use super::schema::destination_rule::{
-    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, H2Upgrade, LoadBalancer, SimpleLb, Subset,
+    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, H2Upgrade, LoadBalancer, ProxyProtocolVersion,
+    SimpleLb, Subset,
 };
 use super::schema::services::{Resolution, ServicePort};
 use super::scope::Scope;
@@ -138,6 +140,10 @@ fn cluster(
         None if auto_mtls => cluster.transport_socket_matches = auto_mtls_matches(&mesh_tls, cluster.protocol),
         None => {}
     }
+    cluster.proxy_protocol = policy.proxy_protocol.map(|proxy| match proxy.version {
+        ProxyProtocolVersion::V1 => ProxyProtocol::V1,
+        ProxyProtocolVersion::V2 => ProxyProtocol::V2,
+    });
     if let (Some(rule), Some(tls)) = (rule, policy.tls) {
         let incomplete = tls.value.client_certificate.is_none() || tls.value.private_key.is_none();
         if tls.value.mode == ClientTlsMode::Mutual && incomplete {
@@ -289,6 +295,7 @@ impl MeshTls<'_> {
             trust: Some(CertificateSource::Secret(MESH_ROOTS.to_owned())),
             sans: exact_sans(&sans),
             pins: Vec::new(),
+            revocation: None,
             sni: if sni.is_empty() { own_sni() } else { sni.to_owned() },
             auto_sni: false,
             auto_san_validation: false,
@@ -332,6 +339,9 @@ fn transport_socket(mesh: &MeshTls<'_>, tls: &ClientTls, protocol: UpstreamProto
         Some(path) => Some(CertificateSource::Files { certificates: path.clone(), key: None }),
         None => Some(CertificateSource::System),
     };
+    let lists = tls.ca_crl.as_ref().filter(|_| trust.is_some());
+    let lists = lists.map(|path| CertificateSource::RevocationFile(path.clone()));
+    let revocation = lists.map(|lists| Revocation { lists, leaf_only: false });
     // Without a name of its own the server is known by the host that is asked for.
     let auto_sni = tls.sni.is_empty();
     let auto_san_validation = auto_sni && tls.subject_alt_names.is_empty() && trust.is_some();
@@ -345,6 +355,7 @@ fn transport_socket(mesh: &MeshTls<'_>, tls: &ClientTls, protocol: UpstreamProto
         trust,
         sans,
         pins: Vec::new(),
+        revocation,
         sni: tls.sni.clone(),
         auto_sni,
         auto_san_validation,

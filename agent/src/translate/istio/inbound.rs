@@ -132,6 +132,7 @@ fn listener(scope: &Scope<'_>, ingress: &Ingress, ip: IpAddr, jwt: Option<&HttpF
     Listener {
         name: name.clone(),
         address,
+        additional_addresses: Vec::new(),
         traffic_direction: TrafficDirection::Inbound,
         inspect_tls,
         inspect_http: false,

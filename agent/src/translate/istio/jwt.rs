@@ -172,6 +172,7 @@ fn tls(host: &str) -> TransportSocket {
         trust: Some(CertificateSource::System),
         sans: vec![if is_ip { SanMatcher::Ip(name) } else { SanMatcher::Dns(name) }],
         pins: Vec::new(),
+        revocation: None,
         sni: if is_ip { String::new() } else { host.to_owned() },
         auto_sni: false,
         auto_san_validation: false,

@@ -85,6 +85,7 @@ fn downstream_tls(scope: &Scope<'_>, http: bool) -> Arc<DownstreamTls> {
             .map(|domain| SanMatcher::Any(StringMatcher::prefix(format!("spiffe://{domain}/"))))
             .collect(),
         pins: Vec::new(),
+        revocation: None,
         alpn: alpn.iter().map(|&protocol| protocol.to_owned()).collect(),
         versions: (TlsVersion::Tls12, TlsVersion::Tls13),
     })

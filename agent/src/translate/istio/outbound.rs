@@ -117,6 +117,7 @@ fn listener(
     let mut listener = Listener {
         name: name.clone(),
         address,
+        additional_addresses: Vec::new(),
         traffic_direction: TrafficDirection::Outbound,
         inspect_tls: false,
         inspect_http: false,

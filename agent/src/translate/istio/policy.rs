@@ -4,7 +4,8 @@ use super::de::Located;
 use super::documents::Resource;
 use super::registry::Service;
 use super::schema::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, SimpleLb, Subset, TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget, SimpleLb, Subset,
+    TrafficPolicy,
 };
 use super::schema::{exported, selects};
 use super::scope::Scope;
@@ -29,6 +30,7 @@ pub(super) struct Policy<'p> {
     pub(super) connection_pool: Option<&'p ConnectionPool>,
     pub(super) outlier_detection: Option<&'p OutlierDetection>,
     pub(super) tls: Option<&'p Located<ClientTls>>,
+    pub(super) proxy_protocol: Option<&'p ProxyProtocol>,
     pub(super) retry_budget: Option<&'p RetryBudget>,
 }
 
@@ -48,6 +50,7 @@ impl<'p> Policy<'p> {
         self.connection_pool = level.connection_pool.as_ref().or(self.connection_pool);
         self.outlier_detection = level.outlier_detection.as_ref().or(self.outlier_detection);
         self.tls = level.tls.as_ref().or(self.tls);
+        self.proxy_protocol = level.proxy_protocol.as_ref().or(self.proxy_protocol);
         self.retry_budget = level.retry_budget.as_ref().or(self.retry_budget);
         if let Some(own) = level.port_level_settings.iter().find(|settings| settings.port.number.get() == port) {
             *self = Self {
@@ -56,6 +59,7 @@ impl<'p> Policy<'p> {
                 outlier_detection: own.outlier_detection.as_ref(),
                 tls: own.tls.as_ref(),
                 // Ports have none of their own.
+                proxy_protocol: self.proxy_protocol,
                 retry_budget: self.retry_budget,
             };
         }

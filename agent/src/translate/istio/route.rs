@@ -1,6 +1,7 @@
 //! One VirtualService into routes.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use skiff_proxy::config::{
@@ -21,6 +22,9 @@ use super::schema::{Labels, selects};
 use super::scope::Scope;
 use super::values::{Percent, Port, TextMatch};
 use super::{Output, Selection};
+
+/// istiod's, for retries that go to remote localities.
+const UPDATE_FREQUENCY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// What a match says about who asks: labels, namespace, gateways.
 type Source<'m> = (&'m Labels, Option<&'m str>, &'m [String]);
@@ -229,8 +233,7 @@ impl Builder<'_, '_> {
             return None;
         }
         if retries.retry_remote_localities == Some(true) {
-            let text = "retryRemoteLocalities: a retry goes to another endpoint, not necessarily to another locality";
-            self.output.warn(self.to.resource.remark(text));
+            policy.previous_priorities = Some(UPDATE_FREQUENCY);
         }
         policy.num_retries = retries.attempts;
         policy.per_try_timeout = retries.per_try_timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero());

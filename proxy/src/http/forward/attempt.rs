@@ -89,7 +89,8 @@ impl Attempts<'_> {
         let protocol = Protocol::of(self.cluster.current().config().protocol, self.exchange.request.version);
         let alpn = connection.manager.filters.alpn.as_ref();
         let (cluster, host) = (self.cluster.clone(), self.host.clone());
-        let get = connection.worker.pool.get(&cluster, endpoint, protocol, alpn, host.as_deref());
+        let caller = Some((connection.info.remote, connection.info.local));
+        let get = connection.worker.pool.get(&cluster, endpoint, protocol, alpn, host.as_deref(), caller);
         let mut get = std::pin::pin!(get);
         poll_fn(|cx| {
             if let Poll::Ready(result) = get.as_mut().poll(cx) {

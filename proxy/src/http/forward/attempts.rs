@@ -20,7 +20,7 @@ use crate::http::responder::Responder;
 use crate::http::retry::Retries;
 use crate::http::route::{ClusterChoice, ForwardRoute, RouteMatch};
 use crate::http::timers::Timers;
-use crate::upstream::{Cluster, Endpoint, Permit, PickContext};
+use crate::upstream::{Cluster, Endpoint, Permit, PickContext, PreviousPriorities};
 
 /// The attempts of one request.
 pub(super) struct Attempts<'a> {
@@ -35,6 +35,8 @@ pub(super) struct Attempts<'a> {
     pub(super) timeouts: Timeouts,
     /// Endpoints that have failed already.
     tried: Vec<Arc<Endpoint>>,
+    /// Their priorities, where retries leave these alone.
+    previous_priorities: Option<PreviousPriorities>,
     pub(super) hashed: Hashed,
     /// What the caller asked for, where the cluster's TLS wants to know it.
     pub(super) host: Option<Rc<str>>,
@@ -81,6 +83,7 @@ impl<'a> Attempts<'a> {
             timers: Timers::new(),
             timeouts,
             tried: Vec::new(),
+            previous_priorities: None,
             hashed,
             host,
             retry_permit: None,
@@ -145,7 +148,16 @@ impl<'a> Attempts<'a> {
                     Failed::Response => Outcome::Done,
                 };
             }
+            self.note_priority(retries);
             self.prepare_retry(timed_out);
+        }
+    }
+
+    fn note_priority(&mut self, retries: &Retries<'_>) {
+        if let Some(frequency) = retries.policy().and_then(|policy| policy.previous_priorities)
+            && let Some(endpoint) = &self.exchange.endpoint
+        {
+            self.previous_priorities.get_or_insert_with(|| PreviousPriorities::new(frequency)).add(endpoint);
         }
     }
 
@@ -303,6 +315,7 @@ impl<'a> Attempts<'a> {
             attempt: self.exchange.info.attempts - 1,
             exclude: &self.tried,
             exclude_attempts,
+            previous_priorities: self.previous_priorities.as_ref(),
         };
         let endpoint = self.cluster.pick(&context).map_err(|kind| {
             if matches!(kind, ErrorKind::DropOverload { .. }) {

@@ -6,6 +6,7 @@
 //! <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/overview>.
 
 mod hash;
+mod previous;
 mod priority;
 mod schedule;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use hash::hash;
+pub use previous::PreviousPriorities;
 
 use self::hash::{Maglev, Ring};
 use self::priority::Census;
@@ -34,19 +36,24 @@ pub struct PickContext<'a> {
     pub exclude: &'a [Arc<Endpoint>],
     /// How often another one is looked for when an excluded one comes up (`host_selection_retry_max_attempts`); then it is taken.
     pub exclude_attempts: u32,
+    /// Priorities of those attempts, to be left alone.
+    pub previous_priorities: Option<&'a PreviousPriorities>,
 }
 
 /// Picks among the endpoints of one publication.
 #[derive(Debug)]
 pub(super) struct Balancer {
-    /// By priority; only those that get a share.
+    /// Healthy endpoints by priority, then degraded ones; only those that get a share, or would if others were left alone.
     levels: Box<[Level]>,
 }
 
 #[derive(Debug)]
 struct Level {
+    priority: u32,
     /// Share of the requests; those of all levels add up to 100.
     percent: u64,
+    /// What it could carry, in percent.
+    capacity: u64,
     localities: Localities,
 }
 
@@ -113,48 +120,52 @@ impl Balancer {
         let policy = layout.policy;
         let census: Vec<Census> = by_priority.values().map(|all| census(all, policy.weighted_priority_health)).collect();
         let loads = priority::loads(&census, policy.overprovisioning_percent.into(), layout.config.panic_threshold);
-        let level = |percent, endpoints: &Vec<&Arc<Endpoint>>, part| {
+        let level = |priority, (percent, capacity), endpoints: &Vec<&Arc<Endpoint>>, part| {
             let refused = part == Part::All && layout.config.fail_traffic_on_panic;
             let endpoints = if refused { &[][..] } else { endpoints };
-            (percent > 0).then(|| Level { percent, localities: Localities::new(layout, endpoints, part) })
+            let localities = || Localities::new(layout, endpoints, part);
+            (percent > 0 || capacity > 0).then(|| Level { priority, percent, capacity, localities: localities() })
         };
-        let healthy = by_priority.values().zip(&loads).filter_map(|(endpoints, load)| {
-            level(load.healthy, endpoints, if load.panic { Part::All } else { Part::Of(Health::Healthy) })
+        let healthy = by_priority.iter().zip(&loads).filter_map(|((priority, endpoints), load)| {
+            let part = if load.panic { Part::All } else { Part::Of(Health::Healthy) };
+            level(*priority, (load.healthy, load.healthy_capacity), endpoints, part)
         });
-        let degraded = by_priority.values().zip(&loads).filter_map(|(endpoints, load)| {
-            level(load.degraded, endpoints, if load.panic { Part::All } else { Part::Of(Health::Degraded) })
+        let degraded = by_priority.iter().zip(&loads).filter_map(|((priority, endpoints), load)| {
+            let part = if load.panic { Part::All } else { Part::Of(Health::Degraded) };
+            level(*priority, (load.degraded, load.degraded_capacity), endpoints, part)
         });
         Self { levels: healthy.chain(degraded).collect() }
     }
 
     /// One endpoint, whatever its health.
     pub(super) fn single(layout: &Layout<'_>, endpoint: &Arc<Endpoint>) -> Self {
-        Self { levels: [Level { percent: 100, localities: Localities::new(layout, &[endpoint], Part::All) }].into() }
+        let localities = Localities::new(layout, &[endpoint], Part::All);
+        Self { levels: [Level { priority: endpoint.priority(), percent: 100, capacity: 100, localities }].into() }
     }
 
     /// `None` when no endpoint is usable.
     pub(super) fn pick(&self, context: &PickContext<'_>) -> Option<Arc<Endpoint>> {
         let retries = if context.exclude.is_empty() { 0 } else { context.exclude_attempts };
         for attempt in 0..retries {
-            let endpoint = self.choose(context.hash, attempt)?;
+            let endpoint = self.choose(context, attempt)?;
             if context.exclude.iter().all(|excluded| excluded.id() != endpoint.id()) {
                 return Some(Arc::clone(endpoint));
             }
         }
-        self.choose(context.hash, retries).map(Arc::clone)
+        self.choose(context, retries).map(Arc::clone)
     }
 
-    fn choose(&self, hash: Option<u64>, attempt: u32) -> Option<&Arc<Endpoint>> {
+    fn choose(&self, context: &PickContext<'_>, attempt: u32) -> Option<&Arc<Endpoint>> {
+        let hash = context.hash;
         let level = match &*self.levels {
             [] => return None,
             [only] => only,
             levels => {
-                let mut point = hash.unwrap_or_else(|| fastrand::u64(..)) % 100;
-                levels.iter().find(|level| {
-                    let hit = point < level.percent;
-                    point = point.saturating_sub(level.percent);
-                    hit
-                })?
+                let point = hash.unwrap_or_else(|| fastrand::u64(..)) % 100;
+                match context.previous_priorities.and_then(|previous| previous.shares(levels)) {
+                    None => at(point, levels, levels.iter().map(|level| level.percent))?,
+                    Some(shares) => at(point, levels, shares)?,
+                }
             }
         };
         match &level.localities {
@@ -262,6 +273,17 @@ impl Hosts {
         }
         best
     }
+}
+
+/// The level whose share `point` lies in.
+fn at(mut point: u64, levels: &[Level], shares: impl IntoIterator<Item = u64>) -> Option<&Level> {
+    let mut levels = levels.iter().zip(shares);
+    let hit = levels.find(|(_, share)| {
+        let hit = point < *share;
+        point = point.saturating_sub(*share);
+        hit
+    });
+    hit.map(|(level, _)| level)
 }
 
 /// Whether the endpoint is still new, so that its weight changes with time.

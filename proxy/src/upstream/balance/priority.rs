@@ -38,6 +38,10 @@ pub(super) struct Load {
     pub(super) healthy: u64,
     /// Share of the requests that goes to degraded endpoints.
     pub(super) degraded: u64,
+    /// What healthy endpoints could carry, in percent.
+    pub(super) healthy_capacity: u64,
+    /// What degraded endpoints could carry, in percent.
+    pub(super) degraded_capacity: u64,
     /// All endpoints are used, healthy or not.
     pub(super) panic: bool,
 }
@@ -49,7 +53,14 @@ pub(super) fn loads(levels: &[Census], overprovisioning_percent: u64, panic_thre
     let available = healthy.iter().chain(&degraded).sum::<u64>().min(100);
     // While the priorities together can carry everything, a weak one just gets less.
     let panics = |level: &Census| available < 100 && level.panics(panic_threshold);
-    let mut loads: Vec<Load> = levels.iter().map(|level| Load { panic: panics(level), ..Load::default() }).collect();
+    let capacities = healthy.iter().zip(&degraded);
+    let load = |(level, (&healthy_capacity, &degraded_capacity))| Load {
+        healthy_capacity,
+        degraded_capacity,
+        panic: panics(level),
+        ..Load::default()
+    };
+    let mut loads: Vec<Load> = levels.iter().zip(capacities).map(load).collect();
     if loads.iter().all(|load| load.panic) {
         // Health says nothing any more: by size.
         let hosts: u64 = levels.iter().map(|level| level.hosts).sum();

@@ -108,7 +108,7 @@ impl Prober {
             }
         };
         let alpn = Some(self.check.alpn.as_slice()).filter(|alpn| !alpn.is_empty());
-        connect_to(&self.cluster, &self.address(), &transport, Purpose { alpn, host: None })
+        connect_to(&self.cluster, &self.address(), &transport, Purpose { alpn, ..Purpose::default() })
             .await
             .map_err(|error| network(&error))
     }

@@ -76,6 +76,7 @@ fn tls(sni: &str) -> TransportSocket {
         trust: None,
         sans: Vec::new(),
         pins: Vec::new(),
+        revocation: None,
         sni: sni.into(),
         auto_sni: false,
         auto_san_validation: false,

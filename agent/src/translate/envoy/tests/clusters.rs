@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use skiff_proto::envoy::config::cluster::v3::Cluster;
 use skiff_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use skiff_proto::envoy::config::listener::v3::Listener;
 use skiff_proxy::config::{
     self, ConsecutiveFailures, Fraction, HealthChecker, HealthStatus, LbValue, SelectorFallback, SubsetFallback,
 };
 
-use super::super::{cluster, load_assignment};
+use super::super::{cluster, listener, load_assignment};
 use super::{message, shown};
 
 fn translated(yaml: &str) -> config::Cluster {
@@ -50,6 +51,36 @@ fn an_assignment_has_a_policy() {
     let two = "{cluster_name: c, policy: {drop_overloads: [{category: a}, {category: b}]}}";
     let rejected = load_assignment(&message::<ClusterLoadAssignment>(two)).unwrap_err();
     assert!(shown(&rejected)[0].contains("policy.drop_overloads: expected no more than one"));
+}
+
+#[test]
+fn hosts_and_listeners_may_have_addresses_of_both_families() {
+    let address = |ip: &str| format!("address: {{socket_address: {{address: '{ip}', port_value: 80}}}}");
+    let yaml = format!(
+        "{{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{{}, additional_addresses: [{{{}}}]}}}}]}}]}}",
+        address("10.0.0.1"),
+        address("fd00::1")
+    );
+    let assignment = load_assignment(&message::<ClusterLoadAssignment>(&yaml)).unwrap();
+    let more = assignment.localities[0].endpoints[0].additional_addresses.clone();
+    assert_eq!(more.as_deref(), Some(&["[fd00::1]:80".parse().unwrap()][..]));
+    let named = yaml.replace("fd00::1", "localhost");
+    let rejected = shown(&load_assignment(&message::<ClusterLoadAssignment>(&named)).unwrap_err());
+    let path = "endpoints[0].lb_endpoints[0].endpoint.additional_addresses[0].address.socket_address.address";
+    assert!(rejected[0].contains(&format!("{path}: expected an IP address")), "{rejected:?}");
+
+    let filter = "{name: tcp, typed_config: {'@type': \
+                  type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: s, cluster: a}}";
+    let yaml = format!(
+        "{{name: l, {}, additional_addresses: [{{{}}}], filter_chains: [{{filters: [{filter}]}}]}}",
+        address("0.0.0.0"),
+        address("::")
+    );
+    let translated = listener(&message::<Listener>(&yaml)).unwrap();
+    assert_eq!(translated.additional_addresses, ["[::]:80".parse().unwrap()]);
+    let options = yaml.replace("}], filter_chains", ", socket_options: {}}], filter_chains");
+    let rejected = shown(&listener(&message::<Listener>(&options)).unwrap_err());
+    assert!(rejected[0].contains("AdditionalAddress.socket_options is not supported"), "{rejected:?}");
 }
 
 #[test]
@@ -170,4 +201,32 @@ common_lb_config: {zone_aware_lb_config: {fail_traffic_on_panic: true}, consiste
     assert_eq!(translated.circuit_breakers.retry_budget, Some(budget));
     assert_eq!(translated.source_addresses, ["127.0.0.6:0".parse().unwrap(), "[::6]:0".parse().unwrap()]);
     assert!(translated.fail_traffic_on_panic && translated.use_hostname_for_hashing);
+}
+
+#[test]
+fn the_proxy_protocol_is_around_every_transport_socket_or_none() {
+    let around = |version: &str, inner: &str| {
+        format!(
+            "{{name: p, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, \
+             config: {{version: {version}}}, transport_socket: {inner}}}}}"
+        )
+    };
+    let raw =
+        "{name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}";
+    let tls =
+        "{name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}}";
+    let of = |first: &str, second: &str| {
+        format!("{{name: c, transport_socket_matches: [{{name: a, transport_socket: {first}}}], transport_socket: {second}}}")
+    };
+    let both = translated(&of(&around("V2", tls), &around("V2", raw)));
+    assert_eq!(both.proxy_protocol, Some(config::ProxyProtocol::V2));
+    assert!(matches!(both.transport_socket_matches[0].socket, config::TransportSocket::Tls(_)));
+    assert_eq!(both.transport_socket, config::TransportSocket::RawBuffer);
+    assert_eq!(translated(&of(tls, raw)).proxy_protocol, None);
+    for (first, second) in [(around("V1", tls), around("V2", raw)), (tls.to_owned(), around("V1", raw))] {
+        assert!(refused(&of(&first, &second)).contains("expected the same PROXY protocol for all transport sockets"));
+    }
+    let twice = format!("{{name: c, transport_socket: {}}}", around("V1", &around("V1", raw)));
+    assert!(refused(&twice).contains("transport_socket.typed_config.transport_socket"), "{}", refused(&twice));
 }

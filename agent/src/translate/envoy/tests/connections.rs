@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use skiff_proxy::config::{self, CertificatePin, SanMatcher, SourceType, StringMatcher};
+use skiff_proxy::config::{
+    self, CertificatePin, CertificateSource, InlinePem, Revocation, SanMatcher, SourceType, StringMatcher,
+};
 
 use super::super::listener;
 use super::{message, shown};
@@ -129,7 +131,15 @@ fn peers_are_known_by_names_of_every_type_by_hash_and_by_key() {
     let key = "q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=";
     let pinned = tls(&format!("verify_certificate_hash: ['{colons}'], verify_certificate_spki: ['{key}']")).unwrap();
     assert_eq!(pinned.pins, [CertificatePin::Certificate([0xab; 32]), CertificatePin::Key([0xab; 32])]);
+    assert_eq!(pinned.revocation, None);
+    let lists = |file: &str| CertificateSource::RevocationFile(file.into());
+    let revocation = |text: &str| tls(text).unwrap().revocation.clone().unwrap();
+    let expected = Revocation { lists: lists("/etc/crl.pem"), leaf_only: false };
+    assert_eq!(revocation("crl: {filename: /etc/crl.pem}"), expected);
+    let expected = Revocation { lists: CertificateSource::RevocationInline(InlinePem::new("pem")), leaf_only: true };
+    assert_eq!(revocation("crl: {inline_string: pem}, only_verify_leaf_cert_crl: true"), expected);
     for (wrong, reason) in [
+        ("crl: {}", "crl: expected filename"),
         ("verify_certificate_hash: [abc]", "verify_certificate_hash[0]: expected a SHA-256 of 64 hexadecimal digits"),
         ("verify_certificate_spki: [abc]", "verify_certificate_spki[0]: expected a SHA-256 in base64"),
         ("allow_expired_certificate: true", "allow_expired_certificate is not supported"),

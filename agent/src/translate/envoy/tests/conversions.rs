@@ -171,6 +171,21 @@ host_selection_retry_max_attempts: 5
 }
 
 #[test]
+fn retries_may_leave_priorities_alone() {
+    let policy = |frequency: i32| {
+        let kind = "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig";
+        let config = format!("{{'@type': {kind}, update_frequency: {frequency}}}");
+        let yaml = format!("{{retry_on: 5xx, retry_priority: {{name: p, typed_config: {config}}}}}");
+        route_action::retry_policy(&message::<RetryPolicy>(&yaml))
+    };
+    assert_eq!(policy(2).unwrap().previous_priorities.map(usize::from), Some(2));
+    let error = policy(0).unwrap_err();
+    assert_eq!(error[0].path, "retry_priority.typed_config.update_frequency");
+    let other = "{retry_on: 5xx, retry_priority: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}}";
+    assert!(route_action::retry_policy(&message::<RetryPolicy>(other)).is_err());
+}
+
+#[test]
 fn status_codes_of_a_retry_count_only_when_a_word_asks() {
     let policy = route_action::retry_policy(&message::<RetryPolicy>("{retry_on: 5xx, retriable_status_codes: [409]}")).unwrap();
     assert_eq!((policy.retry_on.retriable_status_codes, policy.retry_on.status_codes), (false, vec![409]));

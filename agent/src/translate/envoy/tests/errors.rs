@@ -206,6 +206,18 @@ transport_socket:
 }
 
 #[test]
+fn revocation_lists_are_part_of_a_verification() {
+    let context = "{common_tls_context: {validation_context: {crl: {filename: a}}}}";
+    let yaml = format!(
+        "{{name: c, transport_socket: {{name: tls, typed_config: {{'@type': \
+         type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, {}}}}}",
+        &context[1..]
+    );
+    let rejected = shown(&cluster(&message::<Cluster>(&yaml)).unwrap_err());
+    assert!(rejected[0].contains("common_tls_context: expected trusted_ca beside crl"), "{rejected:?}");
+}
+
+#[test]
 fn a_listener_needs_an_address_and_a_terminal_filter() {
     assert_eq!(shown(&listener(&message::<Listener>("{name: l}")).unwrap_err()), ["Listener \"l\": address: is missing"]);
     let named = "{name: l, address: {socket_address: {address: localhost, port_value: 80}}}";

@@ -41,8 +41,22 @@ pub(in super::super) struct TrafficPolicy {
     #[serde(default)]
     pub(in super::super) port_level_settings: Vec<PortPolicy>,
     tunnel: Option<Refused>,
-    proxy_protocol: Option<Refused>,
+    pub(in super::super) proxy_protocol: Option<ProxyProtocol>,
     pub(in super::super) retry_budget: Option<RetryBudget>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct ProxyProtocol {
+    #[serde(default)]
+    pub(in super::super) version: ProxyProtocolVersion,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(in super::super) enum ProxyProtocolVersion {
+    #[default]
+    V1,
+    V2,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -232,7 +246,7 @@ pub(in super::super) struct ClientTls {
     #[serde(default)]
     pub(in super::super) insecure_skip_verify: bool,
     credential_name: Option<Refused>,
-    ca_crl: Option<Refused>,
+    pub(in super::super) ca_crl: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

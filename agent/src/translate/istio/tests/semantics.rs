@@ -465,3 +465,33 @@ fn a_custom_policy_without_its_provider_is_an_error() {
     let reason = fails(PROVIDERS, &format!("{}\n---\n{second}", custom("http")));
     assert_eq!(reason, "grpc: http decides about this workload already");
 }
+
+#[test]
+fn lists_of_revoked_servers_come_from_a_file() {
+    let rule = |tls: &str| {
+        let text = format!(
+            "{NETWORKING}kind: DestinationRule\nmetadata: {{name: d}}\nspec:\n  host: details\n  trafficPolicy: {{tls: {tls}}}\n"
+        );
+        let built = with(&[("dr.yaml", &text)]);
+        let cluster = &built.snapshot.clusters["outbound|9080||details.bookinfo.svc.cluster.local"];
+        let TransportSocket::Tls(tls) = &cluster.transport_socket else { panic!("{cluster:?}") };
+        tls.revocation.clone()
+    };
+    let lists = CertificateSource::RevocationFile("/etc/crl.pem".into());
+    assert_eq!(rule("{mode: SIMPLE, caCrl: /etc/crl.pem}"), Some(Revocation { lists, leaf_only: false }));
+    assert_eq!(rule("{mode: SIMPLE, insecureSkipVerify: true, caCrl: /etc/crl.pem}"), None);
+    assert_eq!(rule("{mode: SIMPLE}"), None);
+}
+
+#[test]
+fn the_proxy_protocol_is_told_by_rule_and_subset() {
+    let text = format!(
+        "{NETWORKING}kind: DestinationRule\nmetadata: {{name: d}}\nspec:\n  host: details\n  trafficPolicy:\n    proxyProtocol: {{version: V2}}\n    \
+         portLevelSettings: [{{port: {{number: 9080}}}}]\n  subsets:\n  - {{name: v1, labels: {{version: v1}}, trafficPolicy: {{proxyProtocol: {{}}}}}}\n"
+    );
+    let built = with(&[("dr.yaml", &text)]);
+    let of = |subset: &str| {
+        built.snapshot.clusters[&format!("outbound|9080|{subset}|details.bookinfo.svc.cluster.local")].proxy_protocol
+    };
+    assert_eq!((of(""), of("v1")), (Some(ProxyProtocol::V2), Some(ProxyProtocol::V1)));
+}
