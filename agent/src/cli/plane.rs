@@ -90,8 +90,8 @@ pub(super) struct PlaneArgs {
     /// Streams of workloads that it holds at the most.
     #[arg(long, env = "SKIFF_PLANE_MAX_STREAMS", default_value_t = OnboardingLimits::default().streams)]
     max_streams: usize,
-    /// Calls for authorisation a second that one address may make; ten times as many at once.
-    #[arg(long, env = "SKIFF_PLANE_AUTHORIZE_RATE", default_value_t = 100)]
+    /// Calls for authorisation a second that one address may make, which may be the NAT gateway of a fleet; ten times as many at once.
+    #[arg(long, env = "SKIFF_PLANE_AUTHORIZE_RATE", default_value_t = 500)]
     authorize_rate: u32,
     #[command(flatten)]
     kubernetes: KubernetesArgs,
@@ -176,7 +176,14 @@ struct Parts {
 }
 
 /// Runs until it is asked to stop, then asks agents to go to another replica.
-pub(super) async fn run(args: PlaneArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+pub(super) async fn run(args: PlaneArgs, descriptors: Option<u64>, shutdown: &Shutdown) -> Result<(), Failure> {
+    if let Some(limit) = descriptors.filter(|limit| usize::try_from(*limit).is_ok_and(|limit| limit < args.max_streams)) {
+        tracing::warn!(
+            limit,
+            max_streams = args.max_streams,
+            "this process may open fewer files than it may hold streams (ulimit -n)"
+        );
+    }
     let parts = async {
         if args.kubernetes.is_meant() {
             return kubernetes::parts(&args).await.map(|parts| (parts, None));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -20,6 +20,8 @@ use crate::identity::Token;
 
 /// How long open calls may take to finish once the plane stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Connections that the kernel holds ready: after a restart a whole fleet comes back within a second.
+const BACKLOG: u32 = 4096;
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -109,7 +111,7 @@ impl Plane {
         let (mut addresses, mut accepting, mut tasks) = (Vec::new(), JoinSet::new(), JoinSet::new());
         for address in [config.listen].into_iter().chain(config.also_listen) {
             let listen = |source| PlaneError::Listen { address, source };
-            let listener = TcpListener::bind(address).await.map_err(listen)?;
+            let listener = bind(address).map_err(listen)?;
             let address = listener.local_addr().map_err(listen)?;
             addresses.push(address);
             accepting.spawn(accept(core.clone(), listener, stopping.clone()));
@@ -182,6 +184,13 @@ impl Drop for Plane {
             onboarding.abort();
         }
     }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(core: Arc<Core>, listener: TcpListener, mut stopping: watch::Receiver<bool>) {

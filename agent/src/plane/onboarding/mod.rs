@@ -105,7 +105,7 @@ pub struct MeshSettings {
 pub struct OnboardingLimits {
     /// Streams that are held at once.
     pub streams: usize,
-    /// Calls for discovery and authorisation of one address.
+    /// Calls for authorisation of one address, which may be that of a NAT gateway.
     pub rate: Rate,
     /// Credentials that are verified at once; further ones wait.
     pub verifications: usize,
@@ -121,7 +121,7 @@ impl Default for OnboardingLimits {
     fn default() -> Self {
         Self {
             streams: 20_000,
-            rate: Rate { per_second: 100.0, burst: 1000.0 },
+            rate: Rate { per_second: 500.0, burst: 5000.0 },
             verifications: 64,
             verification_timeout: Duration::from_secs(20),
             message_timeout: Duration::from_secs(10),
