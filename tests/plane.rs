@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, PKCS_ED25519, SigningKey as _};
 use skiff_agent::identity::{ControlPlaneConnector, RootSource, Security};
+use skiff_agent::onboarding::Assembly;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
 use skiff_proto::skiff::onboarding::v1alpha1::onboarding_service_client::OnboardingServiceClient;
@@ -106,6 +107,7 @@ impl Plane {
 struct Held {
     requests: mpsc::Sender<proto::RegisterRequest>,
     responses: Streaming<proto::RegisterResponse>,
+    documents: Assembly,
 }
 
 impl Held {
@@ -122,7 +124,7 @@ impl Held {
         let mut held = {
             let say = proto::RegisterRequest { message: Some(Say::Registration(registration)) };
             requests.send(say).await.unwrap();
-            Self { requests, responses: agent.register(request).await.unwrap().into_inner() }
+            Self { requests, responses: agent.register(request).await.unwrap().into_inner(), documents: Assembly::default() }
         };
         assert!(matches!(held.next().await.unwrap(), Told::Boot(_)));
         let healthy = proto::RegisterRequest { message: Some(Say::Health(proto::Health::default())) };
@@ -138,7 +140,8 @@ impl Held {
     async fn until_told(&mut self, what: &str, wanted: impl Fn(&str) -> bool) {
         loop {
             if let Told::Documents(documents) = self.next().await.unwrap_or_else(|status| panic!("{what}: {status}"))
-                && wanted(&documents.documents.iter().map(|document| document.yaml.as_str()).collect::<String>())
+                && let Some(all) = self.documents.take(documents).unwrap()
+                && wanted(&all.iter().map(|(_, yaml)| yaml.as_str()).collect::<String>())
             {
                 return;
             }

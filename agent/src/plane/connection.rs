@@ -5,9 +5,11 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::Version;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -135,36 +137,37 @@ impl Core {
         self.serve_http(version, tls, peer, stopping).await;
     }
 
-    /// HTTP/2 for all, and HTTP/1 for packages, which are all that there is without HTTP/2.
-    async fn serve_http(
+    /// HTTP/2 for all, and HTTP/1 for packages, which are all that there is without HTTP/2. No async function, which would keep room for
+    /// the stream beside the connection that it becomes part of.
+    fn serve_http(
         self: Arc<Self>,
         version: Version,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
         stopping: watch::Receiver<bool>,
-    ) {
+    ) -> BoxFuture<'static, ()> {
         let (core, caller, stream) = (self.clone(), peer.clone(), TokioIo::new(stream));
         let handler = service_fn(move |request| core.clone().answer(request, caller.clone()));
-        let ended = match version {
-            Version::HTTP_2 => self.follow(self.http2().serve_connection(stream, handler), &peer, stopping).await,
-            _ => self.follow(self.http1().serve_connection(stream, handler), &peer, stopping).await,
-        };
-        if let Err(error) = ended {
-            tracing::debug!(peer = %peer.address, %error, "connection to the onboarding plane ended");
+        match version {
+            Version::HTTP_2 => {
+                let connection = Box::pin(self.http2().serve_connection(stream, handler));
+                Box::pin(self.follow(connection, peer, stopping))
+            }
+            _ => {
+                let connection = Box::pin(self.http1().serve_connection(stream, handler));
+                Box::pin(self.follow(connection, peer, stopping))
+            }
         }
     }
 
     /// Until it ends, or is asked to go for its age or because the plane stops.
-    async fn follow(
-        &self,
-        connection: impl GracefulConnection<Error = hyper::Error>,
-        peer: &Peer,
-        mut stopping: watch::Receiver<bool>,
-    ) -> Result<(), hyper::Error> {
-        let mut connection = std::pin::pin!(connection);
-        loop {
+    async fn follow<C>(self: Arc<Self>, mut connection: Pin<Box<C>>, peer: Peer, mut stopping: watch::Receiver<bool>)
+    where
+        C: GracefulConnection<Error = hyper::Error>,
+    {
+        let ended = loop {
             tokio::select! {
-                ended = &mut connection => return ended,
+                ended = &mut connection => break ended,
                 () = leave(&mut stopping, self.limits.max_connection_age) => {
                     // Who holds a stream stays, unless we go.
                     if peer.is_held() && !*stopping.borrow() {
@@ -172,9 +175,12 @@ impl Core {
                     }
                     connection.as_mut().graceful_shutdown();
                     // A peer that does not go has until its calls would have timed out anyway.
-                    return timeout(self.limits.request_timeout, connection).await.unwrap_or(Ok(()));
+                    break timeout(self.limits.request_timeout, connection).await.unwrap_or(Ok(()));
                 }
             }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(peer = %peer.address, %error, "connection to the onboarding plane ended");
         }
     }
 

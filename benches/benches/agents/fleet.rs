@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use skiff_agent::identity::{Backoff, ControlPlaneConnector, RootSource, Security};
+use skiff_agent::onboarding::Assembly;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
 use skiff_proto::skiff::onboarding::v1alpha1::onboarding_service_client::OnboardingServiceClient;
@@ -46,6 +47,10 @@ struct Agent {
     number: usize,
     token: String,
     session: Option<String>,
+    /// Of the documents that it was told.
+    version: String,
+    /// These themselves; the first agent's alone, as a fleet's would be gigabytes.
+    documents: Option<Assembly>,
     shared: Arc<Shared>,
 }
 
@@ -55,7 +60,8 @@ impl Fleet {
         let shared = Shared { connector, held: AtomicUsize::new(0), counts: Mutex::default(), entries: AtomicUsize::new(0) };
         let (shared, mut agents) = (Arc::new(shared), JoinSet::new());
         for (number, token) in plane.tokens(size).into_iter().enumerate() {
-            let agent = Agent { number, token, session: None, shared: shared.clone() };
+            let documents = (number == 0).then(Assembly::default);
+            let agent = Agent { number, token, session: None, version: String::new(), documents, shared: shared.clone() };
             agents.spawn(agent.run());
         }
         Self { shared, size, _agents: agents }
@@ -118,6 +124,9 @@ impl Agent {
             let sent = requests.try_send(proto::RegisterRequest { message: Some(message) });
             sent.map_err(|_| "not read".to_owned())
         };
+        if let Some(documents) = &mut self.documents {
+            documents.interrupt();
+        }
         send(Say::Registration(self.registration()))?;
         let mut request = Request::new(ReceiverStream::new(receiver));
         request.metadata_mut().insert("authorization", format!("Bearer {session}").parse().unwrap());
@@ -134,10 +143,7 @@ impl Agent {
             tokio::select! {
                 told = responses.message() => match told.map_err(|status| lost(&status))?.ok_or("closed")?.message {
                     Some(Told::SessionToken(token)) => self.session = Some(token.token),
-                    Some(Told::Documents(documents)) => {
-                        let entries = documents.documents.iter().map(|one| one.yaml.matches("WorkloadEntry").count()).sum();
-                        shared.entries.store(entries, Ordering::SeqCst);
-                    }
+                    Some(Told::Documents(documents)) => self.take(documents)?,
                     _ => {}
                 },
                 _ = beats.tick() => send(Say::Heartbeat(proto::Heartbeat {}))?,
@@ -153,12 +159,28 @@ impl Agent {
         Ok(within("Authorize", client.authorize(request)).await?.token)
     }
 
+    fn take(&mut self, told: proto::Documents) -> Result<(), String> {
+        if !told.since.is_empty() && told.since != self.version {
+            return Err("told the difference to something else".to_owned());
+        }
+        if !told.more {
+            self.version.clone_from(&told.version);
+        }
+        let complete = self.documents.as_mut().map(|documents| documents.take(told)).transpose()?;
+        if let Some(all) = complete.flatten() {
+            let entries = all.iter().map(|(_, yaml)| yaml.matches("\"WorkloadEntry\"").count()).sum();
+            self.shared.entries.store(entries, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
     fn registration(&self) -> proto::Registration {
         let [_, a, b, c] = u32::try_from(self.number + 1).unwrap().to_be_bytes();
         proto::Registration {
             agent_version: "0.1.0".to_owned(),
             istio_version: "1.28.0".to_owned(),
             addresses: vec![proto::Address { ip: format!("10.{a}.{b}.{c}"), r#type: proto::AddressType::Vpc.into() }],
+            documents_version: self.version.clone(),
             ..proto::Registration::default()
         }
     }
