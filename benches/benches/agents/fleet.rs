@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use skiff_agent::identity::{Backoff, ControlPlaneConnector, RootSource, Security};
+use skiff_agent::identity::{Backoff, ConnectError, ControlPlaneConnector, RootSource, Security};
 use skiff_agent::onboarding::Assembly;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
@@ -112,7 +112,11 @@ impl Agent {
 
     /// Until it is lost; why.
     async fn hold(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, String> {
-        let channel = self.shared.connector.connect(None).await.map_err(|_| "no connection".to_owned())?;
+        let channel = self.shared.connector.connect(None).await.map_err(|error| match error {
+            ConnectError::Timeout { .. } => "no connection in time".to_owned(),
+            ConnectError::Io { source, .. } => format!("no connection ({:?})", source.kind()),
+            _ => "no connection".to_owned(),
+        })?;
         let mut client = OnboardingServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES);
         let session = match self.session.clone() {
             Some(session) => session,

@@ -32,6 +32,8 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "plane") {
         return skiff_agent::cli::main();
     }
+    // Agents have a connection each.
+    skiff_agent::descriptors::raise_limit();
     let sizes: Vec<usize> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     let named: Vec<Mode> = arguments.iter().filter_map(|argument| Mode::named(argument)).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
