@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh64::xxh64;
 
 use super::Onboarding;
@@ -47,11 +47,14 @@ impl Onboarding {
         let Some(store) = self.inputs.clone() else { return std::future::pending().await };
         let (mut objects, mut streams) = (self.store.changes(), self.streams.changes());
         loop {
+            let began = Instant::now();
             let bytes = self.tell(&store).await;
+            // However many workloads there are, most of the time is left for them.
+            let rest = began.elapsed() * 10;
             // It goes to everybody: the more there is and the more there are, the more changes go together.
             let (held, lost) = self.streams.counts();
             let sending = Duration::try_from_secs_f64(bytes as f64 * held as f64 / BYTES_PER_SECOND).unwrap_or(LONGEST_PAUSE);
-            sleep(sending.clamp(PAUSE, LONGEST_PAUSE)).await;
+            sleep(sending.max(rest).clamp(PAUSE, LONGEST_PAUSE)).await;
             tokio::select! {
                 _ = objects.changed() => {}
                 _ = streams.changed() => {}
