@@ -20,7 +20,7 @@ use fleet::Fleet;
 use plane::{Mode, Plane, Usage};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: skiff_memory::Allocator = skiff_memory::ALLOCATOR;
 
 /// How long a fleet may take to be there.
 const PATIENCE: Duration = Duration::from_secs(600);
