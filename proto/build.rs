@@ -71,7 +71,7 @@ fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=../Cargo.lock");
     let files = protox::compile(["istio/v1/auth/ca.proto", "skiff/onboarding/v1alpha1/onboarding.proto"], ["proto"])?;
-    tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
+    tonic_prost_build::configure().build_transport(false).codec_path("crate::codec::LeanCodec").compile_fds(files)?;
     let mut filters = protox::compile(ISTIO_FILTERS, ["proto"])?;
     filters.file.iter_mut().for_each(|file| file.source_code_info = None);
     let mut config = prost_build::Config::new();

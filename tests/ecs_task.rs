@@ -3,15 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use skiff_tests::apps::{App, Speaks};
 use skiff_tests::ecs::{Bookinfo, DETAILS, Member, RATINGS, RATINGS_TOO};
-use skiff_tests::http::{self, Connection};
+use skiff_tests::http;
+use skiff_tests::load::Load;
 use skiff_tests::skiff::Skiff;
 use skiff_tests::wait::eventually;
-use tokio::task::JoinHandle;
 
 const TO_DETAILS: &str = "details.bookinfo:9080";
 const TO_RATINGS: &str = "ratings.bookinfo:9080";
@@ -42,43 +40,6 @@ async fn meet(bookinfo: &Bookinfo) {
     for (member, host) in [(RATINGS, TO_DETAILS), (DETAILS, TO_RATINGS)] {
         let answers = async || (status(bookinfo.egress(member), host).await == 200).then_some(());
         eventually("they have heard of each other", answers).await;
-    }
-}
-
-/// Requests, one after the other, until it is stopped; how many there were and how many of them failed.
-struct Load {
-    stop: Arc<AtomicBool>,
-    failed: Arc<AtomicUsize>,
-    running: JoinHandle<usize>,
-}
-
-impl Load {
-    fn start(egress: SocketAddr, host: &'static str) -> Self {
-        let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let running = tokio::spawn({
-            let (stop, failed) = (Arc::clone(&stop), Arc::clone(&failed));
-            async move {
-                let mut count = 0;
-                let mut connection = Connection::open(egress).await.unwrap();
-                while !stop.load(Ordering::SeqCst) {
-                    let answer = connection.ask(&http::get_request(host, "/", "")).await;
-                    if !matches!(answer, Ok(ref answer) if answer.status == 200) {
-                        failed.fetch_add(1, Ordering::SeqCst);
-                        connection = Connection::open(egress).await.unwrap();
-                    }
-                    count += 1;
-                }
-                count
-            }
-        });
-        Self { stop, failed, running }
-    }
-
-    async fn finish(self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let count = self.running.await.unwrap();
-        assert!(count > 10, "only {count} requests");
-        assert_eq!(self.failed.load(Ordering::SeqCst), 0, "of {count} requests");
     }
 }
 
@@ -168,6 +129,36 @@ async fn a_task_that_is_killed_is_forgotten_within_the_grace() {
     eventually("it is not connected any more", line).await;
     eventually("its entry is gone", unseen).await;
     eventually("its registration is gone", async || bookinfo.line(RATINGS).await.is_none().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_task_that_ecs_reports_stopped_is_collected_and_no_other() {
+    // Within the test nobody is collected for having been away for too long. A tenth of it is between two looks.
+    let settings = [("SKIFF_PLANE_DISCONNECT_GRACE", "1s"), ("SKIFF_PLANE_RETENTION", "50s"), ("SKIFF_PLANE_START_GRACE", "1s")];
+    let mut bookinfo = Bookinfo::with(&settings).await;
+    let (ratings, too) = (joined(&bookinfo, RATINGS).await, joined(&bookinfo, RATINGS_TOO).await);
+    bookinfo.ecs.stop().await;
+    // Their sidecars are gone. ECS says nothing: both may be there.
+    ratings.kill().await;
+    too.kill().await;
+    for member in [RATINGS, RATINGS_TOO] {
+        let lost = async || bookinfo.line(member).await.filter(|line| line.contains(" False")).map(drop);
+        eventually("its stream is lost", lost).await;
+    }
+    let stopped = bookinfo.aws.calls("DescribeTasks");
+    bookinfo.aws.update_task(RATINGS.task.unwrap(), |task| {
+        (task.last_status, task.desired_status) = ("STOPPED".to_owned(), "STOPPED".to_owned());
+    });
+    assert!(bookinfo.line(RATINGS).await.is_some());
+    bookinfo.ecs.resume().await;
+    eventually("it is collected", async || bookinfo.line(RATINGS).await.is_none().then_some(())).await;
+    bookinfo.plane().stderr.line_with("its platform says that it is gone").await;
+    let metrics = bookinfo.plane().metrics().await;
+    let removals = |reason| metrics.sum("skiff_plane_removals_total", &[("reason", reason)]);
+    assert_eq!((removals("stopped"), removals("lost")), (1.0, 0.0));
+    // The other one was asked about as well, and runs.
+    eventually("ECS is asked again", async || (bookinfo.aws.calls("DescribeTasks") >= stopped + 2).then_some(())).await;
+    assert!(bookinfo.line(RATINGS_TOO).await.unwrap().contains(" False"));
 }
 
 #[tokio::test]

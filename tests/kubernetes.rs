@@ -13,9 +13,9 @@ use skiff_tests::http;
 use skiff_tests::network::Network;
 use skiff_tests::skiff::{Skiff, command, run};
 use skiff_tests::tls::Authority;
+use skiff_tests::wait::patiently;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
-use tokio::time::{Instant, sleep};
 
 /// The name in the plane's certificate.
 const ENDPOINT: &str = "onboarding-endpoint.example";
@@ -61,11 +61,7 @@ async fn api_server(action: &str) {
 }
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(100)).await;
-    }
+    patiently(PATIENCE, what, async || is_so().await.then_some(())).await;
 }
 
 impl World {

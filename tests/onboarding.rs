@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
+use skiff_proto::skiff::onboarding::v1alpha1::register_response::Message as Tell;
 use skiff_tests::apps::{App, Speaks};
 use skiff_tests::aws::{FakeAws, FakeTask};
 use skiff_tests::http::{self, Connection};
 use skiff_tests::istiod::{self, HEALTH, Istiod, Oddity};
+use skiff_tests::load::Load;
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Mesh, RATINGS};
 use skiff_tests::network::Network;
 use skiff_tests::onboarding::{FakePlane, Heard, NAME, token};
@@ -219,6 +221,74 @@ async fn losing_plane_and_istiod_changes_nothing_that_serves() {
     assert_eq!(task.metrics().await.sum("skiff_onboarding_connected", &[]), 1.0);
     assert_eq!(task.metrics().await.sum("skiff_drained_connections_total", &[]), 0.0, "nothing changed, nothing drains");
     assert_eq!(world.plane.heard().iter().filter(|heard| matches!(heard, Heard::Authorize(_))).count(), 1, "the session counts");
+}
+
+#[tokio::test]
+async fn an_istiod_that_is_killed_under_load_costs_no_request() {
+    let mut world = World::new().await;
+    let _details = App::start(world.mesh.app(DETAILS_V1), Speaks::Http);
+    let details = world.mesh.spawn(DETAILS_V1, &[]);
+    let task = world.task(&[]);
+    task.ready().await;
+    details.ready().await;
+    let load = Load::start(world.mesh.egress(RATINGS, 9080), DETAILS);
+    for outage in 1..=2 {
+        world.istiod.stop().await;
+        task.stderr.nth_line_with("no connection to the control plane", outage).await;
+        world.istiod.forget();
+        world.istiod.resume().await;
+        world.istiod.hears("a good report", |heard| heard.type_url == HEALTH && heard.error.is_none()).await;
+    }
+    load.finish().await;
+    assert_eq!(task.metrics().await.sum("skiff_drained_connections_total", &[]), 0.0, "nothing changed, nothing drains");
+}
+
+#[tokio::test]
+async fn a_task_that_comes_while_istiod_is_away_serves_once_it_is_back() {
+    let mut world = World::new().await;
+    let _details = App::start(world.mesh.app(DETAILS_V1), Speaks::Http);
+    let details = world.mesh.spawn(DETAILS_V1, &[]);
+    details.ready().await;
+    world.istiod.stop().await;
+    let task = world.task(&[]);
+    task.stderr.line_with("registered with the onboarding plane").await;
+    task.stderr.line_with("no connection to the control plane").await;
+    assert!(!task.is_ready().await && world.inbound().await.is_err(), "nothing is served that nobody has configured");
+    world.istiod.resume().await;
+    task.ready().await;
+    assert_eq!(world.outbound().await, 200);
+    assert_eq!(
+        world.plane.heard().iter().filter(|heard| matches!(heard, Heard::Register(_))).count(),
+        1,
+        "it has stayed registered"
+    );
+}
+
+#[tokio::test]
+async fn a_mesh_token_that_is_renewed_on_the_stream_is_the_one_that_is_shown() {
+    let mut world = World::new().await;
+    let task = world.task(&[]);
+    task.ready().await;
+    world.istiod.hears("a good report", |heard| heard.type_url == HEALTH && heard.error.is_none()).await;
+    let first = world.mesh.token(RATINGS);
+    assert_eq!(world.istiod.token_shown().as_deref(), Some(first.trim()));
+
+    world.mesh.renew_token(RATINGS);
+    let renewed = world.mesh.token(RATINGS);
+    assert_ne!(first, renewed);
+    world.plane.tell(&Tell::MeshToken(token(&renewed)));
+    task.stderr.line_with("mesh token renewed").await;
+    // Whoever is asked from now on is shown the new one; what was asked with the old one goes on.
+    assert_eq!(task.stderr.count("no connection to the control plane"), 0);
+    world.istiod.stop().await;
+    world.istiod.forget();
+    world.istiod.resume().await;
+    world.istiod.hears("a good report again", |heard| heard.type_url == HEALTH && heard.error.is_none()).await;
+    assert_eq!(world.istiod.token_shown().as_deref(), Some(renewed.trim()));
+    assert_eq!(task.stderr.count("registered with the onboarding plane"), 1, "its stream lives on");
+    for secret in [first, renewed] {
+        assert_eq!(task.stderr.count(&secret), 0, "a token is in the log");
+    }
 }
 
 #[tokio::test]

@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, PKCS_ED25519, SigningKey as _};
 use skiff_agent::identity::{ControlPlaneConnector, RootSource, Security};
+use skiff_agent::onboarding::Assembly;
 use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
 use skiff_proto::skiff::onboarding::v1alpha1::onboarding_service_client::OnboardingServiceClient;
@@ -19,8 +21,9 @@ use skiff_tests::aws::{FakeAws, FakeTask};
 use skiff_tests::http;
 use skiff_tests::mesh::{DETAILS, DETAILS_V1, Member, Mesh, RATINGS};
 use skiff_tests::network::Network;
-use skiff_tests::skiff::{Said, Skiff, command, run};
+use skiff_tests::skiff::{Said, Skiff, binary, command, run};
 use skiff_tests::wait::{eventually, within};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -106,6 +109,7 @@ impl Plane {
 struct Held {
     requests: mpsc::Sender<proto::RegisterRequest>,
     responses: Streaming<proto::RegisterResponse>,
+    documents: Assembly,
 }
 
 impl Held {
@@ -122,7 +126,7 @@ impl Held {
         let mut held = {
             let say = proto::RegisterRequest { message: Some(Say::Registration(registration)) };
             requests.send(say).await.unwrap();
-            Self { requests, responses: agent.register(request).await.unwrap().into_inner() }
+            Self { requests, responses: agent.register(request).await.unwrap().into_inner(), documents: Assembly::default() }
         };
         assert!(matches!(held.next().await.unwrap(), Told::Boot(_)));
         let healthy = proto::RegisterRequest { message: Some(Say::Health(proto::Health::default())) };
@@ -138,7 +142,8 @@ impl Held {
     async fn until_told(&mut self, what: &str, wanted: impl Fn(&str) -> bool) {
         loop {
             if let Told::Documents(documents) = self.next().await.unwrap_or_else(|status| panic!("{what}: {status}"))
-                && wanted(&documents.documents.iter().map(|document| document.yaml.as_str()).collect::<String>())
+                && let Some(all) = self.documents.take(documents).unwrap()
+                && wanted(&all.iter().map(|(_, yaml)| yaml.as_str()).collect::<String>())
             {
                 return;
             }
@@ -203,6 +208,26 @@ async fn a_plane_that_is_asked_to_stop_sends_its_workloads_away() {
         assert!(log.contains(line), "{line}: {log}");
     }
     assert!(!log.contains(&session));
+}
+
+#[tokio::test]
+async fn a_plane_holds_more_connections_than_files_may_be_open_at_first() {
+    let plane = Plane::new();
+    let (state, config, issuers) = (plane.path("state"), plane.path("config"), plane.path("issuers.yaml"));
+    let mut limited = tokio::process::Command::new("sh");
+    limited.env_clear().args(["-c", r#"ulimit -Sn 64 && exec "$0" "$@""#]).arg(binary()).arg("plane").kill_on_drop(true);
+    limited.args(["--listen", &plane.listen.to_string(), "--admin-address", &plane.admin.to_string(), "--state", &state]);
+    limited.args(["--config", &config, "--jwt-issuers", &issuers, "--aws-describe-tasks", "off"]);
+    limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let process = Skiff::spawn(limited, plane.admin);
+    process.ready().await;
+    let mut connections = Vec::new();
+    for _ in 0..100 {
+        connections.push(within("connected", TcpStream::connect(plane.listen)).await.unwrap());
+    }
+    let mut agent = plane.agent().await;
+    plane.session(&mut agent, "vm-1").await.unwrap();
+    assert_eq!(process.stderr.count("cannot accept a connection"), 0);
 }
 
 #[tokio::test]

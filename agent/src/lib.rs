@@ -16,6 +16,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod client;
 pub mod connect;
+pub mod descriptors;
 pub mod exit;
 pub mod fetch;
 pub mod identity;

@@ -15,6 +15,7 @@ pub const ENVOY_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/e
 /// The same of [`filters`] alone: a pool of these takes next to no memory.
 pub const FILTER_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/filters.bin"));
 
+pub mod codec;
 pub mod schema;
 
 /// Istio's packages.

@@ -1,7 +1,8 @@
 //! AWS as far as a task and an onboarding plane see it, on one address: STS, ECS, and for each task its metadata and its credentials;
 //! EC2's metadata service as well. Signatures are really verified, with the secrets of the sessions that it has given out.
 //!
-//! A task's process gets [`FakeAws::task_environment`], a plane's [`FakeAws::plane_environment`].
+//! A task's process gets [`FakeAws::task_environment`], a plane's [`FakeAws::plane_environment`]. One of its APIs has an address of its
+//! own, and can be taken away, by [`FakeAws::outlet`].
 
 mod answers;
 mod signature;
@@ -190,6 +191,43 @@ impl FakeAws {
             ("AWS_SECRET_ACCESS_KEY", PLANE_SECRET.to_owned()),
             ("AWS_REGION", REGION.to_owned()),
         ])
+    }
+}
+
+/// A further address of the same AWS, which can be taken away alone.
+#[derive(Debug)]
+pub struct Outlet {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    running: Option<JoinSet<()>>,
+}
+
+impl FakeAws {
+    /// Opens one.
+    pub async fn outlet(&self, address: SocketAddr) -> Outlet {
+        let mut outlet = Outlet { address, state: Arc::clone(&self.state), running: None };
+        outlet.resume().await;
+        outlet
+    }
+}
+
+impl Outlet {
+    /// `http://<address>`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Takes it away: its port is closed and every connection breaks.
+    pub async fn stop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.shutdown().await;
+        }
+    }
+
+    /// Brings it back.
+    pub async fn resume(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.running.insert(JoinSet::new()).spawn(serve(listener, Arc::clone(&self.state)));
     }
 }
 

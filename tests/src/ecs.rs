@@ -10,7 +10,7 @@ use rcgen::{KeyPair, PKCS_ED25519, SigningKey as _};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::aws::{FakeAws, FakeTask};
+use crate::aws::{FakeAws, FakeTask, Outlet};
 use crate::network::Network;
 use crate::skiff::{Skiff, command, run};
 
@@ -53,8 +53,12 @@ pub const DETAILS: Member = Member { group: "details", own: 31, out: 3, task: No
 pub struct Bookinfo {
     /// Its addresses.
     pub network: Network,
-    /// As tasks and plane see it.
+    /// As tasks see it.
     pub aws: FakeAws,
+    /// Its STS, as the plane sees it.
+    pub sts: Outlet,
+    /// Its ECS, as the plane sees it.
+    pub ecs: Outlet,
     folder: TempDir,
     issuer: KeyPair,
     settings: Vec<(String, String)>,
@@ -66,6 +70,7 @@ impl Bookinfo {
     pub async fn with(settings: &[(&str, &str)]) -> Self {
         let (network, folder) = (Network::claim(), tempfile::tempdir().unwrap());
         let aws = FakeAws::start(network.at(90, 8080)).await;
+        let (sts, ecs) = (aws.outlet(network.at(91, 8080)).await, aws.outlet(network.at(92, 8080)).await);
         for member in [RATINGS, RATINGS_TOO] {
             let address = Some(network.ip(member.own).into());
             aws.add_task(FakeTask { address, ..FakeTask::new(member.task.unwrap()) });
@@ -79,7 +84,7 @@ impl Bookinfo {
         let keys = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k1", "alg": "EdDSA", "x": x}]});
         fs::write(folder.path().join("issuers.yaml"), ISSUERS.replace("KEYS", &keys.to_string())).unwrap();
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut bookinfo = Self { network, aws, folder, issuer, settings, plane: None };
+        let mut bookinfo = Self { network, aws, sts, ecs, folder, issuer, settings, plane: None };
         bookinfo.start_plane().await;
         bookinfo
     }
@@ -103,14 +108,19 @@ impl Bookinfo {
             .env("SKIFF_PLANE_SERVER_NAMES", ENDPOINT)
             .env("SKIFF_PLANE_UID", UID)
             .env("SKIFF_PLANE_JWT_ISSUERS", path("issuers.yaml"))
-            .env("SKIFF_PLANE_AWS_STS_ENDPOINT", self.aws.url())
-            .env("SKIFF_PLANE_AWS_ECS_ENDPOINT", self.aws.url())
+            .env("AWS_ENDPOINT_URL_STS", self.sts.url())
+            .env("AWS_ENDPOINT_URL_ECS", self.ecs.url())
             .env("SKIFF_PLANE_HEARTBEAT_INTERVAL", "1s")
             .env("SKIFF_PLANE_PROPAGATION_DELAY", "2s")
             .envs(self.settings.iter().map(|(name, value)| (name, value)));
         let plane = Skiff::spawn(command, admin);
         plane.ready().await;
         self.plane = Some(plane);
+    }
+
+    /// The plane that runs.
+    pub fn plane(&self) -> &Skiff {
+        self.plane.as_ref().unwrap()
     }
 
     /// Kills the plane.

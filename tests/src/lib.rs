@@ -25,6 +25,7 @@ pub mod http2;
 pub mod istiod;
 pub mod joined;
 pub mod living;
+pub mod load;
 pub mod mesh;
 pub mod metrics;
 pub mod network;

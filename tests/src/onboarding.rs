@@ -54,12 +54,14 @@ struct State {
     heard: watch::Sender<Vec<Heard>>,
     /// Answers to Authorize before it lets anybody in.
     refusals: Mutex<VecDeque<Status>>,
+    /// To those who hold a registration.
+    tells: Mutex<Vec<mpsc::Sender<Result<proto::RegisterResponse, Status>>>>,
 }
 
 impl FakePlane {
     /// Starts it; `boot` is what it says to everybody.
     pub async fn start(address: SocketAddr, authority: &Authority, boot: proto::Boot) -> Self {
-        let state = State { boot, heard: watch::Sender::new(Vec::new()), refusals: Mutex::default() };
+        let state = State { boot, heard: watch::Sender::new(Vec::new()), refusals: Mutex::default(), tells: Mutex::default() };
         let tls = acceptor(authority.issue_for_name(NAME), &["h2"]);
         let mut plane = Self { address, tls, state: Arc::new(state), serving: None };
         plane.resume().await;
@@ -91,6 +93,12 @@ impl FakePlane {
                 });
             }
         }));
+    }
+
+    /// Tells it to everybody who holds a registration.
+    pub fn tell(&self, message: &Tell) {
+        let response = || proto::RegisterResponse { message: Some(message.clone()) };
+        self.state.tells.lock().unwrap().retain(|tells| tells.try_send(Ok(response())).is_ok());
     }
 
     /// Refuses the next credential.
@@ -158,9 +166,10 @@ impl OnboardingService for Service {
         &self,
         request: Request<Streaming<proto::RegisterRequest>>,
     ) -> Result<Response<Self::RegisterStream>, Status> {
-        let (tells, responses) = mpsc::channel(1);
+        let (tells, responses) = mpsc::channel(8);
         let boot = proto::RegisterResponse { message: Some(Tell::Boot(self.0.boot.clone())) };
         tells.try_send(Ok(boot)).unwrap();
+        self.0.tells.lock().unwrap().push(tells.clone());
         let (state, mut requests) = (self.0.clone(), request.into_inner());
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {

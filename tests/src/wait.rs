@@ -21,13 +21,23 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 ///
 /// # Panics
 /// When there is none within [`DEADLINE`].
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    patiently(DEADLINE, what, ask).await
+}
+
+/// The same with a patience of its own, where a deadline of somebody else comes first.
+///
+/// # Panics
+/// When there is no answer within `patience`.
+pub async fn patiently<T>(patience: Duration, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
+        let asked = Instant::now();
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(started.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
-        sleep(INTERVAL).await;
+        assert!(started.elapsed() < patience, "{what}: not within {patience:?}");
+        // A question that takes work, such as a process of its own, is not asked all of the time.
+        sleep(asked.elapsed().max(INTERVAL)).await;
     }
 }

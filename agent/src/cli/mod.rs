@@ -20,6 +20,7 @@ use tokio::runtime;
 
 use crate::admin;
 use crate::bootstrap;
+use crate::descriptors;
 use crate::exit::Failure;
 use crate::logging::{self, LogControl};
 use crate::plane::{Checked, check as check_onboarding};
@@ -127,6 +128,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { command, run, log } = cli;
+    let descriptors = descriptors::raise_limit();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -154,7 +156,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Some(Command::Plane(args)) if args.runs() => {
             log.init()?;
-            runtime.block_on(until_signals(async |shutdown| plane::run(*args, shutdown).await))
+            runtime.block_on(until_signals(async |shutdown| plane::run(*args, descriptors, shutdown).await))
         }
         Some(Command::Plane(args)) => runtime.block_on(plane::show(*args)),
         Some(Command::Explain { what }) => explain::run(what),

@@ -1,37 +1,33 @@
 //! `skiff plane`: the onboarding plane, with its own store and its own authority or beside istiod; `skiff plane get war`: what has
 //! registered with it; `skiff plane crds`: its kinds for Kubernetes.
 
+mod credentials;
+mod get;
 mod kubernetes;
 
-use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use skiff_proxy::config::TrustDomain;
 use tokio::net::TcpListener;
 
+use credentials::CredentialArgs;
+pub(super) use credentials::DescribeTasks;
+use get::Shown;
 use kubernetes::KubernetesArgs;
 
 use super::{parse_duration, print};
-use crate::aws::credentials::CredentialProvider;
-use crate::aws::ecs::{EcsOptions, EcsVerifier};
-use crate::aws::instance::InstanceCertificates;
-use crate::aws::verifier::StsVerifier;
 use crate::exit::Failure;
-use crate::fetch::{Client, Endpoint, TrustedRoots};
 use crate::identity::Clock;
 use crate::metrics::{Metrics, UPKEEP};
-use crate::onboarding::aws::AwsVerifier;
-use crate::onboarding::jwt::JwtVerifier;
-use crate::plane::objects::WorkloadAutoRegistration;
 use crate::plane::store::{EmbeddedStore, Store};
 use crate::plane::{
     Admin, Authority, CRDS, HISTOGRAMS, Limits, MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings, Plane,
-    PlaneConfig, PlaneError, PlaneSecrets, Rate, StateFolder, Transport, Verifiers, fetch_registrations, read_issuers,
+    PlaneConfig, PlaneError, PlaneSecrets, Rate, StateFolder, Transport,
 };
 use crate::shutdown::Shutdown;
 
@@ -94,8 +90,8 @@ pub(super) struct PlaneArgs {
     /// Streams of workloads that it holds at the most.
     #[arg(long, env = "SKIFF_PLANE_MAX_STREAMS", default_value_t = OnboardingLimits::default().streams)]
     max_streams: usize,
-    /// Calls for authorisation a second that one address may make; ten times as many at once.
-    #[arg(long, env = "SKIFF_PLANE_AUTHORIZE_RATE", default_value_t = 100)]
+    /// Calls for authorisation a second that one address may make, which may be the NAT gateway of a fleet; ten times as many at once.
+    #[arg(long, env = "SKIFF_PLANE_AUTHORIZE_RATE", default_value_t = 500)]
     authorize_rate: u32,
     #[command(flatten)]
     kubernetes: KubernetesArgs,
@@ -131,38 +127,6 @@ struct MeshArgs {
     discovery_address: String,
 }
 
-/// Which credentials are believed.
-#[derive(Debug, Args)]
-struct CredentialArgs {
-    /// Whether ECS has to confirm where a task runs; without it no policy that names regions, zones or clusters admits a task.
-    #[arg(long, env = "SKIFF_PLANE_AWS_DESCRIBE_TASKS", value_enum, default_value_t = DescribeTasks::Required)]
-    aws_describe_tasks: DescribeTasks,
-    /// Role in whose name tasks are asked for; {account} and {partition} stand for those of the task.
-    #[arg(long, env = "SKIFF_PLANE_AWS_ROLE_ARN")]
-    aws_role_arn: Option<String>,
-    /// Folder of AWS's RSA-2048 certificates for identity documents of instances, as <region>.pem; without it no policy that names
-    /// regions or zones admits an instance.
-    #[arg(long, env = "SKIFF_PLANE_AWS_INSTANCE_CERTS")]
-    aws_instance_certs: Option<PathBuf>,
-    /// Asked instead of the region's STS.
-    #[arg(long, env = "AWS_ENDPOINT_URL_STS", value_parser = parse_endpoint)]
-    aws_sts_endpoint: Option<Endpoint>,
-    /// Asked instead of the region's ECS.
-    #[arg(long, env = "AWS_ENDPOINT_URL_ECS", value_parser = parse_endpoint)]
-    aws_ecs_endpoint: Option<Endpoint>,
-    /// YAML file of the issuers of tokens that are believed: `issuers: [{issuer: …}]`.
-    #[arg(long, env = "SKIFF_PLANE_JWT_ISSUERS")]
-    jwt_issuers: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum DescribeTasks {
-    /// ecs:DescribeTasks is asked.
-    Required,
-    /// It is not.
-    Off,
-}
-
 #[derive(Debug, Subcommand)]
 enum PlaneCommand {
     /// Show objects of the running plane.
@@ -174,29 +138,6 @@ enum PlaneCommand {
     Crds,
 }
 
-#[derive(Debug, Subcommand)]
-enum Shown {
-    /// WorkloadAutoRegistrations: the workloads that have registered.
-    #[command(aliases = ["wars", "workloadautoregistration", "workloadautoregistrations"])]
-    War {
-        /// Of one namespace only.
-        #[arg(short, long)]
-        namespace: Option<String>,
-        /// Whole objects instead of a table.
-        #[arg(short, long, value_enum)]
-        output: Option<Output>,
-        /// The plane's page.
-        #[arg(long, env = "SKIFF_PLANE_ADMIN_ADDRESS", default_value_t = DEFAULT_ADMIN)]
-        admin_address: SocketAddr,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Yaml,
-    Json,
-}
-
 impl PlaneArgs {
     /// Whether it is to run, rather than to show something.
     pub(super) fn runs(&self) -> bool {
@@ -206,63 +147,10 @@ impl PlaneArgs {
 
 /// Shows what was asked for.
 pub(super) async fn show(args: PlaneArgs) -> Result<(), Failure> {
-    let (namespace, output, admin_address) = match args.command {
-        Some(PlaneCommand::Get { what: Shown::War { namespace, output, admin_address } }) => (namespace, output, admin_address),
-        Some(PlaneCommand::Crds) => return print(CRDS),
-        None => return Ok(()),
-    };
-    let fetched = fetch_registrations(admin_address, namespace.as_deref()).await;
-    let registrations = fetched.map_err(Failure::Unavailable)?;
-    let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
-    match output {
-        None if registrations.is_empty() => print("No resources found\n"),
-        None => print(&table(&registrations, namespace.is_none(), SystemTime::now())),
-        Some(Output::Json) => print(&(serde_json::to_string_pretty(&registrations).map_err(|error| internal(&error))? + "\n")),
-        Some(Output::Yaml) => {
-            let documents: Result<Vec<_>, _> = registrations.iter().map(serde_saphyr::to_string).collect();
-            print(&documents.map_err(|error| internal(&error))?.join("---\n"))
-        }
-    }
-}
-
-/// The columns of `kubectl get war`.
-fn table(registrations: &[WorkloadAutoRegistration], all: bool, now: SystemTime) -> String {
-    let mut rows = vec![["NAMESPACE", "NAME", "AGENT CONNECTED", "AGE"].map(str::to_owned)];
-    for registration in registrations {
-        let connected = registration.status.agent_connected().map(|condition| condition.status.to_string());
-        let age = registration.metadata.creation_timestamp.map(|at| now.duration_since(at.time()).unwrap_or_default());
-        rows.push([
-            registration.metadata.namespace.clone(),
-            registration.metadata.name.clone(),
-            connected.unwrap_or_default(),
-            age.map(shown_age).unwrap_or_default(),
-        ]);
-    }
-    let skipped = usize::from(!all);
-    let widths: Vec<_> = (0..4).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-    rows.iter().fold(String::new(), |mut text, row| {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths).skip(skipped) {
-            let _ = write!(line, "{cell:width$}   ");
-        }
-        let _ = writeln!(text, "{}", line.trim_end());
-        text
-    })
-}
-
-/// As kubectl shows ages: two units at the most.
-fn shown_age(age: Duration) -> String {
-    let seconds = age.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    let rest = |value: u64, unit: &str| if value > 0 { format!("{value}{unit}") } else { String::new() };
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..600 => format!("{minutes}m{}", rest(seconds % 60, "s")),
-        600..10_800 => format!("{minutes}m"),
-        10_800..28_800 => format!("{hours}h{}", rest(minutes % 60, "m")),
-        28_800..172_800 => format!("{hours}h"),
-        172_800..691_200 => format!("{days}d{}", rest(hours % 24, "h")),
-        _ => format!("{days}d"),
+    match args.command {
+        Some(PlaneCommand::Get { what }) => what.show().await,
+        Some(PlaneCommand::Crds) => print(CRDS),
+        None => Ok(()),
     }
 }
 
@@ -288,7 +176,14 @@ struct Parts {
 }
 
 /// Runs until it is asked to stop, then asks agents to go to another replica.
-pub(super) async fn run(args: PlaneArgs, shutdown: &Shutdown) -> Result<(), Failure> {
+pub(super) async fn run(args: PlaneArgs, descriptors: Option<u64>, shutdown: &Shutdown) -> Result<(), Failure> {
+    if let Some(limit) = descriptors.filter(|limit| usize::try_from(*limit).is_ok_and(|limit| limit < args.max_streams)) {
+        tracing::warn!(
+            limit,
+            max_streams = args.max_streams,
+            "this process may open fewer files than it may hold streams (ulimit -n)"
+        );
+    }
     let parts = async {
         if args.kubernetes.is_meant() {
             return kubernetes::parts(&args).await.map(|parts| (parts, None));
@@ -411,45 +306,6 @@ impl PlaneArgs {
     }
 }
 
-impl CredentialArgs {
-    fn verifiers(&self, uid: &str, clock: &Clock) -> Result<Verifiers, Failure> {
-        let client = Client::new(TrustedRoots::System);
-        let environment = |name: &str| std::env::var(name).ok();
-        let ecs = match self.aws_describe_tasks {
-            DescribeTasks::Off => None,
-            DescribeTasks::Required => {
-                let credentials = CredentialProvider::from_environment(&environment, &client, clock.clone());
-                let credentials = credentials.map_err(|error| Failure::Configuration(error.to_string()))?;
-                let options = EcsOptions {
-                    ecs_endpoint: self.aws_ecs_endpoint.clone(),
-                    sts_endpoint: self.aws_sts_endpoint.clone(),
-                    role_arn: self.aws_role_arn.clone(),
-                };
-                Some(EcsVerifier::new(client.clone(), Arc::new(credentials), options, clock.clone()))
-            }
-        };
-        let sts = StsVerifier::new(client.clone(), self.aws_sts_endpoint.clone());
-        let jwt = match &self.jwt_issuers {
-            None => None,
-            Some(file) => {
-                let text =
-                    fs::read_to_string(file).map_err(|error| Failure::Configuration(format!("{}: {error}", file.display())))?;
-                let issuers = read_issuers(file.clone(), &text).map_err(|error| Failure::Configuration(error.to_string()))?;
-                Some(JwtVerifier::new(issuers, uid.to_owned(), &client, clock.clone()))
-            }
-        };
-        let certificates = self.aws_instance_certs.as_deref().map(InstanceCertificates::read).transpose();
-        let certificates =
-            certificates.map_err(|error| Failure::Configuration(format!("SKIFF_PLANE_AWS_INSTANCE_CERTS: {error}")))?;
-        let aws = AwsVerifier::new(sts, ecs, clock.clone()).with_certificates(certificates);
-        Ok(Verifiers { aws: Some(aws), jwt })
-    }
-}
-
-fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
-    text.parse().map_err(|error: crate::fetch::EndpointError| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -501,26 +357,5 @@ mod tests {
         let nowhere = kubernetes::parts(&args(&["--kubeconfig", "/nowhere", "--plaintext"])).await.err().unwrap();
         assert!(matches!(&nowhere, Failure::Configuration(text) if text.contains("/nowhere")), "{nowhere}");
         assert!(!args(&["crds"]).runs());
-    }
-
-    #[test]
-    fn registrations_look_as_kubectl_shows_them() {
-        let text = "apiVersion: runtime.onboarding.tetrate.io/v1alpha1\nkind: WorkloadAutoRegistration\n\
-            metadata: {name: ratings-jwt-a-vm-1, namespace: bookinfo, creationTimestamp: '2026-11-29T15:00:00Z'}\nspec:\n\
-            \x20 identity: {jwt: {issuer: 'https://a.example', subject: vm-1}}\n  registration:\n    agent: {version: 0.1.0}\n\
-            \x20   sidecar: {istio: {version: 1.28.0}}\n    host: {addresses: [{ip: 10.0.0.1, type: VPC}]}\n\
-            status: {conditions: [{type: AgentConnected, status: 'True'}]}\n";
-        let read = crate::plane::objects::read(&[("a.yaml".into(), text.to_owned())], "default").unwrap();
-        let now = "2026-11-29T15:01:05Z".parse::<crate::plane::objects::Timestamp>().unwrap().time();
-        let expected = "NAME                 AGENT CONNECTED   AGE\nratings-jwt-a-vm-1   True              65s\n";
-        assert_eq!(table(&read.registrations, false, now), expected);
-        assert!(table(&read.registrations, true, now).starts_with("NAMESPACE   NAME "));
-        for (seconds, age) in [(119, "119s"), (192, "3m12s"), (660, "11m"), (11_100, "3h5m"), (36_000, "10h"), (180_000, "2d2h")]
-        {
-            assert_eq!(shown_age(Duration::from_secs(seconds)), age);
-        }
-        let yaml = serde_saphyr::to_string(&read.registrations[0]).unwrap();
-        let again = crate::plane::objects::read(&[("b.yaml".into(), yaml.clone())], "default");
-        assert_eq!(again.as_ref().map(|again| &again.registrations), Ok(&read.registrations), "{yaml}");
     }
 }

@@ -205,7 +205,7 @@ async fn an_ended_certificate_is_not_shown_so_that_a_fresh_token_helps() {
     assert_eq!(workload.names().len(), 2, "the last certificate stays published");
 
     lab.reachable.store(true, Ordering::Relaxed);
-    let (failures, back) = (workload.status.borrow().failures, tokio::time::Instant::now());
+    let (failures, back) = (workload.status.borrow().failures, Instant::now());
     let status = workload.failed(failures + 1).await;
     assert!(back.elapsed() <= Duration::from_secs(5), "nothing can be connected meanwhile: {:?}", back.elapsed());
     assert!(status.last_error.unwrap().contains("does not accept our credentials: request authenticate failure"));

@@ -239,7 +239,8 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    pub(super) fn message(&self) -> proto::RegisterRequest {
+    /// `documents_version`: of what it has been told before.
+    pub(super) fn message(&self, documents_version: &str) -> proto::RegisterRequest {
         let over = match self.over_internet {
             true => proto::ConnectedOver::Internet,
             false => proto::ConnectedOver::Vpc,
@@ -258,6 +259,7 @@ impl Registration {
             addresses: addresses.collect(),
             labels: self.labels.clone(),
             connected_over: over.into(),
+            documents_version: documents_version.to_owned(),
         };
         request(proto::register_request::Message::Registration(registration))
     }

@@ -21,6 +21,7 @@ use super::boot::{Boot, Volatile};
 use super::client::{self, Connection, OnboardingError, PlaneClient, Registration, Session, request};
 use super::config::GroupName;
 use super::credential::CredentialOrigin;
+use super::documents::Assembly;
 use super::proof;
 use crate::identity::{Backoff, ControlPlaneConnector, Token};
 use crate::metrics::Metrics;
@@ -33,9 +34,6 @@ const QUEUE: usize = 16;
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts to give it up.
 const LEAVE_PAUSE: Duration = Duration::from_millis(250);
-/// As for a plane's documents on disk.
-const MAX_DOCUMENTS: usize = 4096;
-const MAX_DOCUMENT_BYTES: usize = 32 * 1024 * 1024;
 
 /// What a stream keeps up to date, and the sidecar reads.
 pub(super) struct Live {
@@ -72,7 +70,7 @@ struct State {
     /// Of the stream that is open.
     connection: Option<Connection>,
     propagation_delay: Duration,
-    documents_version: String,
+    documents: Assembly,
 }
 
 struct Numbers {
@@ -261,7 +259,12 @@ impl Member {
 
     async fn register(&self, connection: &mut Connection, session: &Session) -> Result<Stream, OnboardingError> {
         let (requests, receiver) = mpsc::channel(QUEUE);
-        send(&requests, self.joining.registration.message())?;
+        let message = {
+            let documents = &mut self.state().documents;
+            documents.interrupt();
+            self.joining.registration.message(documents.version())
+        };
+        send(&requests, message)?;
         let mut responses = connection.register(session, receiver).await?;
         let Told::Boot(boot) = client::first(&mut responses).await? else {
             return Err(OnboardingError::Invalid("the first message is no Boot".to_owned()));
@@ -283,12 +286,7 @@ impl Member {
             differs
         });
         self.live.mesh_token.send_replace(Some(mesh_token.token));
-        {
-            let mut state = self.state();
-            state.propagation_delay = propagation_delay;
-            // Documents of a new stream are complete, whatever was said on the one before.
-            state.documents_version.clear();
-        }
+        self.state().propagation_delay = propagation_delay;
         tracing::info!(name = boot.name, namespace = boot.namespace, "registered with the onboarding plane");
         let before = self.boot.borrow().clone();
         match before {
@@ -338,27 +336,17 @@ impl Member {
         Ok(())
     }
 
-    fn take_documents(&self, documents: proto::Documents) -> Result<(), OnboardingError> {
-        let proto::Documents { version, documents } = documents;
-        let bytes: usize = documents.iter().map(|document| document.yaml.len()).sum();
-        if documents.len() > MAX_DOCUMENTS || bytes > MAX_DOCUMENT_BYTES {
-            return Err(OnboardingError::Invalid(format!("{} documents of {bytes} bytes", documents.len())));
+    fn take_documents(&self, told: proto::Documents) -> Result<(), OnboardingError> {
+        let complete = self.state().documents.take(told).map_err(OnboardingError::Invalid)?;
+        if complete.is_some() {
+            self.live.documents.send_if_modified(|current| {
+                let differs = *current != complete;
+                if differs {
+                    *current = complete;
+                }
+                differs
+            });
         }
-        {
-            let mut state = self.state();
-            if !version.is_empty() && state.documents_version == version {
-                return Ok(());
-            }
-            state.documents_version = version;
-        }
-        let documents: Arc<[_]> = documents.into_iter().map(|document| (document.name.into(), document.yaml)).collect();
-        self.live.documents.send_if_modified(|current| {
-            let differs = current.as_ref() != Some(&documents);
-            if differs {
-                *current = Some(documents);
-            }
-            differs
-        });
         Ok(())
     }
 

@@ -20,6 +20,7 @@ mod boot;
 mod client;
 pub mod config;
 pub mod credential;
+mod documents;
 mod host;
 pub mod identity;
 pub mod jwt;
@@ -41,6 +42,7 @@ use tokio::task::JoinSet;
 
 pub use boot::Boot;
 pub use client::OnboardingError;
+pub use documents::Assembly;
 pub(crate) use host::source_address;
 pub use host::{HostError, HostSettings};
 pub use proof::Variables;

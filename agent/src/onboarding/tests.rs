@@ -284,7 +284,11 @@ async fn a_workload_becomes_what_the_plane_says() {
     until(&plane.heard().healths, |all| *all == ["it sleeps", ""]).await;
     let document = |yaml: &str| proto::Document { name: "a.yaml".to_owned(), yaml: yaml.to_owned() };
     for (version, yaml) in [("1", "one"), ("1", "one"), ("2", "two")] {
-        plane.tell(Tell::Documents(proto::Documents { version: version.to_owned(), documents: vec![document(yaml)] }));
+        plane.tell(Tell::Documents(proto::Documents {
+            version: version.to_owned(),
+            documents: vec![document(yaml)],
+            ..Default::default()
+        }));
     }
     let is_two = |documents: &PushedDocuments| documents.as_ref().is_some_and(|all| all[0].1 == "two");
     tokio::time::timeout(SOON, documents.wait_for(is_two)).await.unwrap().unwrap();
@@ -340,7 +344,11 @@ async fn a_lost_stream_comes_back_and_takes_nothing_away() {
     let mut joined = join(&plane).await;
     let (member, documents, _held) = hold(&mut joined);
     let document = proto::Document { name: "a.yaml".to_owned(), yaml: "one".to_owned() };
-    plane.tell(Tell::Documents(proto::Documents { version: "1".to_owned(), documents: vec![document.clone()] }));
+    plane.tell(Tell::Documents(proto::Documents {
+        version: "1".to_owned(),
+        documents: vec![document.clone()],
+        ..Default::default()
+    }));
     until(&member.live.documents, Option::is_some).await;
     let roots = member.live.roots.borrow().clone();
     member.health.send_replace(Some(Ok(())));
@@ -363,7 +371,9 @@ async fn a_lost_stream_comes_back_and_takes_nothing_away() {
     assert_eq!(plane.heard().sessions.borrow().last().unwrap(), "Bearer session-2");
     // A renewed session is the one that is used next.
     plane.tell(Tell::SessionToken(token("session-renewed")));
-    plane.tell(Tell::Documents(proto::Documents { version: "2".to_owned(), documents: Vec::new() }));
+    assert_eq!(plane.heard().registrations.borrow().last().unwrap().documents_version, "1", "what it has need not be told again");
+    let (version, since, removed) = ("2".to_owned(), "1".to_owned(), vec!["a.yaml".to_owned()]);
+    plane.tell(Tell::Documents(proto::Documents { version, since, removed, ..Default::default() }));
     until(&member.live.documents, |documents| documents.as_ref().is_some_and(|all| all.is_empty())).await;
     plane.end_stream(Status::aborted("registered anew"));
     until(&plane.heard().sessions, |all| all.last().unwrap() == "Bearer session-renewed").await;

@@ -6,6 +6,8 @@
 
 mod admin;
 mod ca;
+mod config;
+mod connection;
 mod crds;
 mod inputs;
 mod issuers;
@@ -30,6 +32,7 @@ mod workload;
 
 pub use admin::{Admin, fetch_registrations};
 pub use ca::{CertificateAuthority, IssueError, IssuedCertificate};
+pub use config::{Limits, PlaneConfig, Transport};
 pub use crds::CRDS;
 pub use inputs::Inputs;
 pub use issuers::{Checked, check, read_issuers};
@@ -37,13 +40,13 @@ pub use limits::Rate;
 pub use numbers::HISTOGRAMS;
 pub use onboarding::{MeshSettings, OnboardingConfig, OnboardingLimits, OnboardingSettings};
 pub use secrets::PlaneSecrets;
-pub use server::{Authority, Limits, Plane, PlaneConfig, PlaneError, Transport};
+pub use server::{Authority, Plane, PlaneError};
 pub use state::{StateError, StateFolder};
 pub use token::{AUDIENCE, TokenError, TokenIssuer};
 pub use verify::Verifiers;
 
 #[cfg(test)]
-pub(crate) use server::TestPlane;
+pub(crate) use connection::TestPlane;
 
 /// Istio's name of a control plane, in the certificate of the plane's own authority.
 pub const OWN_NAME: &str = "istiod.istio-system.svc";

@@ -41,6 +41,8 @@ impl Peer {
 #[derive(Debug, Default)]
 pub(super) struct Certificates {
     revoked: Mutex<BTreeSet<String>>,
+    /// The last one that was shown, by whomever.
+    shown: Mutex<Option<String>>,
     issued: AtomicUsize,
 }
 
@@ -53,12 +55,18 @@ impl Certificates {
         self.issued.load(Ordering::SeqCst)
     }
 
+    pub(super) fn shown(&self) -> Option<String> {
+        self.shown.lock().unwrap().clone()
+    }
+
     /// As istiod has it: a certificate counts, whatever the token says.
     pub(super) fn authenticate(&self, peer: Option<&Peer>, metadata: &MetadataMap) -> Option<String> {
+        let token = metadata.get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        *self.shown.lock().unwrap() = token.map(ToOwned::to_owned);
         if let Some(Peer(Some(id))) = peer {
             return Some(id.clone());
         }
-        let token = metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?;
+        let token = token?;
         (!self.revoked.lock().unwrap().contains(token)).then(|| identity(token)).flatten()
     }
 }

@@ -172,6 +172,11 @@ impl Istiod {
         self.state.certificates.revoke(token);
     }
 
+    /// The token that was shown last.
+    pub fn token_shown(&self) -> Option<String> {
+        self.state.certificates.shown()
+    }
+
     /// How many certificates it has issued.
     pub fn certificates_issued(&self) -> usize {
         self.state.certificates.issued()

@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value as Json};
-use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proxy::config::TrustDomain;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use self::catalog::Catalog;
 use super::limits::{Rate, Rates, Signatures};
 use super::nonce::Nonces;
 use super::numbers::Numbers;
@@ -35,8 +35,8 @@ use super::verify::Verifiers;
 use crate::identity::Clock;
 use crate::metrics::Metrics;
 
-/// KiB of documents that are on their way to workloads at once.
-const SENDING_KIB: u32 = 64 * 1024;
+/// Workloads that documents are on their way to at once.
+const TELLING: usize = 512;
 
 /// What an onboarding plane is made of.
 pub struct OnboardingConfig {
@@ -105,7 +105,7 @@ pub struct MeshSettings {
 pub struct OnboardingLimits {
     /// Streams that are held at once.
     pub streams: usize,
-    /// Calls for discovery and authorisation of one address.
+    /// Calls for authorisation of one address, which may be that of a NAT gateway.
     pub rate: Rate,
     /// Credentials that are verified at once; further ones wait.
     pub verifications: usize,
@@ -121,7 +121,7 @@ impl Default for OnboardingLimits {
     fn default() -> Self {
         Self {
             streams: 20_000,
-            rate: Rate { per_second: 100.0, burst: 1000.0 },
+            rate: Rate { per_second: 500.0, burst: 5000.0 },
             verifications: 64,
             verification_timeout: Duration::from_secs(20),
             message_timeout: Duration::from_secs(10),
@@ -178,8 +178,8 @@ pub(super) struct Onboarding {
     rates: Rates,
     verifications: Semaphore,
     streams: Streams,
-    documents: watch::Sender<Option<Arc<proto::Documents>>>,
-    sending: Semaphore,
+    catalog: watch::Sender<Option<Arc<Catalog>>>,
+    telling: Semaphore,
     departures: upkeep::Departures,
     numbers: Numbers,
     clock: Clock,
@@ -211,8 +211,8 @@ impl Onboarding {
             rates: Rates::new(limits.rate),
             verifications: Semaphore::new(limits.verifications),
             streams: Streams::new(limits.streams, clock.now()),
-            documents: watch::Sender::new(None),
-            sending: Semaphore::new(SENDING_KIB as usize),
+            catalog: watch::Sender::new(None),
+            telling: Semaphore::new(TELLING),
             departures: upkeep::Departures::default(),
             numbers: Numbers::new(&metrics),
             clock,

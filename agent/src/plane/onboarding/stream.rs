@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
+use super::Onboarding;
 use super::admission::{Admitted, Denial, reason, token, unavailable};
-use super::{Onboarding, SENDING_KIB};
+use super::catalog::Catalog;
 use crate::plane::service::Peer;
 use crate::plane::session::Session;
 use crate::plane::store::{MeshToken, StoreError};
@@ -22,8 +23,13 @@ use crate::plane::workload::{self, Origin};
 const RETRY: Duration = Duration::from_secs(10);
 /// Messages to a workload that wait to be sent.
 pub(super) const QUEUE: usize = 4;
+/// For everything that a workload is told at once, which may be some megabytes.
+const TELLING: Duration = Duration::from_secs(60);
 /// Heartbeats that may be missing.
 const MISSED_HEARTBEATS: u32 = 3;
+
+/// A message on its way. Boxed, because a channel has room for 32 of them from its start, which were 15 KiB a stream.
+pub(super) type ToSend = Box<Result<proto::RegisterResponse, Status>>;
 
 /// A stream on which nothing has been said yet.
 pub(super) struct WorkloadStream {
@@ -31,7 +37,7 @@ pub(super) struct WorkloadStream {
     pub(super) peer: Peer,
     pub(super) session: Session,
     pub(super) requests: Streaming<proto::RegisterRequest>,
-    pub(super) responses: mpsc::Sender<Result<proto::RegisterResponse, Status>>,
+    pub(super) responses: mpsc::Sender<ToSend>,
 }
 
 /// A stream of a registered workload.
@@ -40,6 +46,8 @@ struct Registered {
     handle: Arc<Handle>,
     ended: watch::Receiver<Option<End>>,
     mesh_token: MeshToken,
+    /// Of the documents that the workload has from before.
+    documents_version: String,
 }
 
 /// Why a stream is over.
@@ -56,10 +64,11 @@ impl WorkloadStream {
     pub(super) async fn run(mut self) {
         // While a stream is held, its connection is not asked to go.
         let _held = self.peer.hold();
-        match self.establish().await {
+        // What it takes to begin is more than what it takes to go on, and is given back.
+        match Box::pin(self.establish()).await {
             Ok(registered) => {
                 let over = self.follow(&registered).await;
-                self.finish(&registered, over).await;
+                Box::pin(self.finish(&registered, over)).await;
             }
             Err(status) => {
                 self.onboarding.numbers.registrations_refused.increment(1);
@@ -79,7 +88,7 @@ impl WorkloadStream {
 
     /// False when the other side does not take it.
     async fn send(&self, message: Result<proto::RegisterResponse, Status>) -> bool {
-        timeout(self.onboarding.settings.limits.message_timeout, self.responses.send(message))
+        timeout(self.onboarding.settings.limits.message_timeout, self.responses.send(Box::new(message)))
             .await
             .is_ok_and(|sent| sent.is_ok())
     }
@@ -96,6 +105,7 @@ impl WorkloadStream {
         let Some(Said::Registration(message)) = first.and_then(|request| request.message) else {
             return Err(Status::invalid_argument("expected a Registration first"));
         };
+        let documents_version = message.documents_version.clone();
         let origin = Origin { peer: self.peer.address.ip(), verified: session.addresses.as_deref() };
         let registration = workload::read(message, origin).map_err(Status::invalid_argument)?;
         // The session may be older than the policies.
@@ -109,7 +119,7 @@ impl WorkloadStream {
         let admitted = onboarding.admit(&session, group, &registration).await?;
         let held = onboarding.streams.hold(admitted.connection, session);
         let (handle, ended) = held.ok_or_else(superseded)?;
-        let registered = Registered { admitted, handle, ended, mesh_token };
+        let registered = Registered { admitted, handle, ended, mesh_token, documents_version };
         if let Err(status) = self.enter(&registered).await {
             onboarding.lose(&registered.handle).await;
             return Err(status);
@@ -139,8 +149,9 @@ impl WorkloadStream {
         let silence = onboarding.settings.heartbeat_interval * MISSED_HEARTBEATS;
         let mut deadline = Instant::now() + silence;
         let mut allowance = Allowance::new(onboarding.settings.limits.messages, onboarding.settings.heartbeat_interval);
-        let mut documents = onboarding.documents.subscribe();
-        documents.mark_changed();
+        let mut catalogs = onboarding.catalog.subscribe();
+        catalogs.mark_changed();
+        let mut known: Option<Arc<Catalog>> = None;
         let (mut ended, mut stopping) = (registered.ended.clone(), onboarding.stopping.subscribe());
         let mut mesh_at = self.renew_at(registered.mesh_token.expires_at);
         let mut session_at = self.renew_at(self.session.expires_at);
@@ -152,7 +163,7 @@ impl WorkloadStream {
                         if !allowance.take() {
                             return Over::Lost("too many messages".to_owned());
                         }
-                        if let Some(over) = self.hear(request).await {
+                        if let Some(over) = Box::pin(self.hear(request)).await {
                             return over;
                         }
                     }
@@ -163,36 +174,42 @@ impl WorkloadStream {
                 () = self.responses.closed() => return Over::Lost("the connection ended".to_owned()),
                 end = asked_to_end(&mut ended) => return Over::Ended(end),
                 () = asked_to_stop(&mut stopping) => return Over::Stopping,
-                () = sleep_until(mesh_at) => match self.renew_mesh_token().await {
+                () = sleep_until(mesh_at) => match Box::pin(self.renew_mesh_token()).await {
                     Ok(at) => mesh_at = at,
                     Err(over) => return over,
                 },
-                () = sleep_until(session_at) => match self.renew_session().await {
+                () = sleep_until(session_at) => match Box::pin(self.renew_session()).await {
                     Ok(at) => session_at = at,
                     Err(over) => return over,
                 },
-                Ok(()) = documents.changed() => {
-                    let current = documents.borrow_and_update().clone();
-                    if let Some(current) = current
-                        && !self.tell(&current).await
-                    {
+                Ok(()) = catalogs.changed() => {
+                    let Some(current) = catalogs.borrow_and_update().clone() else { continue };
+                    let is_known = known.is_none() && current.version == registered.documents_version;
+                    if !is_known && !Box::pin(self.tell(&current, known.as_deref())).await {
                         return stuck();
                     }
+                    known = Some(current);
+                    // While it was told, nobody listened to it.
+                    deadline = Instant::now() + silence;
                 }
             }
         }
     }
 
-    /// Sends documents, which may be large: not to everybody at once. False when the other side does not take them.
-    async fn tell(&self, documents: &proto::Documents) -> bool {
-        let bytes: usize = documents.documents.iter().map(|document| document.yaml.len()).sum();
-        let kibibytes = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(SENDING_KIB);
-        let Ok(_room) = self.onboarding.sending.acquire_many(kibibytes).await else { return false };
+    /// Sends what is new to a workload that knows `known`: not to everybody at once. False when the other side does not take it.
+    async fn tell(&self, catalog: &Catalog, known: Option<&Catalog>) -> bool {
+        let Ok(_turn) = self.onboarding.telling.acquire().await else { return false };
         self.onboarding.numbers.documents.increment(1);
-        let timeout_after = self.onboarding.settings.limits.message_timeout;
-        self.say(Say::Documents(documents.clone())).await
+        let told = async {
+            for message in catalog.messages(known) {
+                if !self.say(Say::Documents(message)).await {
+                    return false;
+                }
+            }
             // All places are free again once it was taken.
-            && timeout(timeout_after, self.responses.reserve_many(QUEUE)).await.is_ok_and(|taken| taken.is_ok())
+            self.responses.reserve_many(QUEUE).await.is_ok()
+        };
+        timeout(TELLING, told).await.unwrap_or(false)
     }
 
     async fn hear(&self, request: proto::RegisterRequest) -> Option<Over> {

@@ -16,6 +16,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PublicKeyData};
 use serde_json::json;
+use skiff_proto::skiff::onboarding::v1alpha1 as proto;
 use skiff_proto::skiff::onboarding::v1alpha1::authorize_request::Credential;
 use skiff_proto::skiff::onboarding::v1alpha1::onboarding_service_client::OnboardingServiceClient;
 use skiff_proto::skiff::onboarding::v1alpha1::register_request::Message as Say;
@@ -28,6 +29,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::*;
 use crate::fetch::{Client, TrustedRoots};
 use crate::identity::{ControlPlaneConnector, RootSource, Security};
+use crate::onboarding::Assembly;
 use crate::onboarding::aws::AwsVerifier;
 use crate::onboarding::jwt::JwtVerifier;
 use crate::plane::objects::{ConditionStatus, ObjectKey, WorkloadAutoRegistration};
@@ -83,6 +85,7 @@ struct Change {
     settings: Option<fn(&mut OnboardingSettings)>,
     aws: Option<AwsVerifier>,
     transport: Option<crate::plane::Transport>,
+    mesh_token_lifetime: Option<Duration>,
 }
 
 impl Bed {
@@ -114,6 +117,7 @@ impl Bed {
         let mut config =
             PlaneConfig::new((Ipv4Addr::LOCALHOST, 0).into(), folder.path().join("state"), "cluster.local".parse().unwrap());
         config.clock = clock.clone();
+        config.token_lifetime = change.mesh_token_lifetime.unwrap_or(config.token_lifetime);
         config.transport = change.transport.unwrap_or(crate::plane::Transport::Own);
         let state = StateFolder::open(&config.state).unwrap();
         let authority = Authority::load_or_create(&config, &state).unwrap();
@@ -170,6 +174,20 @@ impl Bed {
         let roots = RootSource::Pem(self.plane().root_pem().as_bytes().to_vec());
         let connector = ControlPlaneConnector::new(self.plane().address().to_string(), Security::Tls(roots));
         Agent(OnboardingServiceClient::new(connector.connect(None).await.unwrap()).max_decoding_message_size(1 << 25))
+    }
+
+    /// A certificate for the mesh.
+    async fn certificate(&self, token: &str) -> Result<crate::identity::WorkloadCertificate, crate::identity::CaError> {
+        let roots = RootSource::Pem(self.plane().root_pem().as_bytes().to_vec());
+        let (_, token) = watch::channel(Some(crate::identity::Token::new(token)));
+        let client = crate::identity::CaClient {
+            connector: ControlPlaneConnector::new(self.plane().address().to_string(), Security::Tls(roots)),
+            token: crate::identity::TokenSource::Watch(token),
+            cluster_id: "Kubernetes".to_owned(),
+            request_timeout: SOON,
+        };
+        let id = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-ratings".parse().unwrap();
+        client.request_certificate(&id, Duration::from_secs(3600), None).await
     }
 
     /// A session token for `subject`.
@@ -243,6 +261,7 @@ struct Agent(OnboardingServiceClient<Channel>);
 struct Held {
     requests: mpsc::Sender<proto::RegisterRequest>,
     responses: Streaming<proto::RegisterResponse>,
+    documents: Assembly,
 }
 
 impl Agent {
@@ -258,7 +277,7 @@ impl Agent {
     async fn open(&mut self, session: &str) -> Result<Held, Status> {
         let (requests, receiver) = mpsc::channel(16);
         let responses = self.0.register(bearer(session, ReceiverStream::new(receiver))).await?.into_inner();
-        Ok(Held { requests, responses })
+        Ok(Held { requests, responses, documents: Assembly::default() })
     }
 
     /// A stream whose Boot has come.
@@ -302,13 +321,14 @@ impl Held {
 
     /// Until the YAML that is told holds all of `present` and none of `absent`.
     async fn until_told(&mut self, present: &[&str], absent: &[&str]) {
-        self.find(|told| {
-            let Told::Documents(documents) = told else { return None };
-            let yaml: String = documents.documents.iter().map(|document| document.yaml.as_str()).collect();
-            let as_wanted = present.iter().all(|text| yaml.contains(text)) && !absent.iter().any(|text| yaml.contains(text));
-            as_wanted.then_some(())
-        })
-        .await;
+        loop {
+            let Told::Documents(documents) = self.next().await.unwrap() else { continue };
+            let Some(all) = self.documents.take(documents).unwrap() else { continue };
+            let yaml: String = all.iter().map(|(_, yaml)| yaml.as_str()).collect();
+            if present.iter().all(|text| yaml.contains(text)) && !absent.iter().any(|text| yaml.contains(text)) {
+                return;
+            }
+        }
     }
 
     /// How the stream ends.
@@ -335,6 +355,7 @@ fn registration(ip: &str) -> proto::Registration {
         addresses: vec![proto::Address { ip: ip.to_owned(), r#type: proto::AddressType::Vpc.into() }],
         labels: [("version".to_owned(), "v5".to_owned())].into(),
         connected_over: proto::ConnectedOver::Unspecified.into(),
+        documents_version: String::new(),
     }
 }
 

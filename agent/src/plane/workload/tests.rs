@@ -16,6 +16,7 @@ fn message() -> proto::Registration {
         addresses: vec![proto::Address { ip: "10.0.0.1".to_owned(), r#type: proto::AddressType::Vpc.into() }],
         labels: [("version".to_owned(), "v5".to_owned())].into(),
         connected_over: proto::ConnectedOver::Unspecified.into(),
+        documents_version: String::new(),
     }
 }
 

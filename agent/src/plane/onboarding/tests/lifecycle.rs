@@ -18,6 +18,24 @@ async fn tokens_are_renewed_on_the_stream() {
 }
 
 #[tokio::test]
+async fn the_mesh_token_is_renewed_before_it_ends_and_the_new_one_outlives_it() {
+    let bed = Bed::new(Change { mesh_token_lifetime: Some(Duration::from_secs(6)), ..Change::default() }).await;
+    let mut agent = bed.agent().await;
+    let session = bed.session(&mut agent, "vm-1").await;
+    let (mut held, boot) = agent.register(&session, registration("10.0.0.1")).await.unwrap();
+    let end = |token: &proto::Token| SystemTime::try_from(token.expires_at.unwrap()).unwrap();
+    let first = boot.mesh_token.unwrap();
+    let renewed = held.find(|told| if let Told::MeshToken(token) = told { Some(token.clone()) } else { None }).await;
+    assert!(SystemTime::now() < end(&first), "while the old one counts");
+    assert!(end(&renewed) > end(&first) && renewed.token != first.token);
+    // The old one ends. Who shows the new one gets a certificate.
+    bed.advance(end(&first).duration_since(SystemTime::now()).unwrap().as_secs() + 1);
+    assert!(bed.certificate(&first.token).await.is_err());
+    bed.certificate(&renewed.token).await.unwrap();
+    assert!(bed.count("skiff_plane_tokens_total{kind=\"mesh\"}") >= 2);
+}
+
+#[tokio::test]
 async fn the_newest_stream_of_a_workload_counts() {
     let bed = Bed::usual().await;
     let (mut agent, mut other) = (bed.agent().await, bed.agent().await);

@@ -39,16 +39,7 @@ async fn a_workload_gets_its_objects_and_what_its_sidecar_needs() {
     held.until_told(&[], &["10.0.0.1"]).await;
 
     // Its token is good for a certificate of the plane's authority.
-    let roots = RootSource::Pem(bed.plane().root_pem().as_bytes().to_vec());
-    let (_, token) = watch::channel(Some(crate::identity::Token::new(&token.token)));
-    let client = crate::identity::CaClient {
-        connector: ControlPlaneConnector::new(bed.plane().address().to_string(), Security::Tls(roots)),
-        token: crate::identity::TokenSource::Watch(token),
-        cluster_id: "Kubernetes".to_owned(),
-        request_timeout: SOON,
-    };
-    let id = "spiffe://cluster.local/ns/bookinfo/sa/bookinfo-ratings".parse().unwrap();
-    client.request_certificate(&id, Duration::from_secs(3600), None).await.unwrap();
+    bed.certificate(&token.token).await.unwrap();
 }
 
 #[tokio::test]
