@@ -275,7 +275,7 @@ async fn told(at: SocketAddr) -> watch::Receiver<Vec<String>> {
     told
 }
 
-/// As seen on Envoy 1.40: each caller has connections of its own.
+/// The words are those of Envoy 1.40. A connection that has named one caller serves no other.
 #[tokio::test]
 async fn an_upstream_is_told_who_calls_it() {
     let network = Network::claim();

@@ -41,8 +41,9 @@ use super::packages::Packages;
 use super::server::{Authority, PlaneError};
 use super::server_certificate::{Certificates, FileCertificate, ServerCertificate};
 use super::service::{CertificateService, Peer};
+use super::state::StateError;
 #[cfg(test)]
-use super::state::{StateError, StateFolder};
+use super::state::StateFolder;
 #[cfg(test)]
 use crate::identity::Token;
 use crate::identity::{Clock, crypto_provider, sole_spiffe_id};

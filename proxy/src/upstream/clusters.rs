@@ -207,7 +207,9 @@ mod tests {
         Arc::new(Snapshot { clusters, endpoints, ..Snapshot::default() })
     }
 
-    fn clusters() -> (Arc<Clusters>, Arc<Mutex<Vec<(Task, String)>>>) {
+    type Asked = Arc<Mutex<Vec<(Task, String)>>>;
+
+    fn clusters() -> (Arc<Clusters>, Asked) {
         let tasks = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&tasks);
         let attend = move |task, cluster: Arc<Cluster>| seen.lock().unwrap().push((task, cluster.name().to_string()));
@@ -246,7 +248,7 @@ mod tests {
         };
         clusters.publish(&snapshot(vec![eds("a"), dns("one.test")], 1));
         let resolve = (Task::Resolve, "dns".to_owned());
-        assert_eq!(*tasks.lock().unwrap(), [resolve.clone()]);
+        assert_eq!(*tasks.lock().unwrap(), std::slice::from_ref(&resolve));
         clusters.publish(&snapshot(vec![eds("a"), dns("one.test")], 1));
         assert_eq!(tasks.lock().unwrap().len(), 1, "it is attended to already");
         clusters.publish(&snapshot(vec![eds("a"), dns("two.test")], 1));

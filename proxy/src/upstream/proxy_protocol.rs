@@ -15,8 +15,7 @@ const TCP6: u8 = 0x21;
 
 /// What a connection begins with. `caller`: the two ends of the connection that it is made for; `own`: its own two ends.
 ///
-/// A connection that is made for nobody, as those of health checks are, names its own ends in version 1 and nobody in version 2,
-/// as in Envoy.
+/// A connection that is made for nobody, as those of health checks are, names its own ends in version 1 and nobody in version 2.
 pub(super) fn header(
     version: ProxyProtocol,
     caller: Option<(SocketAddr, SocketAddr)>,

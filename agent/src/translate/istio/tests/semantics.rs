@@ -473,7 +473,7 @@ fn lists_of_revoked_servers_come_from_a_file() {
             "{NETWORKING}kind: DestinationRule\nmetadata: {{name: d}}\nspec:\n  host: details\n  trafficPolicy: {{tls: {tls}}}\n"
         );
         let built = with(&[("dr.yaml", &text)]);
-        let cluster = &built.snapshot.clusters["outbound|9080||details.bookinfo.svc.cluster.local"];
+        let cluster = built.snapshot.clusters["outbound|9080||details.bookinfo.svc.cluster.local"].get();
         let TransportSocket::Tls(tls) = &cluster.transport_socket else { panic!("{cluster:?}") };
         tls.revocation.clone()
     };
@@ -491,7 +491,8 @@ fn the_proxy_protocol_is_told_by_rule_and_subset() {
     );
     let built = with(&[("dr.yaml", &text)]);
     let of = |subset: &str| {
-        built.snapshot.clusters[&format!("outbound|9080|{subset}|details.bookinfo.svc.cluster.local")].proxy_protocol
+        let name = format!("outbound|9080|{subset}|details.bookinfo.svc.cluster.local");
+        built.snapshot.clusters[name.as_str()].get().proxy_protocol
     };
     assert_eq!((of(""), of("v1")), (Some(ProxyProtocol::V2), Some(ProxyProtocol::V1)));
 }
