@@ -68,6 +68,15 @@ impl World {
         Self::with("").await
     }
 
+    /// The task, and what it calls: an application behind a sidecar.
+    async fn pair(&self) -> (App, Skiff, Skiff) {
+        let app = App::start(self.mesh.app(DETAILS_V1), Speaks::Http);
+        let (details, task) = (self.mesh.spawn(DETAILS_V1, &[]), self.task(&[]));
+        task.ready().await;
+        details.ready().await;
+        (app, details, task)
+    }
+
     /// The environment of the task's sidecar.
     fn variables(&self) -> Vec<(String, String)> {
         let configuration = format!(
@@ -197,11 +206,7 @@ async fn an_entry_that_istiod_does_not_see_yet_is_waited_for() {
 #[tokio::test]
 async fn losing_plane_and_istiod_changes_nothing_that_serves() {
     let mut world = World::new().await;
-    let _details = App::start(world.mesh.app(DETAILS_V1), Speaks::Http);
-    let details = world.mesh.spawn(DETAILS_V1, &[]);
-    let task = world.task(&[]);
-    task.ready().await;
-    details.ready().await;
+    let (_app, _details, task) = world.pair().await;
     world.plane.hears("a good report", |heard| *heard == Heard::Health(String::new())).await;
     world.plane.stop().await;
     world.istiod.stop().await;
@@ -226,11 +231,7 @@ async fn losing_plane_and_istiod_changes_nothing_that_serves() {
 #[tokio::test]
 async fn an_istiod_that_is_killed_under_load_costs_no_request() {
     let mut world = World::new().await;
-    let _details = App::start(world.mesh.app(DETAILS_V1), Speaks::Http);
-    let details = world.mesh.spawn(DETAILS_V1, &[]);
-    let task = world.task(&[]);
-    task.ready().await;
-    details.ready().await;
+    let (_app, _details, task) = world.pair().await;
     let load = Load::start(world.mesh.egress(RATINGS, 9080), DETAILS);
     for outage in 1..=2 {
         world.istiod.stop().await;

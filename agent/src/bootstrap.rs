@@ -232,9 +232,8 @@ fn named_files(snapshot: &Snapshot) -> impl Iterator<Item = &Path> {
     let chains =
         snapshot.listeners.values().flat_map(|listener| listener.filter_chains.iter().chain(&listener.default_filter_chain));
     let downstream = chains.filter_map(|chain| chain.tls.as_deref()).flat_map(|tls| [Some(&tls.certificate), tls.trust.as_ref()]);
-    let sockets = snapshot.clusters.values().filter_map(config::Resource::whole).flat_map(|cluster| {
-        cluster.transport_socket_matches.iter().map(|entry| &entry.socket).chain([&cluster.transport_socket])
-    });
+    let clusters = snapshot.clusters.values().filter_map(config::Resource::whole);
+    let sockets = clusters.flat_map(|cluster| cluster.transport_sockets());
     let upstream = sockets.flat_map(|socket| match socket {
         config::TransportSocket::Tls(tls) => [tls.certificate.as_ref(), tls.trust.as_ref()],
         config::TransportSocket::RawBuffer => [None, None],

@@ -235,7 +235,7 @@ fn check_path(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>], now: S
 }
 
 /// Times before 1970 become 1970: nothing we trust ends before that.
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
 }
 

@@ -25,6 +25,7 @@ pub use key::{KeyError, WorkloadKey};
 pub use manager::{IdentityConfig, IdentityManager, IdentityStatus, ROOT_SECRET, WORKLOAD_SECRET};
 pub use token::{Token, TokenSource, TokenSourceError};
 
+pub(crate) use certificate::system_time;
 pub(crate) use connection::{crypto_provider, unverified_tls};
 pub(crate) use token::authenticated;
 

@@ -23,6 +23,7 @@ pub(crate) mod recorded;
 mod resources;
 mod routes;
 mod session;
+mod table;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lz4_flex::block::{compress_with_dict, decompress_with_dict};
 use skiff_proxy::config::Source;
 
-use crate::translate::envoy::Model;
+use crate::translate::envoy::Packable;
 
 /// Of the messages that a dictionary is made of, together.
 const MAX_DICTIONARY: usize = 16 * 1024;
@@ -57,7 +57,7 @@ impl Packed {
     }
 }
 
-impl<T: Model + Send + Sync> Source<T> for Packed {
+impl<T: Packable + Send + Sync> Source<T> for Packed {
     fn make(&self) -> Arc<T> {
         Arc::new(T::again(&self.unpack()))
     }

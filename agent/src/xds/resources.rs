@@ -22,8 +22,8 @@ use xxhash_rust::xxh64::xxh64;
 use super::originals::Originals;
 use super::packed::Packer;
 use super::routes::{self, Routes};
+use super::table::{Opened, Table};
 use crate::translate::envoy::Rejected;
-use crate::translate::envoy::model::{self, Model};
 
 /// Endpoints and routes that have not come after this are taken as not existing (Envoy `initial_fetch_timeout`), unless their cluster
 /// or listener says otherwise. istiod says 0, for Envoy no limit: one cluster without endpoints would hold up every listener.
@@ -79,63 +79,6 @@ impl Kind {
     }
 }
 
-/// Resources by name.
-#[derive(Debug)]
-struct Table<T> {
-    entries: BTreeMap<Arc<str>, Entry<T>>,
-}
-
-#[derive(Debug)]
-struct Entry<T> {
-    /// Of the bytes that were accepted last; `None` for one that only stands in.
-    hash: Option<u64>,
-    value: T,
-}
-
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Self { entries: BTreeMap::new() }
-    }
-}
-
-impl<T> Table<T> {
-    fn get(&self, name: &str) -> Option<&T> {
-        self.entries.get(name).map(|entry| &entry.value)
-    }
-
-    /// Whether these bytes were accepted last.
-    fn has(&self, name: &str, hash: u64) -> bool {
-        self.entries.get(name).is_some_and(|entry| entry.hash == Some(hash))
-    }
-
-    fn put(&mut self, name: Arc<str>, hash: u64, value: T) {
-        self.entries.insert(name, Entry { hash: Some(hash), value });
-    }
-
-    /// Other bytes that say the same.
-    fn confirm(&mut self, name: &str, hash: u64) {
-        if let Some(entry) = self.entries.get_mut(name) {
-            entry.hash = Some(hash);
-        }
-    }
-
-    fn remove(&mut self, name: &str) -> bool {
-        self.entries.remove(name).is_some_and(|entry| entry.hash.is_some())
-    }
-
-    fn retain(&mut self, names: &BTreeSet<Arc<str>>) {
-        self.entries.retain(|name, _| names.contains(name));
-    }
-
-    fn names(&self) -> BTreeSet<Arc<str>> {
-        self.entries.iter().filter(|(_, entry)| entry.hash.is_some()).map(|(name, _)| Arc::clone(name)).collect()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &T)> {
-        self.entries.iter().map(|(name, entry)| (name, &entry.value))
-    }
-}
-
 /// The name of a resource that was taken over, and whether it says something new.
 type Taken = (Arc<str>, bool);
 
@@ -149,8 +92,6 @@ pub struct Resources {
     packer: Packer,
     /// Until when endpoints and routes that are wanted and have not come are waited for.
     missing: BTreeMap<(Kind, Arc<str>), Instant>,
-    /// How long endpoints are waited for, where their cluster says so.
-    fetch_timeouts: BTreeMap<Arc<str>, Duration>,
     /// When clusters were removed that are still served.
     removed: BTreeMap<Arc<str>, Instant>,
     published: Arc<Snapshot>,
@@ -210,64 +151,44 @@ impl Resources {
     }
 
     fn take_cluster(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
-        let table = &mut self.clusters;
-        let New { name, hash, value } = match open::<config::Cluster, _>(table, bytes, named)? {
+        let same = |current: &Resource<config::Cluster>, value: &config::Cluster| *current.get() == *value;
+        let (name, hash, value) = match self.clusters.open(bytes, named, same)? {
             Opened::Same(name) => return Ok((name, false)),
-            Opened::New(new) => new,
+            Opened::New { name, hash, value } => (name, hash, value),
         };
-        if table.get(&name).is_some_and(|current| *current.get() == value) {
-            table.confirm(&name, hash);
-            return Ok((name, false));
-        }
-        if let ClusterDiscovery::Eds(service) = &value.discovery {
-            match value.initial_fetch_timeout {
-                Some(timeout) => _ = self.fetch_timeouts.insert(service.as_str().into(), timeout),
-                None => _ = self.fetch_timeouts.remove(service.as_str()),
-            }
-        }
         let packed = self.originals.accept(Kind::Cluster, &name, bytes);
-        // What a cluster of this name asks for is known without looking at it.
-        let is_plain = matches!(&value.discovery, ClusterDiscovery::Eds(service) if **service == *name) && may_wait(&value);
-        table.put(Arc::clone(&name), hash, if is_plain { Resource::packed(packed) } else { value.into() });
+        // What a cluster of this name asks for, and for how long, is known without looking at it.
+        let is_plain = matches!(&value.discovery, ClusterDiscovery::Eds(service) if **service == *name)
+            && value.initial_fetch_timeout.is_none()
+            && may_wait(&value);
+        self.clusters.put(Arc::clone(&name), hash, if is_plain { Resource::packed(packed) } else { value.into() });
         Ok((name, true))
     }
 
     fn take_endpoints(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
-        let table = &mut self.endpoints;
-        let New { mut name, hash, value } = match open::<config::ClusterLoadAssignment, _>(table, bytes, named)? {
+        let same =
+            |current: &Resource<config::ClusterLoadAssignment>, value: &config::ClusterLoadAssignment| *current.get() == *value;
+        let (mut name, hash) = match self.endpoints.open(bytes, named, same)? {
             Opened::Same(name) => return Ok((name, false)),
-            Opened::New(new) => new,
+            Opened::New { name, hash, .. } => (name, hash),
         };
-        if table.get(&name).is_some_and(|current| *current.get() == value) {
-            table.confirm(&name, hash);
-            return Ok((name, false));
-        }
-        if let Some((cluster, _)) = self.clusters.entries.get_key_value(&name) {
+        if let Some(cluster) = self.clusters.name(&name) {
             // One text for both.
             name = Arc::clone(cluster);
         }
         let packed = self.originals.accept(Kind::Endpoints, &name, bytes);
-        table.put(Arc::clone(&name), hash, Resource::packed(packed));
+        self.endpoints.put(Arc::clone(&name), hash, Resource::packed(packed));
         Ok((name, true))
     }
 
     fn take_listener(&mut self, bytes: &[u8], named: Option<&str>) -> Result<Taken, Vec<Rejected>> {
-        let (table, hash) = (&mut self.listeners, xxh64(bytes, 0));
-        if let Some(name) = named.filter(|&name| table.has(name, hash)) {
-            return Ok((name.into(), false));
-        }
-        let message = model::decode(bytes, named, |message: &Listener| &message.name)?;
-        let name: Arc<str> = message.name.as_str().into();
-        if table.has(&name, hash) {
-            return Ok((name, false));
-        }
-        let value = model::listener(&message, bytes)?;
-        if table.get(&name).is_some_and(|current| **current == value) {
-            table.confirm(&name, hash);
-            return Ok((name, false));
-        }
+        let same = |current: &Arc<config::Listener>, value: &config::Listener| **current == *value;
+        let (name, hash, value) = match self.listeners.open(bytes, named, same)? {
+            Opened::Same(name) => return Ok((name, false)),
+            Opened::New { name, hash, value } => (name, hash, value),
+        };
         self.originals.accept(Kind::Listener, &name, bytes);
-        table.put(Arc::clone(&name), hash, Arc::new(value));
+        self.listeners.put(Arc::clone(&name), hash, Arc::new(value));
         Ok((name, true))
     }
 
@@ -298,7 +219,6 @@ impl Resources {
         match kind {
             Kind::Cluster => {
                 let existed = self.clusters.remove(name);
-                self.fetch_timeouts.remove(name);
                 if existed {
                     self.removed.insert(name.into(), now);
                 }
@@ -308,7 +228,7 @@ impl Resources {
             Kind::Endpoints => {
                 let existed = self.endpoints.remove(name);
                 if existed {
-                    self.endpoints.entries.insert(name.into(), Entry { hash: None, value: Resource::default() });
+                    self.endpoints.stand_in(name.into(), Resource::default());
                 }
                 existed
             }
@@ -355,28 +275,43 @@ impl Resources {
     }
 
     fn note_missing(&mut self, kind: Kind, wanted: BTreeSet<Arc<str>>, now: Instant) {
-        for name in wanted {
-            let present = match kind {
-                Kind::Endpoints => self.endpoints.entries.contains_key(&name),
-                _ => self.routes.entries.contains_key(&name),
-            };
-            if !present {
-                let until = now + self.fetch_timeout(kind, &name).unwrap_or(INITIAL_FETCH_TIMEOUT);
-                self.missing.entry((kind, name)).or_insert(until);
-            }
+        let is_missing = |name: &Arc<str>| match kind {
+            Kind::Endpoints => self.endpoints.get(name).is_none(),
+            _ => self.routes.get(name).is_none(),
+        };
+        let missing: Vec<_> = wanted.into_iter().filter(is_missing).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let timeouts = self.fetch_timeouts(kind);
+        for name in missing {
+            let until = now + timeouts.get(&name).copied().unwrap_or(INITIAL_FETCH_TIMEOUT);
+            self.missing.entry((kind, name)).or_insert(until);
         }
     }
 
-    /// As configured; where several listeners name the same routes, the shortest.
-    fn fetch_timeout(&self, kind: Kind, name: &str) -> Option<Duration> {
+    /// Those that are configured, by what is waited for; where several say one, the shortest.
+    fn fetch_timeouts(&self, kind: Kind) -> BTreeMap<Arc<str>, Duration> {
+        let mut timeouts = BTreeMap::new();
+        let mut add = |name: Option<Arc<str>>, timeout: Option<Duration>| {
+            if let (Some(name), Some(timeout)) = (name, timeout) {
+                let shortest = timeouts.entry(name).or_insert(timeout);
+                *shortest = timeout.min(*shortest);
+            }
+        };
         match kind {
-            Kind::Endpoints => self.fetch_timeouts.get(name).copied(),
+            Kind::Endpoints => {
+                for (name, cluster) in self.clusters.iter() {
+                    add(eds_service(name, cluster), cluster.whole().and_then(|whole| whole.initial_fetch_timeout));
+                }
+            }
             _ => {
-                let managers = self.listeners.iter().flat_map(|(_, listener)| managers(listener));
-                let named = managers.filter(|manager| named(manager) == Some(name));
-                named.filter_map(|manager| manager.initial_fetch_timeout).min()
+                for manager in self.listeners.iter().flat_map(|(_, listener)| managers(listener)) {
+                    add(named(manager).map(Into::into), manager.initial_fetch_timeout);
+                }
             }
         }
+        timeouts
     }
 
     /// The configuration as far as it is warm.
@@ -431,33 +366,6 @@ impl Resources {
         self.published = Arc::clone(&snapshot);
         Publication { snapshot, is_complete, next }
     }
-}
-
-/// A resource that is not the one that was accepted last.
-struct New<T> {
-    name: Arc<str>,
-    hash: u64,
-    value: T,
-}
-
-enum Opened<T> {
-    /// These very bytes were accepted last.
-    Same(Arc<str>),
-    New(New<T>),
-}
-
-fn open<T: Model, U>(table: &Table<U>, bytes: &[u8], named: Option<&str>) -> Result<Opened<T>, Vec<Rejected>> {
-    let hash = xxh64(bytes, 0);
-    if let Some(name) = named.filter(|&name| table.has(name, hash)) {
-        return Ok(Opened::Same(name.into()));
-    }
-    let message = model::decode(bytes, named, T::name)?;
-    let name: Arc<str> = T::name(&message).into();
-    if table.has(&name, hash) {
-        return Ok(Opened::Same(name));
-    }
-    let value = model::translate(&message, bytes, &name, T::translate)?;
-    Ok(Opened::New(New { name, hash, value }))
 }
 
 /// The name under which a cluster's endpoints are asked for. A packed one is called like its service.

@@ -61,9 +61,9 @@ impl<'a> Sent<'a> {
                 None => match model::virtual_host(bytes, index) {
                     Ok(host) => {
                         let packed = may_be_packed(&host, &config).then(|| Resource::packed(packer.pack(bytes)));
-                        let domains = host.domains.clone();
-                        let host = packed.unwrap_or_else(|| host.into());
-                        hosts.push(VirtualHostEntry::new(domains.iter().map(String::as_str), host));
+                        let host = Arc::new(host);
+                        let resource = packed.unwrap_or_else(|| Arc::clone(&host).into());
+                        hosts.push(VirtualHostEntry::new(host.domains.iter().map(String::as_str), resource));
                     }
                     Err(all) => wrong.extend(all),
                 },

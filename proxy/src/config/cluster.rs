@@ -111,6 +111,11 @@ impl Cluster {
             disable_mx: false,
         }
     }
+
+    /// Every transport socket that an endpoint may get: those of [`Self::transport_socket_matches`], then its own.
+    pub fn transport_sockets(&self) -> impl Iterator<Item = &TransportSocket> {
+        self.transport_socket_matches.iter().map(|matched| &matched.socket).chain([&self.transport_socket])
+    }
 }
 
 /// Where endpoints come from (Envoy `DiscoveryType`).

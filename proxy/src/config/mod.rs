@@ -21,6 +21,7 @@ mod peer;
 mod rate_limit;
 mod rbac;
 mod resource;
+mod retry;
 mod route;
 mod stats;
 mod subset;
@@ -59,11 +60,11 @@ pub use peer::{Node, PeerDiscovery, PeerExchange, PeerMetadata, PeerPropagation,
 pub use rate_limit::{LocalRateLimit, RateLimitAction, RateLimitDescriptor, RateLimitRule, TokenBucket};
 pub use rbac::{MetadataForm, MetadataMatcher, Permission, Policy, Principal, Rbac, RbacAction, RbacRules};
 pub use resource::{Resource, Source};
+pub use retry::{RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{
     AppendAction, CorsPolicy, Decorator, DirectResponse, Fault, FaultAbort, FaultDelay, HashPolicy, HeaderMutations,
-    HeaderValueOption, HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, RateLimitedBackOff, Redirect,
-    RedirectPath, ResetFormat, ResetHeader, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
-    RouteTarget, UpgradeType, VirtualHost, VirtualHostEntry, WeightedCluster,
+    HeaderValueOption, HostRewrite, Mirror, PathMatch, PathRewrite, QueryParameterMatcher, Redirect, RedirectPath, Route,
+    RouteAction, RouteConfiguration, RouteMatch, RouteTarget, UpgradeType, VirtualHost, VirtualHostEntry, WeightedCluster,
 };
 pub use stats::{Attribute, Dimension, IstioMetric, IstioStats, MetricOverride, Reporter};
 pub use subset::{LbSubsetConfig, SelectorFallback, SubsetFallback, SubsetSelector};

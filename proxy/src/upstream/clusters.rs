@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{Cluster, may_sleep};
 use crate::ClusterStatus;
-use crate::config::{self, ClusterDiscovery, Resource, Snapshot};
+use crate::config::{self, ClusterDiscovery, ClusterLoadAssignment, Resource, Snapshot};
 use crate::tls::{Secrets, TlsError};
 
 /// What somebody has to do for a cluster as long as it lives.
@@ -109,17 +109,15 @@ impl Clusters {
             updated = cluster.update_config(&config.get(), &self.secrets);
             self.attend(cluster, Some(&old));
         }
-        if let ClusterDiscovery::Eds(service) = &cluster.config().discovery {
-            cluster.set_endpoints(snapshot.endpoints.get(service.as_str()).unwrap_or(&Resource::default()));
+        if let ClusterDiscovery::Eds(_) = cluster.config().discovery {
+            cluster.set_endpoints(assigned(cluster, snapshot).unwrap_or(&Resource::default()));
         }
         updated
     }
 
     fn make(&self, state: &mut State, config: Arc<config::Cluster>) -> Result<Arc<Cluster>, TlsError> {
         let cluster = Arc::new(Cluster::new(config, &self.secrets)?);
-        if let ClusterDiscovery::Eds(service) = &cluster.config().discovery
-            && let Some(endpoints) = state.snapshot.endpoints.get(service.as_str())
-        {
+        if let Some(endpoints) = assigned(&cluster, &state.snapshot) {
             cluster.set_endpoints(endpoints);
         }
         state.live.insert(Arc::clone(cluster.name()), Arc::clone(&cluster));
@@ -153,8 +151,8 @@ impl Clusters {
             Some(cluster) => Some(cluster.status()),
             None => {
                 let cluster = Cluster::new(config.get(), &self.secrets).ok()?;
-                if let ClusterDiscovery::Eds(service) = &cluster.config().discovery {
-                    cluster.set_endpoints(snapshot.endpoints.get(service.as_str())?);
+                if let Some(endpoints) = assigned(&cluster, &snapshot) {
+                    cluster.set_endpoints(endpoints);
                 }
                 Some(cluster.status())
             }
@@ -174,6 +172,14 @@ impl fmt::Debug for Clusters {
     }
 }
 
+/// The endpoints that a cluster asks for by name (EDS).
+fn assigned<'a>(cluster: &Cluster, snapshot: &'a Snapshot) -> Option<&'a Resource<ClusterLoadAssignment>> {
+    match &cluster.config().discovery {
+        ClusterDiscovery::Eds(service) => snapshot.endpoints.get(service.as_str()),
+        _ => None,
+    }
+}
+
 /// Whether a cluster may be made when it is used for the first time. Its names would not be resolved then, its endpoints not
 /// checked, and what is wrong with its TLS not be told.
 pub fn may_wait(config: &config::Cluster) -> bool {
@@ -189,9 +195,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{
-        CertificateSource, ClusterLoadAssignment, DnsCluster, EndpointAddress, TlsVersion, TransportSocket, UpstreamTls,
-    };
+    use crate::config::{CertificateSource, DnsCluster, EndpointAddress, TlsVersion, TransportSocket, UpstreamTls};
 
     fn eds(name: &str) -> config::Cluster {
         config::Cluster::new(name, ClusterDiscovery::Eds(name.to_owned()))
@@ -236,6 +240,9 @@ mod tests {
         assert_eq!((shown, clusters.state().live.len()), (vec![("a", 1), ("b", 1)], 1), "to be looked at is not to be used");
         assert!(clusters.publish(&snapshot(vec![eds("b")], 2)).changed);
         assert!(clusters.get("a").is_none() && ports(&a).is_empty(), "retired");
+        let without_endpoints = Snapshot { endpoints: <_>::default(), ..Snapshot::clone(&snapshot(vec![eds("b")], 2)) };
+        clusters.publish(&Arc::new(without_endpoints));
+        assert_eq!(clusters.status().len(), 1, "shown, though it has none");
     }
 
     #[test]

@@ -490,8 +490,8 @@ fn tls_contexts(config: &config::Cluster, secrets: &Arc<Secrets>) -> Result<TlsC
     if config.discovery == ClusterDiscovery::OriginalDst {
         return Ok(Vec::new());
     }
-    let sockets = config.transport_socket_matches.iter().map(|matched| &matched.socket).chain([&config.transport_socket]);
-    sockets
+    config
+        .transport_sockets()
         .filter_map(|socket| match socket {
             TransportSocket::Tls(tls) if is_of_secrets(tls) => ClientContext::check(tls).err().map(Err),
             TransportSocket::Tls(tls) => Some(ClientContext::new(secrets, tls).map(|context| (tls.clone(), context))),
@@ -508,8 +508,7 @@ fn may_sleep(config: &config::Cluster) -> bool {
 /// Whether the cluster can be made, now and later, whatever becomes of files: what TLS it has is made of secrets and is none that
 /// contradicts itself.
 fn is_sound_by_secrets(config: &config::Cluster) -> bool {
-    let mut sockets = config.transport_socket_matches.iter().map(|matched| &matched.socket).chain([&config.transport_socket]);
-    sockets.all(|socket| match socket {
+    config.transport_sockets().all(|socket| match socket {
         TransportSocket::Tls(tls) => is_of_secrets(tls) && ClientContext::check(tls).is_ok(),
         TransportSocket::RawBuffer => true,
     })

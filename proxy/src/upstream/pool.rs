@@ -235,8 +235,11 @@ impl Pool {
         host: Option<&str>,
         caller: Option<(SocketAddr, SocketAddr)>,
     ) -> Result<Lease, Error> {
-        let host = host.filter(|_| cluster.current().asks_for_host());
-        let caller = caller.filter(|_| cluster.current().config().proxy_protocol.is_some());
+        let (asks_for_host, tells_caller) = {
+            let current = cluster.current();
+            (current.asks_for_host(), current.config().proxy_protocol.is_some())
+        };
+        let (host, caller) = (host.filter(|_| asks_for_host), caller.filter(|_| tells_caller));
         let name = match (host, caller) {
             (None, None) => 0,
             (Some(host), None) => self.names.borrow_mut().number(host),

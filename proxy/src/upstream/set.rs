@@ -82,8 +82,7 @@ impl EndpointSet {
         let balancer = Balancer::new(&layout, &endpoints);
         let warming = endpoints.iter().any(|endpoint| balance::is_in_slow_start(&config.lb_policy, endpoint, now));
         let asks = |socket: &TransportSocket| matches!(socket, TransportSocket::Tls(tls) if tls.auto_sni);
-        let asks_for_host =
-            asks(&config.transport_socket) || config.transport_socket_matches.iter().any(|matched| asks(&matched.socket));
+        let asks_for_host = config.transport_sockets().any(asks);
         Self { config, assignment, endpoints, balancer, warming, asks_for_host, subsets: Subsets::default() }
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use rustls_pki_types::CertificateDer;
@@ -16,9 +16,9 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
-use x509_parser::time::ASN1Time;
 
 use crate::aws::arn::Region;
+use crate::identity::system_time;
 
 /// Regions that there may be, and certificates of one: the old and the new one.
 const MAX_REGIONS: usize = 256;
@@ -137,8 +137,4 @@ fn key(certificate: &[u8]) -> Result<Key, String> {
     };
     let validity = certificate.validity();
     Ok(Key { rsa, not_before: system_time(validity.not_before), not_after: system_time(validity.not_after) })
-}
-
-fn system_time(time: ASN1Time) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
 }

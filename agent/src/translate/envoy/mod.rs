@@ -40,7 +40,7 @@ use skiff_proto::envoy::extensions::transport_sockets::tls::v3 as sds;
 use skiff_proxy::config;
 
 pub(crate) use self::json::{descriptors, from_json};
-pub(crate) use self::model::Model;
+pub(crate) use self::model::Packable;
 pub use self::node::local_node;
 use self::outcome::Outcome;
 pub(crate) use self::outcome::{At, Invalid};

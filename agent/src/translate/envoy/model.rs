@@ -6,7 +6,7 @@ use skiff_proxy::config::{self, ClusterDiscovery};
 
 use super::fields::wire::{self, Value};
 use super::outcome::{At, Invalid, Outcome};
-use super::{Rejected, cluster, endpoint, fields, rejected, route};
+use super::{Rejected, cluster, endpoint, fields, listener, rejected, route};
 
 /// What a message is translated into.
 pub(crate) trait Model: Sized {
@@ -16,7 +16,10 @@ pub(crate) trait Model: Sized {
     fn name(message: &Self::Message) -> &str;
 
     fn translate(message: &Self::Message) -> Outcome<Self>;
+}
 
+/// What can be kept as its message, and be made again.
+pub(crate) trait Packable: Model {
     /// What stands in for one that cannot be read again.
     fn nothing() -> Self;
 
@@ -40,7 +43,9 @@ impl Model for config::Cluster {
     fn translate(message: &cds::Cluster) -> Outcome<Self> {
         cluster::cluster(message)
     }
+}
 
+impl Packable for config::Cluster {
     fn nothing() -> Self {
         Self::new("", ClusterDiscovery::Static(<_>::default()))
     }
@@ -56,9 +61,23 @@ impl Model for config::ClusterLoadAssignment {
     fn translate(message: &eds::ClusterLoadAssignment) -> Outcome<Self> {
         endpoint::load_assignment(message, endpoint::Names::Refused)
     }
+}
 
+impl Packable for config::ClusterLoadAssignment {
     fn nothing() -> Self {
         Self::default()
+    }
+}
+
+impl Model for config::Listener {
+    type Message = lds::Listener;
+
+    fn name(message: &lds::Listener) -> &str {
+        &message.name
+    }
+
+    fn translate(message: &lds::Listener) -> Outcome<Self> {
+        listener::listener(message)
     }
 }
 
@@ -72,7 +91,9 @@ impl Model for config::VirtualHost {
     fn translate(message: &rds::VirtualHost) -> Outcome<Self> {
         route::virtual_host(message)
     }
+}
 
+impl Packable for config::VirtualHost {
     fn nothing() -> Self {
         Self::default()
     }
@@ -111,11 +132,6 @@ pub(crate) fn translate<M: Message + Name, T>(
     translate: impl FnOnce(&M) -> Outcome<T>,
 ) -> Result<T, Vec<Rejected>> {
     super::judged(fields::check_wire::<M>(bytes), || translate(message)).map_err(|all| rejected(&M::type_url(), name, all))
-}
-
-/// Translates a listener that came as `bytes`; see [`translate`].
-pub(crate) fn listener(message: &lds::Listener, bytes: &[u8]) -> Result<config::Listener, Vec<Rejected>> {
-    translate(message, bytes, &message.name, super::listener::listener)
 }
 
 /// A route configuration as it was sent, its virtual hosts apart: thousands, of which a push changes one.
