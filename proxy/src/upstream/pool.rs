@@ -221,8 +221,8 @@ impl Pool {
     }
 
     /// A connection to `endpoint`: an idle one, or a new one when the cluster's limits allow. Of `host`, the one that is asked
-    /// for without its port, where the cluster's TLS wants to know it; for `caller`, as [`Purpose`] has it, where the cluster is
-    /// told about it.
+    /// for without its port, where the cluster's TLS wants to know it; for `caller` alone, as
+    /// [`Purpose`] has it, where there is one: only where the cluster is told about callers (`proxy_protocol`).
     ///
     /// # Errors
     /// What [`connect`] gives; [`ErrorKind::Overflow`] when too many requests wait already.
@@ -235,11 +235,7 @@ impl Pool {
         host: Option<&str>,
         caller: Option<(SocketAddr, SocketAddr)>,
     ) -> Result<Lease, Error> {
-        let (asks_for_host, tells_caller) = {
-            let current = cluster.current();
-            (current.asks_for_host(), current.config().proxy_protocol.is_some())
-        };
-        let (host, caller) = (host.filter(|_| asks_for_host), caller.filter(|_| tells_caller));
+        let host = host.filter(|_| cluster.current().asks_for_host());
         let name = match (host, caller) {
             (None, None) => 0,
             (Some(host), None) => self.names.borrow_mut().number(host),

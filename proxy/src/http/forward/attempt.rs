@@ -86,10 +86,14 @@ impl Attempts<'_> {
 
     async fn lease(&mut self, endpoint: &Arc<Endpoint>) -> Result<Lease, Failed> {
         let connection = self.exchange.connection.clone();
-        let protocol = Protocol::of(self.cluster.current().config().protocol, self.exchange.request.version);
+        let (protocol, caller) = {
+            let current = self.cluster.current();
+            let is_told = current.config().proxy_protocol.is_some();
+            let caller = is_told.then_some((connection.info.remote, connection.info.local));
+            (Protocol::of(current.config().protocol, self.exchange.request.version), caller)
+        };
         let alpn = connection.manager.filters.alpn.as_ref();
         let (cluster, host) = (self.cluster.clone(), self.host.clone());
-        let caller = Some((connection.info.remote, connection.info.local));
         let get = connection.worker.pool.get(&cluster, endpoint, protocol, alpn, host.as_deref(), caller);
         let mut get = std::pin::pin!(get);
         poll_fn(|cx| {
